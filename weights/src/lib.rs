@@ -1,1 +1,22 @@
-//! weights
+//! Domain core of Weightsmith: network layouts, vectorising, canonical form, standardisation, safetensors
+//! and generator bundles. Pure: nothing here opens a file or a socket.
+
+pub mod architecture;
+mod assignment;
+pub mod bundle;
+pub mod canonical;
+pub mod digest;
+pub mod error;
+pub mod layout;
+pub mod manifest;
+pub mod novelty;
+pub mod standardise;
+pub mod tensors;
+pub mod vectorise;
+
+pub use architecture::{Activation, Architecture};
+pub use bundle::Bundle;
+pub use error::{Error, Result};
+pub use layout::{Layout, ParamSpec};
+pub use manifest::Manifest;
+pub use standardise::{Standardisation, StandardiseMode};

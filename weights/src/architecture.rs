@@ -1,0 +1,193 @@
+//! The architectures whose weights are generated: sizes, layout, symmetries. The forward pass of each lives in
+//! `training::networks`, written once for every backend.
+
+use serde::{Deserialize, Serialize};
+
+use crate::canonical::HiddenGroup;
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+
+/// Activation between hidden layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// max(0, x).
+    #[default]
+    Relu,
+    /// Hyperbolic tangent: odd, so hidden units may also be flipped in sign.
+    Tanh,
+}
+
+/// A target architecture with its sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Architecture {
+    /// Multi-layer perceptron on flattened images or features.
+    Mlp {
+        /// Number of inputs.
+        inputs: usize,
+        /// Width of each hidden layer.
+        hidden: Vec<usize>,
+        /// Number of classes.
+        classes: usize,
+        /// Activation after each hidden layer.
+        #[serde(default)]
+        activation: Activation,
+    },
+    /// The CNN of the model-zoo literature on 28×28 images: conv 8@5×5, pool 2, conv 6@5×5, pool 2, conv 4@2×2,
+    /// fc 36→20→classes, tanh. 2,464 parameters for 1 channel and 10 classes, 2,864 for 3 channels.
+    TinyCnn {
+        /// Input channels.
+        channels: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// Linear classifier on frozen features.
+    Head {
+        /// Feature dimension.
+        features: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+}
+
+/// Side of the tiny CNN's input images.
+pub const TINY_CNN_SIDE: usize = 28;
+
+impl Architecture {
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] when a size is zero, there are fewer than two classes, or the network is too large.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |reason: &str| Err(Error::Architecture { name: self.name(), reason: reason.to_owned() });
+        if self.classes() < 2 {
+            return fail("a classifier needs at least 2 classes");
+        }
+        let sizes: Vec<usize> = match self {
+            Self::Mlp { inputs, hidden, .. } => std::iter::once(*inputs).chain(hidden.iter().copied()).collect(),
+            Self::TinyCnn { channels, .. } => vec![*channels],
+            Self::Head { features, .. } => vec![*features],
+        };
+        if sizes.contains(&0) {
+            return fail("every size must be at least 1");
+        }
+        if sizes.iter().chain([&self.classes()]).any(|&s| s > 1 << 20) {
+            return fail("no size may exceed 1,048,576");
+        }
+        Ok(())
+    }
+
+    /// A name that says the sizes, such as `mlp-64-32-5`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Mlp { inputs, hidden, classes, activation } => {
+                let sizes: Vec<String> =
+                    std::iter::once(inputs).chain(hidden).chain([classes]).map(usize::to_string).collect();
+                let suffix = if *activation == Activation::Tanh { "-tanh" } else { "" };
+                format!("mlp-{}{suffix}", sizes.join("-"))
+            }
+            Self::TinyCnn { channels, classes } => format!("tiny-cnn-{channels}-{classes}"),
+            Self::Head { features, classes } => format!("head-{features}-{classes}"),
+        }
+    }
+
+    /// Number of classes, the width of the logits.
+    pub fn classes(&self) -> usize {
+        match self {
+            Self::Mlp { classes, .. } | Self::TinyCnn { classes, .. } | Self::Head { classes, .. } => *classes,
+        }
+    }
+
+    /// Shape of one input: `[features]`, or `[channels, height, width]`.
+    pub fn input_shape(&self) -> Vec<usize> {
+        match self {
+            Self::Mlp { inputs, .. } => vec![*inputs],
+            Self::TinyCnn { channels, .. } => vec![*channels, TINY_CNN_SIDE, TINY_CNN_SIDE],
+            Self::Head { features, .. } => vec![*features],
+        }
+    }
+
+    /// Number of values of one input.
+    pub fn input_dim(&self) -> usize {
+        self.input_shape().iter().product()
+    }
+
+    /// Names, shapes and order of the parameters.
+    pub fn layout(&self) -> Layout {
+        match self {
+            Self::Mlp { inputs, hidden, classes, .. } => {
+                let sizes: Vec<usize> =
+                    std::iter::once(*inputs).chain(hidden.iter().copied()).chain([*classes]).collect();
+                Layout::new(sizes.windows(2).enumerate().flat_map(|(i, io)| {
+                    let (input, output) = (io[0], io[1]);
+                    [(format!("layers.{i}.weight"), vec![output, input]), (format!("layers.{i}.bias"), vec![output])]
+                }))
+            }
+            Self::TinyCnn { channels, classes } => Layout::new([
+                ("conv1.weight", vec![8, *channels, 5, 5]),
+                ("conv1.bias", vec![8]),
+                ("conv2.weight", vec![6, 8, 5, 5]),
+                ("conv2.bias", vec![6]),
+                ("conv3.weight", vec![4, 6, 2, 2]),
+                ("conv3.bias", vec![4]),
+                ("fc1.weight", vec![20, 36]),
+                ("fc1.bias", vec![20]),
+                ("fc2.weight", vec![*classes, 20]),
+                ("fc2.bias", vec![*classes]),
+            ]),
+            Self::Head { features, classes } => {
+                Layout::new([("weight", vec![*classes, *features]), ("bias", vec![*classes])])
+            }
+        }
+    }
+
+    /// The layers of hidden units that may be permuted (and, where the path to the next layer is odd, flipped in
+    /// sign) without changing the network's function.
+    pub fn hidden_groups(&self) -> Vec<HiddenGroup> {
+        match self {
+            Self::Mlp { hidden, activation, .. } => hidden
+                .iter()
+                .enumerate()
+                .map(|(i, &units)| HiddenGroup::new(i, i + 1, units, 1, *activation == Activation::Tanh))
+                .collect(),
+            // Max pooling is not odd, so the two pooled layers keep their sign.
+            Self::TinyCnn { .. } => vec![
+                HiddenGroup::new(0, 1, 8, 25, false),
+                HiddenGroup::new(1, 2, 6, 4, false),
+                HiddenGroup::new(2, 3, 4, 9, true),
+                HiddenGroup::new(3, 4, 20, 1, true),
+            ],
+            Self::Head { .. } => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiny_cnn_has_the_parameters_of_the_literature() {
+        assert_eq!(Architecture::TinyCnn { channels: 1, classes: 10 }.layout().parameters(), 2464);
+        assert_eq!(Architecture::TinyCnn { channels: 3, classes: 10 }.layout().parameters(), 2864);
+    }
+
+    #[test]
+    fn mlp_layout_is_weight_then_bias() {
+        let mlp = Architecture::Mlp { inputs: 64, hidden: vec![32], classes: 5, activation: Activation::Relu };
+        let layout = mlp.layout();
+        assert_eq!(layout.parameters(), 2245);
+        assert_eq!(layout.names(), "layers.0.weight, layers.0.bias, layers.1.weight, layers.1.bias");
+        assert_eq!(layout.params[2].offset, 64 * 32 + 32);
+        assert_eq!(mlp.name(), "mlp-64-32-5");
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let bad = Architecture::Mlp { inputs: 0, hidden: vec![4], classes: 5, activation: Activation::Relu };
+        assert!(bad.validate().is_err());
+        assert!(Architecture::Head { features: 4, classes: 1 }.validate().is_err());
+        assert!(Architecture::Head { features: 4, classes: 2 }.validate().is_ok());
+    }
+}

@@ -1,0 +1,286 @@
+//! A generator bundle: manifest and files, as one tar. Its digest is that of `manifest.json`, which holds the
+//! digest of every other file.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+
+use crate::digest::sha256;
+use crate::error::{Error, Result};
+use crate::manifest::{FORMAT, FileEntry, Manifest, files};
+use crate::standardise::Standardisation;
+use crate::tensors;
+
+/// Largest file that is read from a bundle, 8 GiB.
+const MAX_FILE: u64 = 8 << 30;
+/// No generator has more files than this.
+const MAX_FILES: usize = 10_000;
+
+/// Manifest and files of a generator, verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bundle {
+    manifest: Manifest,
+    manifest_json: Vec<u8>,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Bundle {
+    /// Makes a bundle; fills the manifest's file table.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] when the parts do not belong together.
+    pub fn new(mut manifest: Manifest, files: BTreeMap<String, Vec<u8>>) -> Result<Self> {
+        manifest.files = files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), FileEntry { digest: sha256(bytes), size: bytes.len() as u64 }))
+            .collect();
+        let manifest_json =
+            serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Bundle(format!("manifest: {e}")))?;
+        let bundle = Self { manifest, manifest_json, files };
+        bundle.verify()?;
+        Ok(bundle)
+    }
+
+    /// From the manifest's bytes and all files, as they were stored.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] when the manifest cannot be read, or a file is missing, unknown or changed.
+    pub fn from_files(manifest_json: Vec<u8>, files: BTreeMap<String, Vec<u8>>) -> Result<Self> {
+        // The format is read first: a newer manifest may not parse as ours.
+        let format = serde_json::from_slice::<serde_json::Value>(&manifest_json)
+            .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
+            .get("format")
+            .and_then(serde_json::Value::as_u64);
+        if format != Some(u64::from(FORMAT)) {
+            let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
+            return Err(Error::Bundle(format!("manifest format is {found}; this version reads format {FORMAT}")));
+        }
+        let manifest =
+            serde_json::from_slice(&manifest_json).map_err(|e| Error::Bundle(format!("manifest.json: {e}")))?;
+        let bundle = Self { manifest, manifest_json, files };
+        bundle.verify()?;
+        Ok(bundle)
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The generator's digest.
+    pub fn digest(&self) -> String {
+        sha256(&self.manifest_json)
+    }
+
+    /// Bytes of a file.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] when there is no such file.
+    pub fn file(&self, name: &str) -> Result<&[u8]> {
+        self.files.get(name).map(Vec::as_slice).ok_or_else(|| Error::Bundle(format!("{name} is missing")))
+    }
+
+    /// All files with the manifest first.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        std::iter::once((files::MANIFEST, self.manifest_json.as_slice()))
+            .chain(self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
+    }
+
+    /// The standardisation statistics.
+    ///
+    /// # Errors
+    /// When the file is damaged or has another length than the vectors.
+    pub fn standardisation(&self) -> Result<Standardisation> {
+        let bytes = self.file(files::STANDARDISATION)?;
+        let (_, mean) = tensors::named_from_safetensors(bytes, "mean")?;
+        let (_, std) = tensors::named_from_safetensors(bytes, "std")?;
+        let length = self.manifest.vectorise.length;
+        crate::error::check_length("the standardisation's mean", mean.len(), length)?;
+        crate::error::check_length("the standardisation's std", std.len(), length)?;
+        crate::error::check_finite("the standardisation's mean", &mean)?;
+        crate::error::check_finite("the standardisation's std", &std)?;
+        Ok(Standardisation { mean, std })
+    }
+
+    /// Writes the bundle as a tar: sorted, without times or owners, so equal bundles give equal bytes.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] when `writer` fails.
+    pub fn write_tar(&self, writer: impl Write) -> Result<()> {
+        let fail = |e: std::io::Error| Error::Bundle(format!("cannot write the tar: {e}"));
+        let mut tar = tar::Builder::new(writer);
+        for (name, bytes) in self.entries() {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            header.set_mtime(0);
+            tar.append_data(&mut header, name, bytes).map_err(fail)?;
+        }
+        tar.into_inner().and_then(|mut w| w.flush()).map_err(fail)
+    }
+
+    /// Reads a tar and verifies every digest.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] when the tar is damaged or is not a bundle.
+    pub fn read_tar(reader: impl Read) -> Result<Self> {
+        let fail = |e: std::io::Error| Error::Bundle(format!("cannot read the tar ({e}); is the file complete?"));
+        let mut manifest = None;
+        let mut files = BTreeMap::new();
+        for entry in tar::Archive::new(reader).entries().map_err(fail)? {
+            let mut entry = entry.map_err(fail)?;
+            if entry.header().entry_type().is_dir() {
+                continue;
+            }
+            let name = entry.path().map_err(fail)?.to_string_lossy().trim_start_matches("./").to_owned();
+            if entry.size() > MAX_FILE || files.len() > MAX_FILES {
+                return Err(Error::Bundle(format!("{name} is over the limits of a bundle")));
+            }
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).map_err(fail)?;
+            if name == files::MANIFEST {
+                manifest = Some(bytes);
+            } else {
+                files.insert(name, bytes);
+            }
+        }
+        let manifest = manifest.ok_or_else(|| Error::Bundle("manifest.json is missing".into()))?;
+        Self::from_files(manifest, files)
+    }
+
+    fn verify(&self) -> Result<()> {
+        let fail = |reason: String| Err(Error::Bundle(reason));
+        for (name, entry) in &self.manifest.files {
+            let Some(bytes) = self.files.get(name) else { return fail(format!("{name} is missing")) };
+            if sha256(bytes) != entry.digest {
+                return fail(format!("{name} was changed: its digest is not the manifest's {}", entry.digest));
+            }
+        }
+        if let Some(name) = self.files.keys().find(|name| !self.manifest.files.contains_key(*name)) {
+            return fail(format!("{name} is not in the manifest"));
+        }
+        let Some(first) = self.manifest.architectures.first() else { return fail("it has no architecture".into()) };
+        for entry in &self.manifest.architectures {
+            entry.config.validate()?;
+            if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
+                return fail(format!("the layout of {} is not that of its configuration", entry.name));
+            }
+            if entry.parameters > self.manifest.vectorise.length {
+                return fail(format!("{} has more parameters than the vectors", entry.name));
+            }
+        }
+        if self.manifest.encoder.classes != first.config.classes() {
+            return fail("encoder and architecture differ in the number of classes".into());
+        }
+        if self.manifest.latent.dim() == 0 || !(self.manifest.latent.scale > 0.0) {
+            return fail("the latent space is empty".into());
+        }
+        let schedule = &self.manifest.schedule;
+        let valid = schedule.steps > 0 && schedule.beta_start > 0.0 && schedule.beta_end < 1.0;
+        if valid { Ok(()) } else { fail("the noise schedule needs steps > 0 and 0 < beta < 1".into()) }
+    }
+}
+
+/// A small valid manifest for tests of other crates and of this one.
+#[cfg(test)]
+pub(crate) fn sample_manifest() -> Manifest {
+    use crate::architecture::Architecture;
+    use crate::manifest::{ArchitectureEntry, EncoderContract, Latent, Modality, Prediction, Schedule};
+    let config = Architecture::Head { features: 4, classes: 3 };
+    let layout = config.layout();
+    Manifest {
+        format: FORMAT,
+        name: "test".into(),
+        description: "a test".into(),
+        modality: Modality::Features,
+        architectures: vec![ArchitectureEntry {
+            name: config.name(),
+            parameters: layout.parameters(),
+            forward: files::forward(&config.name()),
+            layout,
+            config,
+        }],
+        vectorise: crate::vectorise::Vectorise::model_wise(&[15]),
+        standardise: crate::standardise::StandardiseMode::Parameter,
+        latent: Latent { shape: vec![8], scale: 1.0 },
+        schedule: Schedule { steps: 10, beta_start: 1e-3, beta_end: 0.1, prediction: Prediction::Sample },
+        encoder: EncoderContract {
+            extractor: "pixels".into(),
+            input_shape: vec![4],
+            feature_dim: 4,
+            classes: 3,
+            images_per_class: 5,
+            embedding_dim: 8,
+            condition_dim: 32,
+        },
+        guidance: true,
+        training: serde_json::json!({}),
+        metrics: serde_json::json!({}),
+        files: BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle() -> Bundle {
+        let files = BTreeMap::from([("a.onnx".to_owned(), vec![1, 2, 3]), ("forward/b.onnx".to_owned(), vec![4])]);
+        Bundle::new(sample_manifest(), files).unwrap()
+    }
+
+    #[test]
+    fn tar_round_trip_is_exact_and_deterministic() {
+        let bundle = bundle();
+        let mut tar = Vec::new();
+        bundle.write_tar(&mut tar).unwrap();
+        let mut again = Vec::new();
+        bundle.write_tar(&mut again).unwrap();
+        assert_eq!(tar, again);
+        let back = Bundle::read_tar(tar.as_slice()).unwrap();
+        assert_eq!(back, bundle);
+        assert_eq!(back.digest(), bundle.digest());
+    }
+
+    #[test]
+    fn damage_is_found() {
+        let mut tar = Vec::new();
+        bundle().write_tar(&mut tar).unwrap();
+        assert!(Bundle::read_tar(&tar[..700]).is_err());
+        assert!(Bundle::read_tar([].as_slice()).is_err());
+        assert!(Bundle::read_tar([7u8; 3000].as_slice()).is_err());
+        let original = bundle();
+        let mut files = original.files.clone();
+        files.insert("a.onnx".into(), vec![9]);
+        let error = Bundle::from_files(original.manifest_json.clone(), files).unwrap_err();
+        assert!(error.to_string().contains("a.onnx was changed"), "{error}");
+        let mut files = original.files.clone();
+        files.remove("a.onnx");
+        assert!(Bundle::from_files(original.manifest_json.clone(), files).is_err());
+        let mut files = original.files.clone();
+        files.insert("extra".into(), vec![]);
+        assert!(Bundle::from_files(original.manifest_json.clone(), files).is_err());
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_with_its_number() {
+        let error = Bundle::from_files(br#"{"format": 9}"#.to_vec(), BTreeMap::new()).unwrap_err();
+        assert!(error.to_string().contains("format is 9"), "{error}");
+    }
+
+    #[test]
+    fn inconsistent_manifests_are_refused() {
+        let mut manifest = sample_manifest();
+        manifest.encoder.classes = 4;
+        assert!(Bundle::new(manifest, BTreeMap::new()).is_err());
+        let mut manifest = sample_manifest();
+        manifest.schedule.beta_end = 1.5;
+        assert!(Bundle::new(manifest, BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn the_schedule_falls_to_noise() {
+        let alphas = sample_manifest().schedule.alphas_cumulative();
+        assert!(alphas.windows(2).all(|w| w[1] < w[0]));
+        assert!((alphas[0] - (1.0 - 1e-3)).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,99 @@
+//! The error type of this crate.
+
+/// Why a value of the domain core was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An architecture's sizes make no network.
+    #[error("architecture {name}: {reason}")]
+    Architecture {
+        /// The architecture's name.
+        name: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A tensor is absent from a weights file.
+    #[error("tensor {tensor} is missing; the layout needs {expected}")]
+    MissingTensor {
+        /// The parameter's name.
+        tensor: String,
+        /// The tensors that the layout has.
+        expected: String,
+    },
+    /// A tensor has another shape than the layout gives it.
+    #[error("tensor {tensor} has shape {found:?}; the layout needs {expected:?}")]
+    TensorShape {
+        /// The parameter's name.
+        tensor: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape in the layout.
+        expected: Vec<usize>,
+    },
+    /// A tensor has a type other than f32.
+    #[error("tensor {tensor} is {found}; weights are read as F32")]
+    TensorType {
+        /// The parameter's name.
+        tensor: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// A value is NaN or infinite.
+    #[error("{what} holds a value that is not finite at position {position}; every weight must be a finite number")]
+    NotFinite {
+        /// Which tensor or vector.
+        what: String,
+        /// Index of the first such value.
+        position: usize,
+    },
+    /// A vector's length does not fit.
+    #[error("{what} has {found} values; {expected} are needed")]
+    Length {
+        /// Which vector.
+        what: String,
+        /// Values found.
+        found: usize,
+        /// Values needed.
+        expected: usize,
+    },
+    /// A file is not safetensors.
+    #[error("not a safetensors file: {0}")]
+    Safetensors(String),
+    /// A bundle is damaged or not a bundle.
+    #[error("not a usable generator bundle: {0}")]
+    Bundle(String),
+}
+
+impl Error {
+    /// A stable code for clients.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Architecture { .. } => "architecture_invalid",
+            Self::MissingTensor { .. } => "tensor_missing",
+            Self::TensorShape { .. } => "tensor_shape",
+            Self::TensorType { .. } => "tensor_type",
+            Self::NotFinite { .. } => "non_finite",
+            Self::Length { .. } => "length_mismatch",
+            Self::Safetensors(_) => "safetensors_invalid",
+            Self::Bundle(_) => "bundle_invalid",
+        }
+    }
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Fails with [`Error::Length`] unless `found` equals `expected`.
+pub(crate) fn check_length(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Length { what: what.to_owned(), found, expected })
+}
+
+/// Fails with [`Error::NotFinite`] at the first NaN or infinity of `values`.
+pub fn check_finite(what: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(position) => Err(Error::NotFinite { what: what.to_owned(), position }),
+    }
+}

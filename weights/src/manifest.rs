@@ -1,0 +1,194 @@
+//! The manifest of a generator bundle: everything that sampling needs besides the graphs, and where it came from.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::architecture::Architecture;
+use crate::layout::Layout;
+use crate::standardise::StandardiseMode;
+use crate::vectorise::Vectorise;
+
+/// Version of the bundle format that this crate writes.
+pub const FORMAT: u32 = 1;
+
+/// Names of the files in a bundle.
+pub mod files {
+    /// The manifest.
+    pub const MANIFEST: &str = "manifest.json";
+    /// `weights [batch, length]` → `mean`, `log_variance` `[batch, latent…]`.
+    pub const VAE_ENCODER: &str = "vae_encoder.onnx";
+    /// `latent [batch, latent…]` → `weights [batch, length]`, standardised.
+    pub const VAE_DECODER: &str = "vae_decoder.onnx";
+    /// `latent [batch, latent…]`, `timestep [batch]`, `condition [batch, condition_dim]` → `prediction`, as latent.
+    pub const DENOISER: &str = "denoiser.onnx";
+    /// `features [batch, classes, images, feature_dim]` → `dataset [batch, embedding_dim]` and
+    /// `condition [batch, condition_dim]`.
+    pub const DATASET_ENCODER: &str = "dataset_encoder.onnx";
+    /// Tensors `mean` and `std`, `[length]` each.
+    pub const STANDARDISATION: &str = "standardisation.safetensors";
+
+    /// The forward graph of an architecture: one input per parameter, named and shaped as in the layout, and
+    /// `input [batch, …]` → `logits [batch, classes]`.
+    pub fn forward(architecture: &str) -> String {
+        format!("forward/{architecture}.onnx")
+    }
+}
+
+/// What kind of data conditions a generator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Modality {
+    /// Labelled images.
+    Image,
+    /// Labelled feature vectors.
+    Features,
+    /// A text description.
+    Text,
+}
+
+impl std::fmt::Display for Modality {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Image => "image",
+            Self::Features => "features",
+            Self::Text => "text",
+        })
+    }
+}
+
+/// One architecture that a generator makes weights for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ArchitectureEntry {
+    /// Name, as in [`Architecture::name`].
+    pub name: String,
+    /// Kind and sizes.
+    pub config: Architecture,
+    /// Parameters in the order of the vector.
+    pub layout: Layout,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// The forward graph's file in the bundle.
+    pub forward: String,
+}
+
+/// Latent space of the VAE, as the denoiser sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latent {
+    /// `[d]` or `[channels, height, width]`.
+    pub shape: Vec<usize>,
+    /// The denoiser works on z · scale, which has unit standard deviation over the zoo.
+    pub scale: f32,
+}
+
+impl Latent {
+    /// Number of values of one latent.
+    pub fn dim(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What the denoiser predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The noise ε (Eq. 3).
+    Epsilon,
+    /// The clean latent x₀.
+    #[default]
+    Sample,
+}
+
+/// The forward process: linear β from `beta_start` to `beta_end` over `steps` steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// T.
+    pub steps: usize,
+    /// β₁.
+    pub beta_start: f64,
+    /// β_T.
+    pub beta_end: f64,
+    /// What the network predicts.
+    pub prediction: Prediction,
+}
+
+impl Schedule {
+    /// ᾱ_t for t = 0 … T−1 (index 0 is the first noising step).
+    pub fn alphas_cumulative(&self) -> Vec<f64> {
+        let mut product = 1.0;
+        (0..self.steps)
+            .map(|t| {
+                product *= 1.0 - self.beta(t);
+                product
+            })
+            .collect()
+    }
+
+    /// β_t for t = 0 … T−1.
+    pub fn beta(&self, t: usize) -> f64 {
+        let last = self.steps.saturating_sub(1).max(1) as f64;
+        self.beta_start + (self.beta_end - self.beta_start) * t as f64 / last
+    }
+}
+
+/// What the dataset encoder takes and gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncoderContract {
+    /// Feature extractor: `pixels` divides by 255 and flattens.
+    pub extractor: String,
+    /// Shape of one example: `[channels, height, width]` or `[features]`.
+    pub input_shape: Vec<usize>,
+    /// Features per example after the extractor.
+    pub feature_dim: usize,
+    /// Number of classes, in the order of the head's rows.
+    pub classes: usize,
+    /// Examples taken of each class.
+    pub images_per_class: usize,
+    /// Width of the dataset embedding z_D.
+    pub embedding_dim: usize,
+    /// Width of the denoiser's condition: z_D and one token a class, in class order.
+    pub condition_dim: usize,
+}
+
+/// Digest and size of a file of the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// `sha256:…`.
+    pub digest: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The manifest of a generator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format.
+    pub format: u32,
+    /// Suggested name.
+    pub name: String,
+    /// One sentence for people.
+    pub description: String,
+    /// What conditions it.
+    pub modality: Modality,
+    /// Architectures; the first is the default.
+    pub architectures: Vec<ArchitectureEntry>,
+    /// How networks became vectors.
+    pub vectorise: Vectorise,
+    /// How vectors were standardised; the statistics are a file.
+    pub standardise: StandardiseMode,
+    /// The latent space.
+    pub latent: Latent,
+    /// The noise schedule.
+    pub schedule: Schedule,
+    /// The encoder's contract.
+    pub encoder: EncoderContract,
+    /// Whether the denoiser was trained with condition dropout, so that guidance means something. The null
+    /// condition is the zero vector.
+    pub guidance: bool,
+    /// The training configuration, seeds, zoo and dataset digests, revision.
+    pub training: serde_json::Value,
+    /// What was measured at the end of training.
+    pub metrics: serde_json::Value,
+    /// All other files.
+    pub files: BTreeMap<String, FileEntry>,
+}

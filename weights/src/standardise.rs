@@ -1,0 +1,153 @@
+//! Standardisation of weight vectors over a zoo, per parameter or per layer (the statistics go with the generator).
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, check_length};
+use crate::layout::Layout;
+
+/// Over what the mean and the standard deviation are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum StandardiseMode {
+    /// No change.
+    None,
+    /// One mean and one deviation per parameter tensor.
+    Layer,
+    /// One mean and one deviation per weight; with a common initialisation this also removes it.
+    #[default]
+    Parameter,
+}
+
+/// Statistics: x = (w − mean) / std, element by element over the padded vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Standardisation {
+    /// Means, `[length]`.
+    pub mean: Vec<f32>,
+    /// Standard deviations, `[length]`, all positive.
+    pub std: Vec<f32>,
+}
+
+/// A weight that hardly moves over the zoo must not be blown up to unit variance.
+const STD_FLOOR: f32 = 1e-4;
+
+impl Standardisation {
+    /// Statistics of `rows` (`[n × length]`, row-major).
+    ///
+    /// # Errors
+    /// [`Error::Length`] when `rows` is empty or not a multiple of `length`.
+    pub fn fit(rows: &[f32], length: usize, layout: &Layout, mode: StandardiseMode) -> Result<Self> {
+        let n = if length == 0 { 0 } else { rows.len() / length };
+        if n == 0 || rows.len() != n * length {
+            return Err(Error::Length { what: "the zoo matrix".into(), found: rows.len(), expected: length });
+        }
+        if mode == StandardiseMode::None {
+            return Ok(Self { mean: vec![0.0; length], std: vec![1.0; length] });
+        }
+        let (mut sum, mut square) = (vec![0.0f64; length], vec![0.0f64; length]);
+        for row in rows.chunks_exact(length) {
+            for (i, &v) in row.iter().enumerate() {
+                sum[i] += f64::from(v);
+                square[i] += f64::from(v) * f64::from(v);
+            }
+        }
+        if mode == StandardiseMode::Layer {
+            for param in &layout.params {
+                let range = param.range();
+                let len = range.len().max(1) as f64;
+                let (s, q): (f64, f64) = (sum[range.clone()].iter().sum(), square[range.clone()].iter().sum());
+                sum[range.clone()].fill(s / len);
+                square[range].fill(q / len);
+            }
+        }
+        let n = n as f64;
+        let mean: Vec<f32> = sum.iter().map(|s| (s / n) as f32).collect();
+        let std = sum
+            .iter()
+            .zip(&square)
+            .map(|(s, q)| (((q / n - (s / n) * (s / n)).max(0.0)).sqrt() as f32).max(STD_FLOOR))
+            .collect();
+        Ok(Self { mean, std })
+    }
+
+    /// Standardises rows (`[n × length]`) in place.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when the rows do not fit.
+    pub fn apply(&self, rows: &mut [f32]) -> Result<()> {
+        self.each(rows, |v, mean, std| (v - mean) / std)
+    }
+
+    /// Inverse of [`Self::apply`].
+    ///
+    /// # Errors
+    /// [`Error::Length`] when the rows do not fit.
+    pub fn invert(&self, rows: &mut [f32]) -> Result<()> {
+        self.each(rows, |v, mean, std| v * std + mean)
+    }
+
+    fn each(&self, rows: &mut [f32], f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
+        let length = self.mean.len();
+        if length == 0 || !rows.len().is_multiple_of(length) {
+            check_length("the weight matrix", rows.len(), length)?;
+        }
+        for row in rows.chunks_exact_mut(length) {
+            for ((v, &mean), &std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
+                *v = f(*v, mean, std);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout() -> Layout {
+        Layout::new([("a", vec![2]), ("b", vec![3])])
+    }
+
+    proptest! {
+        #[test]
+        fn apply_then_invert_is_identity(rows in proptest::collection::vec(-10.0f32..10.0, 20)) {
+            for mode in [StandardiseMode::None, StandardiseMode::Layer, StandardiseMode::Parameter] {
+                let s = Standardisation::fit(&rows, 5, &layout(), mode).unwrap();
+                let mut changed = rows.clone();
+                s.apply(&mut changed).unwrap();
+                s.invert(&mut changed).unwrap();
+                for (a, b) in rows.iter().zip(&changed) {
+                    prop_assert!((a - b).abs() < 1e-3);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parameter_mode_gives_zero_mean_and_unit_std() {
+        let rows: Vec<f32> = (0..20).map(|i| (i * i % 7) as f32).collect();
+        let s = Standardisation::fit(&rows, 5, &layout(), StandardiseMode::Parameter).unwrap();
+        let mut x = rows.clone();
+        s.apply(&mut x).unwrap();
+        for column in 0..5 {
+            let values: Vec<f32> = x.iter().skip(column).step_by(5).copied().collect();
+            let mean = values.iter().sum::<f32>() / 4.0;
+            let var = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 4.0;
+            assert!(mean.abs() < 1e-5 && (var - 1.0).abs() < 1e-3, "{mean} {var}");
+        }
+    }
+
+    #[test]
+    fn layer_mode_shares_statistics_inside_a_tensor() {
+        let rows: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let s = Standardisation::fit(&rows, 5, &layout(), StandardiseMode::Layer).unwrap();
+        assert_eq!(s.mean[0], s.mean[1]);
+        assert_eq!(s.std[2], s.std[4]);
+        assert_ne!(s.mean[0], s.mean[2]);
+    }
+
+    #[test]
+    fn an_empty_zoo_is_refused() {
+        assert!(Standardisation::fit(&[], 5, &layout(), StandardiseMode::Layer).is_err());
+    }
+}
