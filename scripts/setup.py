@@ -47,9 +47,9 @@ def given(name: str) -> bool:
     value = os.environ.get(variable)
     if not value:
         return False
-    inside = {ORT: ".", POSTGRES: "bin/postgres", "onnx": "onnx"}[name]
-    if not all((Path(part) / inside).exists() for part in value.split(":")[:1]):
-        raise SetupError(f"{variable} is {value}, and {Path(value) / inside} does not exist: set it as in {HELP[name]}")
+    inside = Path(value.split(":")[0]) / {ORT: "", POSTGRES: "bin/postgres", "onnx": "onnx"}[name]
+    if not inside.exists():
+        raise SetupError(f"{variable} is {value}, and {inside} does not exist: set it as in {HELP[name]}")
     return True
 
 
@@ -103,11 +103,15 @@ def try_out(name: str, found: Path) -> None:
         raise SetupError(f"{found} does not run here ({(done.stderr.strip().splitlines() or ['no message'])[-1]})")
 
 
+def onnx_folder() -> Path:
+    return deps_folder() / f"onnx-checker-py{sys.version_info.major}.{sys.version_info.minor}-{wheels.key(PINS['tests'])}"
+
+
 def install_onnx() -> tuple[dict[str, str], bool]:
     """The ONNX checker for this very Python, in a folder of its own."""
     pin = PINS["tests"]
     tag = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = deps_folder() / f"onnx-checker-py{tag}-{wheels.key(pin)}"
+    folder = onnx_folder()
     todo = not wheels.is_complete(folder)
     if todo:
         low, high = (tuple(map(int, v.split("."))) for v in pin["python"])
@@ -158,6 +162,16 @@ def version(name: str) -> str:
     return PINS["runtime"][name]["version"] if name in PINS["runtime"] else "for the tests"
 
 
+def is_missing(name: str) -> bool:
+    return not (wheels.is_complete(onnx_folder()) if name == "onnx" else installed(name)[1])
+
+
+def explain(name: str, error: SetupError, missing: list[str]) -> str:
+    hints = "\n".join(f"  {n} {version(n)}: {HELP[n]}" for n in missing)
+    return (f"{name} {version(name)} could not be set up: {str(error).rstrip('.')}.\n"
+            f"Missing, and how to point to a local copy when there is no network:\n{hints}")
+
+
 def ensure(step: str) -> bool:
     """Does what is missing for `step` and says whether anything was."""
     if step != "postgres":
@@ -168,10 +182,7 @@ def ensure(step: str) -> bool:
         try:
             found, did = install_onnx() if name == "onnx" else install_wheel(name)
         except SetupError as error:
-            missing = wanted[wanted.index(name):]
-            hints = "\n".join(f"  {n} {version(n)}: {HELP[n]}" for n in missing)
-            raise SetupError(f"{name} {version(name)} could not be set up: {error}.\nMissing, and how to point to a "
-                             f"local copy instead of the network:\n{hints}") from error
+            raise SetupError(explain(name, error, [n for n in wanted[wanted.index(name):] if is_missing(n)])) from error
         variables.update(found)
         changed = changed or did
     write_env(variables)

@@ -105,8 +105,15 @@ def run_pip(deps: Path, arguments: list[str]) -> None:
     env.setdefault("PIP_RETRIES", "2")
     done = subprocess.run([*command, "--quiet", *arguments], env=env, capture_output=True, text=True)
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise SetupError(f"pip: {lines[-1].removeprefix('ERROR: ') if lines else 'failed without a word'}")
+        raise SetupError(_reason(done.stderr.splitlines()))
+
+
+def _reason(lines: list[str]) -> str:
+    """pip's last error in one sentence; with no network pip only says that it found nothing."""
+    errors = [line[len("ERROR: "):] for line in lines if line.startswith("ERROR: ")] or lines or ["no message"]
+    if "No matching distribution" in errors[-1]:
+        return f"pip reaches no package index that has it (is there a network?): {errors[-1]}"
+    return f"pip: {errors[-1]}"
 
 
 def _extract(wheel: Path, keep: list[str], content: Path) -> None:
