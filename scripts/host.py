@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import glob
 import os
 import pwd
@@ -93,6 +94,7 @@ def require_toolchain() -> None:
                          "type `sudo apt-get install gcc libc6-dev`, then try again.")
 
 
+@functools.lru_cache(maxsize=None)
 def find_pip(deps: Path) -> tuple[list[str], dict[str, str]]:
     """A pip command and its extra environment: the host's, else one in a venv, else Debian's pip wheel."""
     if _runs_pip([sys.executable], {}):

