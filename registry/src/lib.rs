@@ -1,1 +1,95 @@
-//! registry
+//! The catalogue (Postgres with pgvector) and the artifact store: all the state there is.
+//!
+//! One module a resource, each with functions that take a [`Registry`]. SQL is nowhere else in the workspace.
+//! With no server at hand, [`embedded::EmbeddedPostgres`] runs a private one under the data directory.
+
+pub mod aliases;
+pub mod architectures;
+pub mod artifacts;
+pub mod checkpoints;
+#[doc(hidden)]
+pub mod constraints;
+pub mod datasets;
+pub mod embedded;
+pub mod embeddings;
+mod error;
+pub mod generations;
+pub mod generators;
+mod ids;
+mod migrations;
+mod names;
+mod page;
+pub mod runs;
+pub mod zoos;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
+pub use error::{Error, Result};
+pub use ids::{ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, RunId, Seed, VersionId, ZooId};
+pub use names::{GeneratorRef, Selector};
+pub use page::{MAX_LIMIT, Page, PageRequest};
+
+/// Connections a process holds at most.
+const CONNECTIONS: u32 = 16;
+/// How long a call waits for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connected registry; clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    pool: PgPool,
+    artifacts: ArtifactStore,
+}
+
+impl Registry {
+    /// Connects to a server, brings its schema up to date, and opens the artifact directory.
+    ///
+    /// # Errors
+    /// `database_unavailable`, `pgvector_missing`, `schema_newer`, `schema_mismatch`, `io`, `storage`.
+    pub async fn connect(database_url: &str, artifact_dir: &Path) -> Result<Self> {
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect(database_url)
+            .await
+            .map_err(Error::DatabaseUnavailable)?;
+        migrations::run(&pool).await?;
+        let artifacts = ArtifactStore::local(artifact_dir, pool.clone())?;
+        Ok(Self::new(pool, artifacts))
+    }
+
+    /// A registry over a pool whose schema is up to date and an artifact store.
+    #[must_use]
+    pub fn new(pool: PgPool, artifacts: ArtifactStore) -> Self {
+        Self { pool, artifacts }
+    }
+
+    /// The artifact store.
+    #[must_use]
+    pub fn artifacts(&self) -> &ArtifactStore {
+        &self.artifacts
+    }
+
+    /// Asks the database for an answer: for readiness.
+    ///
+    /// # Errors
+    /// `database_unavailable` or `database`.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes the connections; calls under way end first.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+}

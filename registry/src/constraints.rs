@@ -1,0 +1,118 @@
+//! From the name of a violated constraint to the error a caller can act on.
+//!
+//! The table names every constraint of `migrations/`; a test compares it with the catalogue of a migrated database.
+
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
+
+use crate::Error;
+
+enum Meaning {
+    /// Unique key: such a thing exists.
+    Taken(&'static str),
+    /// Foreign key: the thing pointed to does not exist.
+    Missing(&'static str),
+    /// Foreign key to an artifact.
+    MissingArtifact,
+    /// The name's form.
+    Name,
+    /// A check: field and what would be right.
+    Rule(&'static str, &'static str),
+}
+
+use Meaning::{Missing, MissingArtifact, Name, Rule, Taken};
+
+const ACCURACY: &str = "give a fraction between 0 and 1";
+const COUNTING: &str = "give 0 or more";
+
+#[rustfmt::skip]
+const TABLE: &[(&str, Meaning)] = &[
+    ("resource_name_valid", Name),
+    ("digest_valid", Rule("digest", "write sha256: and 64 lowercase hex digits")),
+    ("artifacts_pkey", Taken("artifact")),
+    ("artifacts_size_valid", Rule("size", COUNTING)),
+    ("architectures_pkey", Taken("architecture")),
+    ("architectures_name_key", Taken("architecture")),
+    ("architectures_parameters_valid", Rule("parameters", "an architecture has at least one")),
+    ("architectures_forward_artifact_fkey", MissingArtifact),
+    ("datasets_pkey", Taken("dataset")),
+    ("datasets_digest_key", Taken("dataset")),
+    ("datasets_shape_valid", Rule("shape", "give at least one dimension, each 1 or more")),
+    ("datasets_class_names_valid", Rule("class_names", "a labelled dataset has at least 2 classes")),
+    ("datasets_examples_valid", Rule("examples", "a dataset has at least one example")),
+    ("datasets_artifact_digest_fkey", MissingArtifact),
+    ("zoos_pkey", Taken("zoo")),
+    ("zoos_name_key", Taken("zoo")),
+    ("zoos_architecture_id_fkey", Missing("architecture")),
+    ("runs_pkey", Taken("run")),
+    ("runs_zoo_id_index_key", Taken("run")),
+    ("runs_index_valid", Rule("index", COUNTING)),
+    ("runs_classes_valid", Rule("classes", "a task is at least 2 class numbers, each 0 or more")),
+    ("runs_zoo_id_fkey", Missing("zoo")),
+    ("runs_dataset_id_fkey", Missing("dataset")),
+    ("checkpoints_pkey", Taken("checkpoint")),
+    ("checkpoints_run_id_epoch_key", Taken("checkpoint")),
+    ("checkpoints_epoch_valid", Rule("epoch", COUNTING)),
+    ("checkpoints_accuracy_valid", Rule("accuracy", ACCURACY)),
+    ("checkpoints_loss_valid", Rule("loss", "give a finite number")),
+    ("checkpoints_run_id_fkey", Missing("run")),
+    ("checkpoints_artifact_digest_fkey", MissingArtifact),
+    ("generators_pkey", Taken("generator")),
+    ("generators_name_key", Taken("generator")),
+    ("generators_description_valid", Rule("description", "use at most 10000 characters")),
+    ("generators_last_version_valid", Rule("last_version", COUNTING)),
+    ("generators_last_version_grows", Rule("last_version", "version numbers only grow")),
+    ("generator_versions_pkey", Taken("generator version")),
+    ("generator_versions_generator_id_version_key", Taken("generator version")),
+    ("generator_versions_generator_id_digest_key", Taken("generator version")),
+    ("generator_versions_version_valid", Rule("version", "versions begin at 1")),
+    ("generator_versions_immutable", Rule("version", "a published version never changes: publish a new one")),
+    ("generator_versions_generator_id_fkey", Missing("generator")),
+    ("generator_versions_artifact_digest_fkey", MissingArtifact),
+    ("generator_versions_zoo_id_fkey", Missing("zoo")),
+    ("aliases_pkey", Taken("alias")),
+    ("aliases_alias_valid", Rule("alias", "an alias is neither `latest` nor a number")),
+    ("aliases_version_fkey", Missing("generator version")),
+    ("alias_history_pkey", Taken("alias change")),
+    ("alias_history_generator_id_fkey", Missing("generator")),
+    ("embeddings_pkey", Taken("embedding")),
+    ("embeddings_subject_kind_valid", Rule("subject_kind", "use dataset or run")),
+    ("embeddings_version_id_fkey", Missing("generator version")),
+    ("generations_pkey", Taken("generation")),
+    ("generations_version_id_fkey", Missing("generator version")),
+    ("generations_dataset_id_fkey", Missing("dataset")),
+    ("samples_pkey", Taken("sample")),
+    ("samples_index_valid", Rule("index", COUNTING)),
+    ("samples_size_valid", Rule("size", COUNTING)),
+    ("samples_accuracy_valid", Rule("accuracy", ACCURACY)),
+    ("samples_generation_id_fkey", Missing("generation")),
+    ("samples_artifact_digest_fkey", MissingArtifact),
+];
+
+/// The error behind a violated constraint; `None` for any other failure of the database.
+pub(crate) fn explain(error: &dyn DatabaseError) -> Option<Error> {
+    let constraint = error.constraint()?;
+    let (_, meaning) = TABLE.iter().find(|(name, _)| *name == constraint)?;
+    let value = offending_value(error).unwrap_or_else(|| "given".into());
+    Some(match meaning {
+        Taken(resource) => Error::AlreadyExists { resource, name: value },
+        Missing(resource) => Error::NotFound { resource, name: value },
+        MissingArtifact => Error::ArtifactMissing { digest: value },
+        Name => Error::InvalidName { name: value, also: "" },
+        Rule(field, rule) => Error::invalid(field, *rule),
+    })
+}
+
+/// The value in Postgres' detail `Key (name)=(mnist) already exists.`
+fn offending_value(error: &dyn DatabaseError) -> Option<String> {
+    let detail = error.try_downcast_ref::<PgDatabaseError>()?.detail()?;
+    let (_, rest) = detail.split_once(")=(")?;
+    let end = rest.rfind(')')?;
+    rest.get(..end).map(str::to_owned)
+}
+
+/// The constraints this module can explain, for the test that compares them with a real schema.
+#[doc(hidden)]
+pub fn known() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(name, _)| *name)
+}

@@ -1,0 +1,117 @@
+//! A private PostgreSQL under the data directory, for when no server is given.
+//!
+//! It listens on a Unix socket only, in a directory that nobody else can enter, and ends with this process, even when
+//! the process is killed. A file lock keeps a second process out.
+//!
+//! ```text
+//! DATA_DIR/postgres/lock             held while the server runs
+//! DATA_DIR/postgres/server/cluster   the database files   } or elsewhere, when the server's user cannot enter
+//! DATA_DIR/postgres/server/socket    the socket           } DATA_DIR: `DATA_DIR/postgres/location` then says where
+//! DATA_DIR/postgres/server/log       what the server said }
+//! ```
+
+mod account;
+mod cluster;
+mod keeper;
+mod leftovers;
+mod locate;
+mod place;
+mod sys;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::{Error, Result};
+use account::Account;
+use cluster::Cluster;
+use keeper::Keeper;
+pub use locate::locate;
+
+/// How long the server may take to come up; recovery after a crash is part of it.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two looks at whether it is up.
+const POLL: Duration = Duration::from_millis(5);
+
+/// A running private PostgreSQL. It stops when this value is dropped.
+#[derive(Debug)]
+pub struct EmbeddedPostgres {
+    // Before the lock: the server stops first, then others may have the directory.
+    keeper: Keeper,
+    url: String,
+    _lock: File,
+}
+
+impl EmbeddedPostgres {
+    /// Starts the PostgreSQL of `pg_dist` (see [`locate()`]) on the cluster in `data_dir`, which is made if need be,
+    /// and waits until it answers. Blocks: about a second the first time, a tenth of one later.
+    ///
+    /// # Errors
+    /// `postgres_missing`, `data_directory_busy`, `postgres_start`, `io`.
+    pub fn start(pg_dist: &Path, data_dir: &Path) -> Result<Self> {
+        let dist = locate(Some(pg_dist.to_owned()))?;
+        let base = prepare_base(data_dir)?;
+        let lock = lock(&base, data_dir)?;
+        let account = Account::for_server(&base)?;
+        let server = place::choose(&base, &dist, &account)?;
+        leftovers::clear(&server)?;
+        let cluster = Cluster::open(&dist, &server, &account)?;
+        let keeper = Keeper::start(cluster.command()?, &server)?;
+        wait_until_ready(&keeper, &cluster)?;
+        Ok(Self { keeper, url: cluster.url(), _lock: lock })
+    }
+
+    /// The connection URL: what `DATABASE_URL` would be.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// Whether the server is still there: it may have been killed from outside.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.keeper.is_running()
+    }
+
+    /// Stops the server: connections are ended, everything committed is on disk. Does nothing the second time.
+    pub fn stop(&mut self) {
+        self.keeper.stop();
+    }
+}
+
+fn prepare_base(data_dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+
+    std::fs::create_dir_all(data_dir).map_err(Error::io(data_dir))?;
+    let base = data_dir.canonicalize().map_err(Error::io(data_dir))?.join("postgres");
+    if !base.is_dir() {
+        std::fs::create_dir(&base).map_err(Error::io(&base))?;
+        // Whatever the umask, the server's user may pass through to its own directory.
+        std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).map_err(Error::io(&base))?;
+    }
+    Ok(base)
+}
+
+fn lock(base: &Path, data_dir: &Path) -> Result<File> {
+    let path = base.join("lock");
+    let file = File::options().create(true).append(true).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::DataDirectoryBusy(data_dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(Error::io(&path)(error)),
+    }
+}
+
+fn wait_until_ready(keeper: &Keeper, cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !cluster.is_ready(keeper.pid()) {
+        if !keeper.is_running() {
+            return Err(cluster.start_error("it ended at once"));
+        }
+        if Instant::now() > deadline {
+            return Err(cluster.start_error("it took more than two minutes"));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}

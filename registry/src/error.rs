@@ -1,0 +1,217 @@
+//! What can go wrong. `Display` is the sentence for whoever asked; the cause behind it (`source`) is for the log.
+
+use std::path::PathBuf;
+
+use crate::constraints;
+
+/// The result of a registry call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the registry.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing has this name or id.
+    #[error("there is no {resource} `{name}`: list them to see which there are")]
+    NotFound {
+        /// The kind of thing, such as `generator`.
+        resource: &'static str,
+        /// The name or id that was asked for.
+        name: String,
+    },
+    /// The name, digest or index is taken.
+    #[error("a {resource} `{name}` already exists: choose another, or use the existing one")]
+    AlreadyExists {
+        /// The kind of thing.
+        resource: &'static str,
+        /// The key that is taken.
+        name: String,
+    },
+    /// An alias is not where the caller expected it.
+    #[error("the alias `{alias}` of `{generator}` is at {actual}, not at {expected}: read it again and decide anew")]
+    Conflict {
+        /// The generator's name.
+        generator: String,
+        /// The alias.
+        alias: String,
+        /// Where the caller expected it, in words.
+        expected: String,
+        /// Where it is, in words.
+        actual: String,
+    },
+    /// A cursor that no list gave out.
+    #[error("the cursor is not one this list gave out: pass next_cursor of the page before, or none to begin")]
+    InvalidCursor,
+    /// A name outside the allowed form.
+    #[error(
+        "`{name}` is not a valid name: use 1 to 100 lowercase letters, digits, - and _, beginning with a letter or digit{also}"
+    )]
+    InvalidName {
+        /// The refused name.
+        name: String,
+        /// A further rule of this kind of name, or empty.
+        also: &'static str,
+    },
+    /// A generator reference that cannot be read.
+    #[error("`{0}` is not a generator reference: write name, name@3, name@alias or name@latest")]
+    InvalidReference(String),
+    /// A value outside its range.
+    #[error("{field} is not valid: {rule}")]
+    InvalidValue {
+        /// Which value.
+        field: &'static str,
+        /// What would be right.
+        rule: String,
+    },
+    /// A byte range outside the artifact.
+    #[error("the bytes {start}-{end} are outside the artifact: it has {size} bytes")]
+    InvalidRange {
+        /// First byte asked for.
+        start: u64,
+        /// One past the last byte asked for.
+        end: u64,
+        /// Bytes there are.
+        size: u64,
+    },
+    /// More bytes than the caller's limit.
+    #[error("the content is larger than the limit of {limit} bytes: send less")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The database was written by a newer program.
+    #[error("the database has schema version {found}, this program knows up to {known}: use a newer weightsmith")]
+    SchemaNewer {
+        /// Version found in the database.
+        found: i64,
+        /// Newest version this program knows.
+        known: i64,
+    },
+    /// The database's schema is not the one this program's migrations made.
+    #[error("the database's schema is not the one this program makes: give it an empty database or restore a backup")]
+    SchemaMismatch(#[source] sqlx::migrate::MigrateError),
+    /// The server has no pgvector.
+    #[error(
+        "the PostgreSQL server has no usable pgvector extension: install pgvector on it (and, unless you are a superuser, let one run CREATE EXTENSION vector)"
+    )]
+    PgvectorMissing,
+    /// No PostgreSQL was given, or there is none where it should be.
+    #[error(
+        "no PostgreSQL found{at}: set WEIGHTSMITH_POSTGRES to a PostgreSQL directory with pgvector (the one that holds bin/postgres), or DATABASE_URL to a server"
+    )]
+    PostgresMissing {
+        /// ` at PATH`, or empty.
+        at: String,
+    },
+    /// The private PostgreSQL did not come up.
+    #[error("the private PostgreSQL in {directory} did not start: {reason}")]
+    PostgresStart {
+        /// The server's directory.
+        directory: PathBuf,
+        /// Why, and what would be right.
+        reason: String,
+    },
+    /// Another process holds the data directory.
+    #[error(
+        "another weightsmith uses the data directory {0}: stop it, choose another directory, or set DATABASE_URL to share a server"
+    )]
+    DataDirectoryBusy(PathBuf),
+    /// The artifact has no row or no file.
+    #[error("there is no artifact {digest}")]
+    ArtifactMissing {
+        /// The digest asked for.
+        digest: String,
+    },
+    /// The stored bytes do not have the digest they are stored under.
+    #[error("the stored bytes of artifact {digest} are damaged: restore the file, or upload it again")]
+    ArtifactCorrupt {
+        /// The digest asked for.
+        digest: String,
+    },
+    /// The database cannot be reached.
+    #[error("the database cannot be reached: check that the server runs and that DATABASE_URL is right")]
+    DatabaseUnavailable(#[source] sqlx::Error),
+    /// The database refused or failed, and the caller is not at fault.
+    #[error("the database did not complete the request: try again, and see the server's log if it goes on")]
+    Database(#[source] sqlx::Error),
+    /// The artifact store failed.
+    #[error("the artifact store did not complete the request: check its disk or bucket, and see the server's log")]
+    Storage(#[source] object_store::Error),
+    /// A local file could not be read or written.
+    #[error("cannot use {path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The bytes to store could not be read.
+    #[error("the content to store could not be read to its end: send it again")]
+    Input(#[source] std::io::Error),
+}
+
+impl Error {
+    /// A stable name of the kind of error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "not_found",
+            Self::AlreadyExists { .. } => "already_exists",
+            Self::Conflict { .. } => "conflict",
+            Self::InvalidCursor => "invalid_cursor",
+            Self::InvalidName { .. } => "invalid_name",
+            Self::InvalidReference(_) => "invalid_reference",
+            Self::InvalidValue { .. } => "invalid_value",
+            Self::InvalidRange { .. } => "invalid_range",
+            Self::TooLarge { .. } => "too_large",
+            Self::SchemaNewer { .. } => "schema_newer",
+            Self::SchemaMismatch(_) => "schema_mismatch",
+            Self::PgvectorMissing => "pgvector_missing",
+            Self::PostgresMissing { .. } => "postgres_missing",
+            Self::PostgresStart { .. } => "postgres_start",
+            Self::DataDirectoryBusy(_) => "data_directory_busy",
+            Self::ArtifactMissing { .. } => "artifact_missing",
+            Self::ArtifactCorrupt { .. } => "artifact_corrupt",
+            Self::DatabaseUnavailable(_) => "database_unavailable",
+            Self::Database(_) => "database",
+            Self::Storage(_) => "storage",
+            Self::Io { .. } => "io",
+            Self::Input(_) => "input",
+        }
+    }
+
+    pub(crate) fn not_found(resource: &'static str, name: impl ToString) -> Self {
+        Self::NotFound { resource, name: name.to_string() }
+    }
+
+    pub(crate) fn invalid(field: &'static str, rule: impl Into<String>) -> Self {
+        Self::InvalidValue { field, rule: rule.into() }
+    }
+
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => {
+                constraints::explain(database.as_ref()).unwrap_or_else(|| Self::Database(error))
+            }
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::Configuration(_) => Self::DatabaseUnavailable(error),
+            _ => Self::Database(error),
+        }
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        Self::Storage(error)
+    }
+}
