@@ -124,6 +124,14 @@ pub(crate) mod tests {
         png(GrayImage::from_pixel(width, height, image::Luma([value])).into())
     }
 
+    pub(crate) fn grey_jpeg(height: u32, width: u32, value: u8) -> Vec<u8> {
+        let mut jpeg = Vec::new();
+        let image = GrayImage::from_pixel(width, height, image::Luma([value]));
+        let grey = image::ExtendedColorType::L8;
+        JpegEncoder::new(&mut jpeg).write_image(&image, width, height, grey).unwrap();
+        jpeg
+    }
+
     pub(crate) fn rgb_png(height: u32, width: u32, value: [u8; 3]) -> Vec<u8> {
         png(RgbImage::from_pixel(width, height, image::Rgb(value)).into())
     }
@@ -169,9 +177,7 @@ pub(crate) mod tests {
 
     #[test]
     fn jpeg_is_read() {
-        let mut jpeg = Vec::new();
-        let image = GrayImage::from_pixel(16, 8, image::Luma([128]));
-        JpegEncoder::new(&mut jpeg).write_image(&image, 16, 8, image::ExtendedColorType::L8).unwrap();
+        let jpeg = grey_jpeg(8, 16, 128);
         let limits = Limits::default();
         let mut set = Collector::new(&limits);
         set.push("a", 0, &jpeg).unwrap();

@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
     use crate::Data;
-    use crate::images::tests::grey_png;
+    use crate::images::tests::{grey_jpeg, grey_png};
 
     fn image(class: &str, bytes: &[u8]) -> InlineImage {
         InlineImage { class: class.into(), data: STANDARD.encode(bytes) }
@@ -131,12 +131,19 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_png_never_panics(at in 0usize..80, byte: u8, cut in 0usize..90) {
-            let mut png = grey_png(6, 5, 200);
-            let at = at % png.len();
-            png[at] = byte;
-            png.truncate(png.len().saturating_sub(cut.saturating_sub(40)));
-            let _ = from_images(&[image("a", &png), image("b", &png)], &classes(&["a", "b"]), &Limits::default());
+        fn a_damaged_image_never_panics(
+            jpeg: bool, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5), cut: prop::sample::Index,
+        ) {
+            let mut bytes = if jpeg { grey_jpeg(9, 17, 128) } else { grey_png(6, 5, 200) };
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if cut.index(2) == 0 {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let images = [image("a", &bytes), image("b", &bytes)];
+            let _ = from_images(&images, &classes(&["a", "b"]), &Limits::default());
         }
     }
 }
