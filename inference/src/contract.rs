@@ -1,0 +1,114 @@
+//! What a graph must take and give, checked when a generator is loaded and not at the first request.
+
+use ort::session::Session;
+use ort::value::{Outlet, TensorElementType, TensorRef};
+
+use crate::error::{Error, Result};
+use crate::pool::SessionPool;
+
+/// A tensor that a graph takes or gives; `None` is the batch dimension.
+pub(crate) struct Slot<'a> {
+    pub name: &'a str,
+    pub shape: Vec<Option<usize>>,
+    pub types: &'static [TensorElementType],
+}
+
+const FLOAT: &[TensorElementType] = &[TensorElementType::Float32];
+const TIMESTEP: &[TensorElementType] = &[TensorElementType::Float32, TensorElementType::Int64];
+
+impl<'a> Slot<'a> {
+    /// f32 `[batch, shape…]`.
+    pub fn batch(name: &'a str, shape: &[usize]) -> Self {
+        let shape = std::iter::once(None).chain(shape.iter().copied().map(Some)).collect();
+        Self { name, shape, types: FLOAT }
+    }
+
+    /// f32 `[shape…]`.
+    pub fn fixed(name: &'a str, shape: &[usize]) -> Self {
+        Self { name, shape: shape.iter().copied().map(Some).collect(), types: FLOAT }
+    }
+
+    /// f32 or i64 `[batch]`.
+    pub fn timestep(name: &'a str) -> Self {
+        Self { name, shape: vec![None], types: TIMESTEP }
+    }
+
+    fn describe(&self) -> String {
+        let dims: Vec<String> =
+            self.shape.iter().map(|d| d.map_or_else(|| "batch".to_owned(), |d| d.to_string())).collect();
+        format!("{} [{}]", self.name, dims.join(", "))
+    }
+}
+
+/// Checks names, types and shapes of a graph's inputs and outputs.
+///
+/// # Errors
+/// [`Error::Bundle`] with the graph, what it has and what the manifest asks for.
+pub(crate) fn check(pool: &SessionPool, inputs: &[Slot<'_>], outputs: &[Slot<'_>]) -> Result<()> {
+    let lease = pool.lease()?;
+    let Some(session) = lease.session() else { return Ok(()) };
+    check_side(pool.name(), "input", session.inputs(), inputs)?;
+    check_side(pool.name(), "output", session.outputs(), outputs)
+}
+
+fn check_side(graph: &str, side: &str, found: &[Outlet], wanted: &[Slot<'_>]) -> Result<()> {
+    for slot in wanted {
+        let Some(outlet) = found.iter().find(|o| o.name() == slot.name) else {
+            return Err(Error::Bundle(format!("{graph} has no {side} {}", slot.describe())));
+        };
+        if !fits(outlet, slot, side) {
+            let what = outlet.dtype();
+            return Err(Error::Bundle(format!("{graph} has {side} {} as {what}, not {}", slot.name, slot.describe())));
+        }
+    }
+    match found.iter().find(|o| wanted.iter().all(|slot| slot.name != o.name())) {
+        Some(extra) if side == "input" => {
+            Err(Error::Bundle(format!("{graph} has the input {}, which the format does not know", extra.name())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn fits(outlet: &Outlet, slot: &Slot<'_>, side: &str) -> bool {
+    let (Some(ty), Some(shape)) = (outlet.dtype().tensor_type(), outlet.dtype().tensor_shape()) else { return false };
+    // A graph may leave an output's shape open; its length is checked at each run.
+    let open = side == "output" && shape.is_empty();
+    let same = |(declared, wanted): (&i64, &Option<usize>)| match (usize::try_from(*declared), wanted) {
+        (Ok(declared), Some(wanted)) => declared == *wanted,
+        // A fixed batch could not take another number of samples.
+        (Ok(_), None) => false,
+        (Err(_), _) => true,
+    };
+    slot.types.contains(&ty) && (open || (shape.len() == slot.shape.len() && shape.iter().zip(&slot.shape).all(same)))
+}
+
+/// Element type of the input `name`.
+pub(crate) fn input_type(session: &Session, name: &str) -> Option<TensorElementType> {
+    session.inputs().iter().find(|o| o.name() == name).and_then(|o| o.dtype().tensor_type())
+}
+
+/// `data` as a tensor `[rows, shape…]`, without a copy.
+pub(crate) fn batch_view<'a>(
+    pool: &SessionPool,
+    rows: usize,
+    shape: &[usize],
+    data: &'a [f32],
+) -> Result<TensorRef<'a, f32>> {
+    let shape: Vec<usize> = std::iter::once(rows).chain(shape.iter().copied()).collect();
+    TensorRef::from_array_view((shape, data)).map_err(|e| pool.failed(e))
+}
+
+/// The values of the output `name`, of which there must be `length`.
+pub(crate) fn output<'s>(
+    pool: &SessionPool,
+    outputs: &'s ort::session::SessionOutputs<'_>,
+    name: &str,
+    length: usize,
+) -> Result<&'s [f32]> {
+    let value = outputs.get(name).ok_or_else(|| pool.failed(format!("it gave no output {name}")))?;
+    let (shape, data) = value.try_extract_tensor::<f32>().map_err(|e| pool.failed(e))?;
+    match data.len() == length {
+        true => Ok(data),
+        false => Err(pool.failed(format!("output {name} has shape {shape} where {length} values are needed"))),
+    }
+}

@@ -1,0 +1,380 @@
+//! A bundle ready to run: dataset encoder, denoiser, VAE and forward graphs on pools of sessions.
+
+use std::time::Instant;
+
+use datasets::Dataset;
+use ort::value::{TensorElementType, TensorRef};
+use serde::Serialize;
+use weights::manifest::{ArchitectureEntry, files};
+use weights::{Bundle, Manifest, Standardisation};
+
+use crate::contract::{Slot, batch_view, check, input_type, output};
+use crate::error::{Error, Result, check_finite, check_length};
+use crate::features;
+use crate::forward::{Evaluation, Forward};
+use crate::options::{SampleLimits, SampleOptions};
+use crate::pool::SessionPool;
+use crate::runtime::{Provider, Runtime};
+use crate::samplers::{self, Noise, Step};
+
+/// Samples in one run of a graph.
+const BATCH: usize = 64;
+
+/// What the dataset encoder says about a dataset.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    /// z_D, `[embedding_dim]`: for search and comparison.
+    pub dataset: Vec<f32>,
+    /// The denoiser's condition, `[condition_dim]`.
+    pub condition: Vec<f32>,
+}
+
+/// Wall-clock time of a generation's parts, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Timings {
+    /// From noise to latents.
+    pub sample_ms: f64,
+    /// From latents to weights.
+    pub decode_ms: f64,
+}
+
+/// Generated networks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// Flat weights θ (`[d]` each), in the order of the samples.
+    pub weights: Vec<Vec<f32>>,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// A loaded generator. All methods take `&self` and may be called from many threads.
+#[derive(Debug)]
+pub struct Generator {
+    manifest: Manifest,
+    digest: String,
+    standardisation: Standardisation,
+    encoder: SessionPool,
+    denoiser: SessionPool,
+    decoder: SessionPool,
+    vae_encoder: SessionPool,
+    forward: Forward,
+    timestep: TensorElementType,
+    provider: Provider,
+}
+
+impl Generator {
+    /// Loads every graph of `bundle` and checks it against the manifest.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] (or [`Error::Weights`]) names the file that is missing or does not fit.
+    pub fn load(runtime: &Runtime, bundle: Bundle) -> Result<Self> {
+        let manifest = bundle.manifest().clone();
+        if manifest.encoder.extractor != "pixels" {
+            return Err(Error::Bundle(format!(
+                "its feature extractor is {:?}; this version has only \"pixels\"",
+                manifest.encoder.extractor
+            )));
+        }
+        let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?);
+        let entry = architecture(&manifest)?;
+        let (layout, shape) = (&entry.layout, entry.config.input_shape());
+        let forward = Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?;
+        let (encoder, denoiser) = (pool(files::DATASET_ENCODER)?, pool(files::DENOISER)?);
+        let (decoder, vae_encoder) = (pool(files::VAE_DECODER)?, pool(files::VAE_ENCODER)?);
+        check_graphs(&manifest, &encoder, &denoiser, &decoder, &vae_encoder)?;
+        let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
+        let generator = Self {
+            digest: bundle.digest(),
+            standardisation: bundle.standardisation()?,
+            timestep: timestep.unwrap_or(TensorElementType::Float32),
+            provider: runtime.provider(),
+            manifest,
+            encoder,
+            denoiser,
+            decoder,
+            vae_encoder,
+            forward,
+        };
+        Ok(generator)
+    }
+
+    /// The bundle's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The bundle's digest.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Where the graphs really run.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// The architecture that is generated: the manifest's first.
+    pub fn architecture(&self) -> &ArchitectureEntry {
+        // `load` refuses a manifest without architectures.
+        &self.manifest.architectures[0]
+    }
+
+    /// The architecture's forward graph.
+    pub fn forward(&self) -> &Forward {
+        &self.forward
+    }
+
+    /// Features `[classes, images_per_class, feature_dim]` of examples of `classes` (labels of `dataset`), in that
+    /// order, which is the order of the generated head's rows. Which examples depends on `seed`; a class with fewer
+    /// than needed repeats them.
+    ///
+    /// # Errors
+    /// Codes `modality_mismatch`, `shape_mismatch`, `classes_mismatch`, `unknown_class`, `duplicate_class`,
+    /// `class_without_images`, `non_finite`.
+    pub fn features(&self, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<f32>> {
+        features::gather(&self.manifest, dataset, classes, seed)
+    }
+
+    /// Encodes features as [`Self::features`] gives them.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
+    pub fn embed(&self, features: &[f32]) -> Result<Embedding> {
+        self.embed_batch(&[features])?.pop().ok_or_else(|| self.encoder.failed("it gave no embedding"))
+    }
+
+    /// Encodes several datasets in batches.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn embed_many(&self, features: &[Vec<f32>]) -> Result<Vec<Embedding>> {
+        let mut embeddings = Vec::with_capacity(features.len());
+        for batch in features.chunks(BATCH) {
+            let batch: Vec<&[f32]> = batch.iter().map(Vec::as_slice).collect();
+            embeddings.extend(self.embed_batch(&batch)?);
+        }
+        Ok(embeddings)
+    }
+
+    fn embed_batch(&self, features: &[&[f32]]) -> Result<Vec<Embedding>> {
+        let contract = &self.manifest.encoder;
+        let shape = [contract.classes, contract.images_per_class, contract.feature_dim];
+        for row in features {
+            check_length("the features", row.len(), shape.iter().product())?;
+            check_finite("the features", row)?;
+        }
+        let rows = features.len();
+        let joined = features.concat();
+        let input = batch_view(&self.encoder, rows, &shape, &joined)?;
+        let mut lease = self.encoder.lease()?;
+        let outputs = lease.run(vec![("features", input.into())])?;
+        let (wide, long) = (contract.embedding_dim, contract.condition_dim);
+        let dataset = output(&self.encoder, &outputs, "dataset", rows * wide)?;
+        let condition = output(&self.encoder, &outputs, "condition", rows * long)?;
+        check_finite("the dataset embeddings", dataset)?;
+        check_finite("the conditions", condition)?;
+        let pairs = dataset.chunks_exact(wide).zip(condition.chunks_exact(long));
+        Ok(pairs.map(|(d, c)| Embedding { dataset: d.to_vec(), condition: c.to_vec() }).collect())
+    }
+
+    /// Samples latents (`[latent]` each, in the VAE's scale) for an embedding.
+    ///
+    /// `progress(step, total)` is called after each step; sampling stops when it gives false.
+    ///
+    /// # Errors
+    /// [`Error::Option`], [`Error::Length`], [`Error::NonFinite`], [`Error::Graph`] or [`Error::Cancelled`].
+    pub fn sample(
+        &self,
+        embedding: &Embedding,
+        options: &SampleOptions,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Vec<Vec<f32>>> {
+        let schedule = &self.manifest.schedule;
+        options.validate(&SampleLimits { max_count: usize::MAX, ..SampleLimits::default() })?;
+        options.validate_for(schedule, self.manifest.guidance)?;
+        check_length("the condition's values", embedding.condition.len(), self.manifest.encoder.condition_dim)?;
+        check_finite("the condition's values", &embedding.condition)?;
+        let plan = samplers::plan(schedule, options);
+        let starts: Vec<usize> = (0..options.count).step_by(BATCH).collect();
+        let total = plan.len() * starts.len();
+        let (dim, scale) = (self.manifest.latent.dim(), self.manifest.latent.scale);
+        let mut latents = Vec::new();
+        for (batch, &start) in starts.iter().enumerate() {
+            let indices = start..options.count.min(start + BATCH);
+            let mut after = |done: usize| {
+                let step = batch * plan.len() + done;
+                if progress(step, total) { Ok(()) } else { Err(Error::Cancelled { step, total }) }
+            };
+            let z = self.walk(&plan, &embedding.condition, options, indices, &mut after)?;
+            latents.extend(z.chunks_exact(dim).map(|row| row.iter().map(|v| v / scale).collect()));
+        }
+        Ok(latents)
+    }
+
+    /// Walks the plan for the samples `indices` and gives their latents in the denoiser's scale.
+    fn walk(
+        &self,
+        plan: &[Step],
+        condition: &[f32],
+        options: &SampleOptions,
+        indices: std::ops::Range<usize>,
+        after: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let pool = &self.denoiser;
+        let guided = options.guidance != 1.0;
+        let (samples, dim) = (indices.len(), self.manifest.latent.dim());
+        let rows = if guided { 2 * samples } else { samples };
+        // The null condition is the zero vector; its rows follow the conditional ones.
+        let mut conditions = condition.repeat(samples);
+        conditions.resize(rows * condition.len(), 0.0);
+        let condition = batch_view(pool, rows, &[condition.len()], &conditions)?;
+        let mut doubled = if guided { vec![0.0; rows * dim] } else { Vec::new() };
+        let mut lease = pool.lease()?;
+        let mut predict = |z: &[f32], t: usize, out: &mut [f32]| -> Result<()> {
+            let z = match guided {
+                true => {
+                    doubled[..z.len()].copy_from_slice(z);
+                    doubled[z.len()..].copy_from_slice(z);
+                    &doubled[..]
+                }
+                false => z,
+            };
+            let latent = batch_view(pool, rows, &self.manifest.latent.shape, z)?;
+            let (floats, integers);
+            let timestep = match self.timestep {
+                TensorElementType::Int64 => {
+                    integers = vec![t as i64; rows];
+                    TensorRef::from_array_view(([rows], &integers[..])).map(Into::into)
+                }
+                _ => {
+                    floats = vec![t as f32; rows];
+                    TensorRef::from_array_view(([rows], &floats[..])).map(Into::into)
+                }
+            };
+            let timestep = timestep.map_err(|e| pool.failed(e))?;
+            let inputs = vec![("latent", latent.into()), ("timestep", timestep), ("condition", (&*condition).into())];
+            let outputs = lease.run(inputs)?;
+            let prediction = output(pool, &outputs, "prediction", rows * dim)?;
+            match guided {
+                true => samplers::guide(prediction, options.guidance, out),
+                false => out.copy_from_slice(prediction),
+            }
+            Ok(())
+        };
+        samplers::run(plan, dim, &mut Noise::new(options.seed, indices), &mut predict, after)
+    }
+
+    /// Decodes latents (`[latent]` each, as [`Self::sample`] or [`Self::encode_weights`] gives them) to flat
+    /// weights θ (`[d]` each) of the architecture.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
+    pub fn decode(&self, latents: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
+        let (shape, length) = (&self.manifest.latent.shape, self.manifest.vectorise.length);
+        let mut weights = Vec::with_capacity(latents.len());
+        for batch in latents.chunks(BATCH) {
+            for latent in batch {
+                check_length("the latent's values", latent.len(), self.manifest.latent.dim())?;
+                check_finite("the latent's values", latent)?;
+            }
+            let joined = batch.concat();
+            let input = batch_view(&self.decoder, batch.len(), shape, &joined)?;
+            let mut lease = self.decoder.lease()?;
+            let outputs = lease.run(vec![("latent", input.into())])?;
+            let mut rows = output(&self.decoder, &outputs, "weights", batch.len() * length)?.to_vec();
+            self.standardisation.invert(&mut rows)?;
+            check_finite("the decoded weights", &rows)?;
+            for row in rows.chunks_exact(length) {
+                weights.push(self.manifest.vectorise.unpad(row, self.architecture().parameters)?.to_vec());
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Samples and decodes.
+    ///
+    /// # Errors
+    /// As [`Self::sample`] and [`Self::decode`].
+    pub fn generate(
+        &self,
+        embedding: &Embedding,
+        options: &SampleOptions,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Generated> {
+        let start = Instant::now();
+        let latents = self.sample(embedding, options, progress)?;
+        let sampled = Instant::now();
+        let weights = self.decode(&latents)?;
+        let milliseconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+        let timings =
+            Timings { sample_ms: milliseconds(start, sampled), decode_ms: milliseconds(sampled, Instant::now()) };
+        Ok(Generated { weights, timings })
+    }
+
+    /// Accuracy and loss of the network `theta` on all of `dataset`, whose class k is the head's row k.
+    ///
+    /// # Errors
+    /// As [`Forward::evaluate`].
+    pub fn evaluate(&self, theta: &[f32], dataset: &Dataset) -> Result<Evaluation> {
+        self.forward.evaluate(theta, dataset)
+    }
+
+    /// Means of the VAE's posterior (`[latent]` each) for flat weights (`[d]` each) in canonical form:
+    /// [`Self::decode`] of them is the VAE's reconstruction.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
+    pub fn encode_weights(&self, weights: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
+        let (dim, length) = (self.manifest.latent.dim(), self.manifest.vectorise.length);
+        let mut latents = Vec::with_capacity(weights.len());
+        for batch in weights.chunks(BATCH) {
+            let mut rows = Vec::with_capacity(batch.len() * length);
+            for theta in batch {
+                check_length("the weights", theta.len(), self.architecture().parameters)?;
+                check_finite("the weights", theta)?;
+                rows.extend(self.manifest.vectorise.pad(theta)?);
+            }
+            self.standardisation.apply(&mut rows)?;
+            let input = batch_view(&self.vae_encoder, batch.len(), &[length], &rows)?;
+            let mut lease = self.vae_encoder.lease()?;
+            let outputs = lease.run(vec![("weights", input.into())])?;
+            let means = output(&self.vae_encoder, &outputs, "mean", batch.len() * dim)?;
+            check_finite("the latents", means)?;
+            latents.extend(means.chunks_exact(dim).map(<[f32]>::to_vec));
+        }
+        Ok(latents)
+    }
+}
+
+fn architecture(manifest: &Manifest) -> Result<&ArchitectureEntry> {
+    manifest.architectures.first().ok_or_else(|| Error::Bundle("it has no architecture".into()))
+}
+
+/// Checks the four networks' graphs; the forward graph checks itself.
+fn check_graphs(
+    manifest: &Manifest,
+    encoder: &SessionPool,
+    denoiser: &SessionPool,
+    decoder: &SessionPool,
+    vae_encoder: &SessionPool,
+) -> Result<()> {
+    let (contract, latent, length) = (&manifest.encoder, &manifest.latent.shape, [manifest.vectorise.length]);
+    let features = [contract.classes, contract.images_per_class, contract.feature_dim];
+    let condition = || Slot::batch("condition", &[contract.condition_dim]);
+    check(
+        encoder,
+        &[Slot::batch("features", &features)],
+        &[Slot::batch("dataset", &[contract.embedding_dim]), condition()],
+    )?;
+    check(
+        denoiser,
+        &[Slot::batch("latent", latent), Slot::timestep("timestep"), condition()],
+        &[Slot::batch("prediction", latent)],
+    )?;
+    check(decoder, &[Slot::batch("latent", latent)], &[Slot::batch("weights", &length)])?;
+    check(
+        vae_encoder,
+        &[Slot::batch("weights", &length)],
+        &[Slot::batch("mean", latent), Slot::batch("log_variance", latent)],
+    )
+}

@@ -1,0 +1,199 @@
+//! What a caller may choose about sampling.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use weights::manifest::Schedule;
+
+use crate::error::{Error, Result};
+
+/// The sampler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SamplerKind {
+    /// Ancestral sampling with the posterior variance (Eq. 6).
+    Ddpm,
+    /// Denoising diffusion implicit models: few steps, deterministic at η = 0.
+    #[default]
+    Ddim,
+}
+
+impl SamplerKind {
+    /// Steps taken when the caller names none: 20 for DDIM, all T for DDPM; never more than the schedule has.
+    pub fn default_steps(self, schedule: &Schedule) -> usize {
+        match self {
+            Self::Ddpm => schedule.steps,
+            Self::Ddim => schedule.steps.min(20),
+        }
+    }
+}
+
+impl FromStr for SamplerKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "ddpm" => Ok(Self::Ddpm),
+            "ddim" => Ok(Self::Ddim),
+            _ => Err(Error::UnknownSampler(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for SamplerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ddpm => "ddpm",
+            Self::Ddim => "ddim",
+        })
+    }
+}
+
+/// Options of one sampling request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SampleOptions {
+    /// Number of samples.
+    pub count: usize,
+    /// The sampler.
+    pub sampler: SamplerKind,
+    /// Seed; sample `i` draws its noise from (seed, i), so it is the same alone and among others.
+    pub seed: u64,
+    /// Sampling steps, 1 to T; none means [`SamplerKind::default_steps`].
+    pub steps: Option<usize>,
+    /// DDIM's η in [0, 1]: 0 is deterministic, 1 has the variance of DDPM. DDPM takes none.
+    pub eta: f64,
+    /// Classifier-free guidance: null + guidance · (conditional − null); 1 is off.
+    pub guidance: f32,
+}
+
+impl Default for SampleOptions {
+    fn default() -> Self {
+        Self { count: 1, sampler: SamplerKind::Ddim, seed: 0, steps: None, eta: 0.0, guidance: 1.0 }
+    }
+}
+
+/// Upper bounds on what one request may ask for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SampleLimits {
+    /// Most samples.
+    pub max_count: usize,
+    /// Most steps.
+    pub max_steps: usize,
+    /// Largest guidance.
+    pub max_guidance: f32,
+}
+
+impl Default for SampleLimits {
+    fn default() -> Self {
+        Self { max_count: 256, max_steps: 10_000, max_guidance: 20.0 }
+    }
+}
+
+impl SampleOptions {
+    /// Steps that are taken under `schedule`.
+    pub fn effective_steps(&self, schedule: &Schedule) -> usize {
+        self.steps.unwrap_or_else(|| self.sampler.default_steps(schedule))
+    }
+
+    /// Checks every option against its range.
+    ///
+    /// # Errors
+    /// [`Error::Option`] names the first option outside its range.
+    pub fn validate(&self, limits: &SampleLimits) -> Result<()> {
+        check("count", self.count, 1, limits.max_count)?;
+        if let Some(steps) = self.steps {
+            check("steps", steps, 1, limits.max_steps)?;
+        }
+        if !(0.0..=1.0).contains(&self.eta) {
+            return option("eta", self.eta, "a number from 0 to 1");
+        }
+        if self.sampler == SamplerKind::Ddpm && self.eta != 0.0 {
+            return option("eta", self.eta, "left out (or 0) with sampler ddpm; only ddim has it");
+        }
+        if !(0.0..=limits.max_guidance).contains(&self.guidance) {
+            return option("guidance", self.guidance, &format!("a number from 0 to {}", limits.max_guidance));
+        }
+        Ok(())
+    }
+
+    /// Checks what depends on the generator: no more steps than its schedule has, and guidance only where it was
+    /// trained for it.
+    pub(crate) fn validate_for(&self, schedule: &Schedule, guidance: bool) -> Result<()> {
+        check("steps", self.effective_steps(schedule), 1, schedule.steps)?;
+        if self.guidance != 1.0 && !guidance {
+            return option(
+                "guidance",
+                self.guidance,
+                "1 for this generator, which was trained without dropping the condition",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check(name: &'static str, found: usize, low: usize, high: usize) -> Result<()> {
+    match (low..=high).contains(&found) {
+        true => Ok(()),
+        false => option(name, found, &format!("a whole number from {low} to {high}")),
+    }
+}
+
+fn option<T>(option: &'static str, found: impl fmt::Display, right: &str) -> Result<T> {
+    Err(Error::Option { option, found: found.to_string(), right: right.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use weights::manifest::Prediction;
+
+    use super::*;
+
+    const SCHEDULE: Schedule =
+        Schedule { steps: 1000, beta_start: 1e-4, beta_end: 0.02, prediction: Prediction::Sample };
+
+    fn refused(options: SampleOptions) -> &'static str {
+        match options.validate(&SampleLimits::default()).unwrap_err() {
+            Error::Option { option, .. } => option,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn each_option_has_its_range() {
+        let good = SampleOptions::default();
+        good.validate(&SampleLimits::default()).unwrap();
+        assert_eq!(refused(SampleOptions { count: 0, ..good.clone() }), "count");
+        assert_eq!(refused(SampleOptions { count: 257, ..good.clone() }), "count");
+        assert_eq!(refused(SampleOptions { steps: Some(0), ..good.clone() }), "steps");
+        assert_eq!(refused(SampleOptions { eta: 1.1, ..good.clone() }), "eta");
+        assert_eq!(refused(SampleOptions { eta: f64::NAN, ..good.clone() }), "eta");
+        assert_eq!(refused(SampleOptions { eta: 0.5, sampler: SamplerKind::Ddpm, ..good.clone() }), "eta");
+        assert_eq!(refused(SampleOptions { guidance: f32::INFINITY, ..good.clone() }), "guidance");
+        assert_eq!(refused(SampleOptions { guidance: -1.0, ..good.clone() }), "guidance");
+    }
+
+    #[test]
+    fn steps_follow_sampler_and_schedule() {
+        let ddim = SampleOptions::default();
+        let ddpm = SampleOptions { sampler: SamplerKind::Ddpm, ..ddim.clone() };
+        assert_eq!((ddim.effective_steps(&SCHEDULE), ddpm.effective_steps(&SCHEDULE)), (20, 1000));
+        let short = Schedule { steps: 8, ..SCHEDULE };
+        assert_eq!(ddim.effective_steps(&short), 8);
+        let many = SampleOptions { steps: Some(9), ..ddim.clone() };
+        assert!(many.validate_for(&short, true).unwrap_err().to_string().contains("from 1 to 8"));
+        let guided = SampleOptions { guidance: 2.0, ..ddim };
+        assert!(guided.validate_for(&SCHEDULE, true).is_ok());
+        assert_eq!(guided.validate_for(&SCHEDULE, false).unwrap_err().code(), "option_invalid");
+    }
+
+    #[test]
+    fn json_fills_in_defaults_and_refuses_unknown_options() {
+        let options: SampleOptions = serde_json::from_str(r#"{"count": 3, "sampler": "ddpm"}"#).unwrap();
+        assert_eq!(options, SampleOptions { count: 3, sampler: SamplerKind::Ddpm, ..SampleOptions::default() });
+        assert!(serde_json::from_str::<SampleOptions>(r#"{"eta_": 1}"#).is_err());
+        assert_eq!("DDIM".parse::<SamplerKind>().unwrap(), SamplerKind::Ddim);
+        assert_eq!("euler".parse::<SamplerKind>().unwrap_err().code(), "unknown_sampler");
+    }
+}

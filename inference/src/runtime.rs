@@ -1,0 +1,306 @@
+//! The ONNX Runtime library: found, loaded once a process, with the execution provider that really works.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::environment::Environment;
+use ort::ep::CUDA;
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Where the operator wants graphs to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// CUDA when it works, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// CUDA or an error.
+    Cuda,
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            _ => Err(Error::UnknownDevice(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// Where graphs really run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Provider {
+    /// The CPU.
+    Cpu,
+    /// CUDA.
+    Cuda,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// A loaded ONNX Runtime with the provider that its sessions use. Clones share it.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    environment: Environment,
+    library: PathBuf,
+    provider: Provider,
+    threads: usize,
+    version: Option<String>,
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime")
+            .field("library", &self.0.library)
+            .field("provider", &self.0.provider)
+            .field("threads", &self.0.threads)
+            .field("version", &self.0.version)
+            .finish()
+    }
+}
+
+/// ONNX Runtime allows one environment a process, so it is made once and kept; a failed try may be repeated.
+static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+
+impl Runtime {
+    /// Loads `library` (a file, see [`locate_library`]) and tries out `device` with a small graph.
+    ///
+    /// `threads` is the number of CPU threads that all sessions of a graph share; 0 means as many as the machine has.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeMissing`], [`Error::RuntimeUnusable`] (not loadable or too old), [`Error::RuntimeConflict`]
+    /// (another library is in use), [`Error::CudaUnavailable`] when `device` is [`Device::Cuda`] and CUDA fails.
+    pub fn new(library: &Path, device: Device, threads: usize) -> Result<Self> {
+        let library = library.canonicalize().map_err(|_| Error::RuntimeMissing(library.to_path_buf()))?;
+        if !library.is_file() {
+            return Err(Error::RuntimeMissing(library));
+        }
+        let environment = load(&library)?;
+        let provider = choose_provider(&library, &environment, device)?;
+        let threads = if threads == 0 { available_threads() } else { threads };
+        let version = version_in(&library.to_string_lossy()).or_else(|| version_in(ort::info()));
+        tracing::info!(library = %library.display(), %provider, threads, version = version.as_deref(), "ONNX Runtime ready");
+        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version })))
+    }
+
+    /// The provider that sessions really use.
+    pub fn provider(&self) -> Provider {
+        self.0.provider
+    }
+
+    /// Version of the library, such as `1.32.0`, where its file name or its build information tells it.
+    pub fn version(&self) -> Option<&str> {
+        self.0.version.as_deref()
+    }
+
+    /// The library's file.
+    pub fn library(&self) -> &Path {
+        &self.0.library
+    }
+
+    /// CPU threads that the sessions of a graph share.
+    pub fn threads(&self) -> usize {
+        self.0.threads
+    }
+
+    /// A session for a graph's bytes with this many threads inside an operator.
+    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize) -> ort::Result<Session> {
+        build_session(&self.0.environment, self.0.provider, intra_threads)?.commit_from_memory(graph)
+    }
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn load(library: &Path) -> Result<Environment> {
+    // Nothing inside can leave the slot half-written, so a panic elsewhere does not spoil it.
+    let mut slot = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((loaded, environment)) = &*slot {
+        return match loaded == library {
+            true => Ok(environment.clone()),
+            false => Err(Error::RuntimeConflict { loaded: loaded.clone(), asked: library.to_path_buf() }),
+        };
+    }
+    let builder = ort::init_from(library).map_err(|e| unusable(library, &e))?;
+    let environment = builder
+        .with_name("weightsmith")
+        .with_telemetry(false)
+        .with_logger(Arc::new(forward_log))
+        .build()
+        .map_err(|e| unusable(library, &e))?;
+    environment.set_log_level(LogLevel::Warning);
+    *slot = Some((library.to_path_buf(), environment.clone()));
+    Ok(environment)
+}
+
+fn forward_log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
+    match level {
+        LogLevel::Verbose | LogLevel::Info => tracing::trace!(target: "onnxruntime", category, place, "{message}"),
+        LogLevel::Warning => tracing::debug!(target: "onnxruntime", category, place, "{message}"),
+        // The same text comes back as an error value, which the caller reports.
+        LogLevel::Error | LogLevel::Fatal => {
+            tracing::debug!(target: "onnxruntime", category, place, "error: {message}")
+        }
+    }
+}
+
+fn unusable(library: &Path, error: &dyn fmt::Display) -> Error {
+    Error::RuntimeUnusable { path: library.to_path_buf(), reason: error.to_string(), minimum: ort::MINOR_VERSION }
+}
+
+fn build_session(environment: &Environment, provider: Provider, intra_threads: usize) -> ort::Result<SessionBuilder> {
+    let builder = Session::builder(environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(intra_threads)?
+        // Idle sessions of a server must leave the cores to others.
+        .with_intra_op_spinning(false)?
+        .with_log_level(LogLevel::Warning)?;
+    match provider {
+        Provider::Cpu => Ok(builder),
+        // Without `error_on_failure`, ONNX Runtime would fall back to the CPU and say nothing.
+        Provider::Cuda => Ok(builder.with_execution_providers([CUDA::default().build().error_on_failure()])?),
+    }
+}
+
+fn choose_provider(library: &Path, environment: &Environment, device: Device) -> Result<Provider> {
+    let probe = |provider| build_session(environment, provider, 1).and_then(|mut b| b.commit_from_memory(PROBE));
+    if device != Device::Cpu {
+        match probe(Provider::Cuda) {
+            Ok(_) => return Ok(Provider::Cuda),
+            Err(e) if device == Device::Cuda => return Err(Error::CudaUnavailable(first_line(&e.to_string()))),
+            Err(e) => tracing::debug!(reason = %e, "CUDA is not usable; falling back to the CPU"),
+        }
+    }
+    match probe(Provider::Cpu) {
+        Ok(_) => Ok(Provider::Cpu),
+        Err(e) => Err(unusable(library, &e)),
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+/// The graph y = x + x on one f32 (IR 8, opset 17), in ONNX's protobuf encoding.
+const PROBE: &[u8] = b"\x08\x08\x3a\x31\x0a\x0e\x0a\x01x\x0a\x01x\x12\x01y\x22\x03Add\x12\x05probe\
+\x5a\x0b\x0a\x01x\x12\x06\x0a\x04\x08\x01\x12\x00\x62\x0b\x0a\x01y\x12\x06\x0a\x04\x08\x01\x12\x00\x42\x02\x10\x11";
+
+/// The first `digits.digits.digits` of `text` whose file name or branch names a version of ONNX Runtime 1.
+fn version_in(text: &str) -> Option<String> {
+    text.match_indices("1.").find_map(|(at, _)| {
+        let starts = at == 0 || matches!(text.as_bytes()[at - 1], b'.' | b'-');
+        let version: String = text[at..].chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        let version = version.trim_end_matches('.');
+        let numbers = version.split('.').filter(|part| !part.is_empty()).count();
+        (starts && numbers == 3 && version.split('.').count() == 3).then(|| version.to_owned())
+    })
+}
+
+/// The library's file: `explicit`, or else what `WEIGHTSMITH_ORT` holds; either may be the file or a folder with it.
+///
+/// # Errors
+/// [`Error::RuntimeUnset`] when neither is given, [`Error::RuntimeMissing`] when there is no library there.
+pub fn locate_library(explicit: Option<PathBuf>) -> Result<PathBuf> {
+    let from_environment = || std::env::var_os("WEIGHTSMITH_ORT").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let path = explicit
+        .filter(|p| !p.as_os_str().is_empty())
+        .or_else(from_environment)
+        .ok_or(Error::RuntimeUnset { minimum: ort::MINOR_VERSION })?;
+    if path.is_file() {
+        return Ok(path);
+    }
+    // The archive from the project keeps it in lib, the Python wheel in capi.
+    ["", "lib", "capi", "onnxruntime/capi"]
+        .iter()
+        .find_map(|below| library_in(&path.join(below)))
+        .ok_or(Error::RuntimeMissing(path))
+}
+
+/// The library in `folder`; of several the last by name, which is the one with the most exact version.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let is_library = |name: &str| {
+        name.starts_with("libonnxruntime.so") || (name.starts_with("libonnxruntime.") && name.ends_with(".dylib"))
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(is_library) && path.is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_round_trip() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda] {
+            assert_eq!(device.to_string().parse::<Device>().unwrap(), device);
+            assert_eq!(serde_json::to_string(&device).unwrap(), format!("\"{device}\""));
+        }
+        assert_eq!("CPU".parse::<Device>().unwrap(), Device::Cpu);
+        assert_eq!("gpu".parse::<Device>().unwrap_err().code(), "unknown_device");
+    }
+
+    #[test]
+    fn versions_are_read_from_names_and_build_information() {
+        assert_eq!(version_in("/opt/libonnxruntime.so.1.32.0").as_deref(), Some("1.32.0"));
+        assert_eq!(version_in("ORT Build Info: git-branch=rel-1.24.1, x=2.1.0").as_deref(), Some("1.24.1"));
+        assert_eq!(version_in("/opt/libonnxruntime.so.1"), None);
+        assert_eq!(version_in("/opt/21.5.0/libonnxruntime.so"), None);
+    }
+
+    #[test]
+    fn a_library_is_found_as_file_and_in_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = locate_library(Some(folder.path().to_path_buf())).unwrap_err();
+        assert_eq!(missing.code(), "runtime_missing");
+        assert!(missing.to_string().contains("WEIGHTSMITH_ORT"), "{missing}");
+        let capi = folder.path().join("onnxruntime/capi");
+        std::fs::create_dir_all(&capi).unwrap();
+        std::fs::write(capi.join("libonnxruntime_providers_shared.so"), "").unwrap();
+        assert!(locate_library(Some(folder.path().to_path_buf())).is_err());
+        let library = capi.join("libonnxruntime.so.1.32.0");
+        std::fs::write(&library, "").unwrap();
+        for path in [folder.path().to_path_buf(), capi, library.clone()] {
+            assert_eq!(locate_library(Some(path)).unwrap(), library);
+        }
+    }
+}
