@@ -1,1 +1,19 @@
-//! training
+//! Training in candle: the zoo, the VAE, the dataset encoder and the denoiser, and their export to ONNX from the
+//! same definitions that trained them. Takes and gives files and values; knows no database and no HTTP.
+
+pub mod backend;
+pub mod config;
+mod data;
+pub mod error;
+pub mod export;
+pub mod networks;
+mod ops;
+pub mod optim;
+pub mod params;
+pub mod progress;
+pub mod random;
+pub mod stages;
+
+pub use config::Config;
+pub use data::{Sources, TaskData};
+pub use error::{Error, Result};

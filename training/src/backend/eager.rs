@@ -1,0 +1,163 @@
+//! The backend that runs networks in candle.
+
+use candle_core::{D, Tensor};
+
+use super::{Backend, Layers, Unary};
+use crate::error::{Error, Result};
+use crate::ops;
+use crate::params::{Init, Params};
+
+/// Runs operations at once on candle tensors; parameters come from, and are created in, a [`Params`].
+#[derive(Debug)]
+pub struct Eager<'a> {
+    params: &'a mut Params,
+}
+
+impl<'a> Eager<'a> {
+    /// A backend over these parameters.
+    pub fn new(params: &'a mut Params) -> Self {
+        Self { params }
+    }
+}
+
+/// Applies an element-wise function.
+pub(super) fn unary(x: &Tensor, f: Unary) -> Result<Tensor> {
+    Ok(match f {
+        Unary::Silu => x.silu()?,
+        Unary::Tanh => x.tanh()?,
+        Unary::Relu => x.relu()?,
+        Unary::Sin => x.sin()?,
+        Unary::Cos => x.cos()?,
+        Unary::Sqrt => x.sqrt()?,
+        Unary::Square => x.sqr()?,
+    })
+}
+
+/// Shape with ONNX semantics: 0 keeps the dimension, −1 infers it.
+pub(super) fn resolve(old: &[usize], shape: &[i64]) -> Result<Vec<usize>> {
+    let bad = || Error::Config(format!("cannot reshape {old:?} to {shape:?}"));
+    let mut new = Vec::with_capacity(shape.len());
+    for (i, &s) in shape.iter().enumerate() {
+        new.push(match s {
+            0 => *old.get(i).ok_or_else(bad)?,
+            -1 => 1,
+            s => usize::try_from(s).map_err(|_| bad())?,
+        });
+    }
+    let (have, fixed): (usize, usize) = (old.iter().product(), new.iter().product());
+    if let Some(infer) = shape.iter().position(|&s| s == -1) {
+        if fixed == 0 || have % fixed != 0 {
+            return Err(bad());
+        }
+        new[infer] = have / fixed;
+    } else if fixed != have {
+        return Err(bad());
+    }
+    Ok(new)
+}
+
+impl Layers for Eager<'_> {
+    type T = Tensor;
+
+    fn linear(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let y = self.project(x, weight)?;
+        Ok(y.broadcast_add(bias)?)
+    }
+
+    fn conv2d(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
+        ops::conv2d(x, weight, bias, stride, pad)
+    }
+
+    fn max_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::max_pool2(x)
+    }
+
+    fn unary(&mut self, x: &Tensor, f: Unary) -> Result<Tensor> {
+        unary(x, f)
+    }
+
+    fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.flatten_from(1)?)
+    }
+}
+
+impl Backend for Eager<'_> {
+    fn param(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        self.params.get_or_init(name, shape, init)
+    }
+
+    fn constant(&mut self, data: &[f32], shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(data, shape, self.params.device())?)
+    }
+
+    fn project(&mut self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        // One large product instead of one a leading index.
+        let dims = x.dims();
+        let (last, lead) = dims.split_last().ok_or_else(|| Error::Config("cannot project a scalar".into()))?;
+        let rows: usize = lead.iter().product();
+        let y = x.reshape((rows, *last))?.matmul(&weight.t()?)?;
+        let mut shape = lead.to_vec();
+        shape.push(weight.dim(0)?);
+        Ok(y.reshape(shape)?)
+    }
+
+    fn matmul(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.contiguous()?.matmul(&b.contiguous()?)?)
+    }
+
+    fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.broadcast_add(b)?)
+    }
+
+    fn sub(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.broadcast_sub(b)?)
+    }
+
+    fn mul(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.broadcast_mul(b)?)
+    }
+
+    fn div(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(a.broadcast_div(b)?)
+    }
+
+    fn affine(&mut self, x: &Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+        Ok(x.affine(scale, shift)?)
+    }
+
+    fn softmax(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(candle_nn::ops::softmax(x, D::Minus1)?)
+    }
+
+    fn mean_last(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.mean_keepdim(D::Minus1)?)
+    }
+
+    fn reshape(&mut self, x: &Tensor, shape: &[i64]) -> Result<Tensor> {
+        Ok(x.reshape(resolve(x.dims(), shape)?)?)
+    }
+
+    fn permute(&mut self, x: &Tensor, order: &[usize]) -> Result<Tensor> {
+        Ok(x.permute(order)?.contiguous()?)
+    }
+
+    fn concat(&mut self, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
+        Ok(Tensor::cat(parts, axis)?)
+    }
+
+    fn slice(&mut self, x: &Tensor, axis: usize, start: usize, end: usize) -> Result<Tensor> {
+        Ok(x.narrow(axis, start, end - start)?.contiguous()?)
+    }
+
+    fn upsample2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (n, c, h, w) = x.dims4()?;
+        let x = x.reshape((n, c, h, 1, w, 1))?.broadcast_as((n, c, h, 2, w, 2))?;
+        Ok(x.contiguous()?.reshape((n, c, 2 * h, 2 * w))?)
+    }
+
+    fn expand_first(&mut self, x: &Tensor, _rank: usize, like: &Tensor) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        shape[0] = like.dim(0)?;
+        Ok(x.broadcast_as(shape)?.contiguous()?)
+    }
+}

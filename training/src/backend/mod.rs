@@ -1,0 +1,105 @@
+//! One definition of each network, several backends: [`Eager`] runs it in candle, [`Models`] runs it for many models
+//! at once (a leading model axis, like vmap), [`Onnx`] records it as an ONNX graph.
+
+mod eager;
+mod models;
+pub mod onnx;
+mod proto;
+
+pub use eager::Eager;
+pub use models::Models;
+pub use onnx::Onnx;
+
+use crate::error::Result;
+use crate::params::Init;
+
+/// Element-wise functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unary {
+    /// x · sigmoid(x).
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// max(0, x).
+    Relu,
+    /// Sine.
+    Sin,
+    /// Cosine.
+    Cos,
+    /// Square root.
+    Sqrt,
+    /// x².
+    Square,
+}
+
+/// The operations of the target networks, written as for one model: `input [n, …]`, parameters in natural shape.
+pub trait Layers {
+    /// A tensor, or the name of a value in a graph.
+    type T: Clone;
+
+    /// `x [n, i]`, `weight [o, i]`, `bias [o]` → `[n, o]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn linear(&mut self, x: &Self::T, weight: &Self::T, bias: &Self::T) -> Result<Self::T>;
+    /// `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn conv2d(&mut self, x: &Self::T, weight: &Self::T, bias: &Self::T, stride: usize, pad: usize) -> Result<Self::T>;
+    /// 2×2 maximum pooling with stride 2: `[n, c, h, w]` → `[n, c, h/2, w/2]`.
+    ///
+    /// # Errors
+    /// When a side is odd.
+    fn max_pool2(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// Element-wise function.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn unary(&mut self, x: &Self::T, f: Unary) -> Result<Self::T>;
+    /// `[n, …]` → `[n, product]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn flatten(&mut self, x: &Self::T) -> Result<Self::T>;
+}
+
+/// The operations of the generator's own networks. Shapes follow numpy's broadcasting; in [`Backend::reshape`] 0 keeps
+/// a dimension and −1 infers one, so the batch stays symbolic in a recorded graph.
+#[allow(clippy::missing_errors_doc)] // each fails only when shapes do not fit or the device does
+pub trait Backend: Layers {
+    /// Parameter `name` of the network.
+    fn param(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Self::T>;
+    /// A constant.
+    fn constant(&mut self, data: &[f32], shape: &[usize]) -> Result<Self::T>;
+    /// `x [.., i]`, `weight [o, i]` → `[.., o]`.
+    fn project(&mut self, x: &Self::T, weight: &Self::T) -> Result<Self::T>;
+    /// Batched matrix product; equal leading dimensions.
+    fn matmul(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// a + b.
+    fn add(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// a − b.
+    fn sub(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// a · b.
+    fn mul(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// a / b.
+    fn div(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// x · scale + shift.
+    fn affine(&mut self, x: &Self::T, scale: f64, shift: f64) -> Result<Self::T>;
+    /// Softmax over the last dimension.
+    fn softmax(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// Mean over the last dimension, kept.
+    fn mean_last(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// New shape.
+    fn reshape(&mut self, x: &Self::T, shape: &[i64]) -> Result<Self::T>;
+    /// New order of dimensions.
+    fn permute(&mut self, x: &Self::T, order: &[usize]) -> Result<Self::T>;
+    /// Joins along `axis`.
+    fn concat(&mut self, parts: &[&Self::T], axis: usize) -> Result<Self::T>;
+    /// Range `[start, end)` along `axis`.
+    fn slice(&mut self, x: &Self::T, axis: usize, start: usize, end: usize) -> Result<Self::T>;
+    /// Nearest-neighbour upsampling by 2: `[n, c, h, w]` → `[n, c, 2h, 2w]`.
+    fn upsample2(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// Repeats a tensor of `rank` dimensions, the first being 1, along the leading dimension of `like`.
+    fn expand_first(&mut self, x: &Self::T, rank: usize, like: &Self::T) -> Result<Self::T>;
+}

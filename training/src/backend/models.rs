@@ -1,0 +1,43 @@
+//! The backend that runs one target network for many models at once: every tensor has a leading model axis.
+
+use candle_core::Tensor;
+
+use super::{Layers, Unary};
+use crate::error::Result;
+use crate::ops;
+
+/// Like vmap over models: `input [m, n, …]`, parameters `[m, …natural shape]`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Models;
+
+impl Layers for Models {
+    type T = Tensor;
+
+    fn linear(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        Ok(x.matmul(&weight.transpose(1, 2)?)?.broadcast_add(&bias.unsqueeze(1)?)?)
+    }
+
+    fn conv2d(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
+        let (m, n, c, h, w) = x.dims5()?;
+        let (_, out, _, k, _) = weight.dims5()?;
+        let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
+        let columns = ops::im2col(&x.reshape((m * n, c, h, w))?, k, stride, pad)?;
+        let columns = columns.reshape((m, n * oh * ow, c * k * k))?;
+        let y = columns.matmul(&weight.reshape((m, out, c * k * k))?.transpose(1, 2)?)?;
+        let y = y.broadcast_add(&bias.unsqueeze(1)?)?;
+        Ok(y.reshape((m, n, oh * ow, out))?.transpose(2, 3)?.contiguous()?.reshape((m, n, out, oh, ow))?)
+    }
+
+    fn max_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (m, n, c, h, w) = x.dims5()?;
+        Ok(ops::max_pool2(&x.reshape((m * n, c, h, w))?)?.reshape((m, n, c, h / 2, w / 2))?)
+    }
+
+    fn unary(&mut self, x: &Tensor, f: Unary) -> Result<Tensor> {
+        super::eager::unary(x, f)
+    }
+
+    fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.flatten_from(2)?)
+    }
+}

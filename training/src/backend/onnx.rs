@@ -1,0 +1,264 @@
+//! The backend that records a network as an ONNX graph (opset 17).
+
+use prost::Message;
+
+use super::proto::{
+    AttributeProto, Dimension, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+};
+use super::{Backend, Layers, Unary};
+use crate::error::{Error, Result};
+use crate::params::{Init, Params};
+
+const FLOAT: i32 = 1;
+const INT64: i32 = 7;
+
+/// Records operations; values are names. The first dimension of inputs and outputs named [`BATCH`] is symbolic.
+#[derive(Debug)]
+pub struct Onnx<'a> {
+    params: Option<&'a Params>,
+    graph: GraphProto,
+    next: usize,
+}
+
+/// Stands for the symbolic batch in [`Onnx::input`] and [`Onnx::output`].
+pub const BATCH: usize = usize::MAX;
+
+impl<'a> Onnx<'a> {
+    /// An empty graph; parameters become initialisers with the values of `params`.
+    pub fn new(name: &str, params: Option<&'a Params>) -> Self {
+        Self { params, graph: GraphProto { name: name.to_owned(), ..Default::default() }, next: 0 }
+    }
+
+    /// Declares a graph input.
+    pub fn input(&mut self, name: &str, shape: &[usize]) -> String {
+        self.graph.input.push(value_info(name, shape));
+        name.to_owned()
+    }
+
+    /// Declares `value` as the graph output `name`.
+    pub fn output(&mut self, value: &str, name: &str, shape: &[usize]) {
+        self.graph.node.push(NodeProto {
+            input: vec![value.to_owned()],
+            output: vec![name.to_owned()],
+            name: format!("output_{name}"),
+            op_type: "Identity".into(),
+            attribute: Vec::new(),
+        });
+        self.graph.output.push(value_info(name, shape));
+    }
+
+    /// The finished model file.
+    pub fn finish(self) -> Vec<u8> {
+        ModelProto {
+            ir_version: 8,
+            producer_name: "weightsmith".into(),
+            graph: Some(self.graph),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+        }
+        .encode_to_vec()
+    }
+
+    fn node(&mut self, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> String {
+        self.next += 1;
+        let output = format!("v{}", self.next);
+        self.graph.node.push(NodeProto {
+            input: inputs.iter().map(|&s| s.to_owned()).collect(),
+            output: vec![output.clone()],
+            name: format!("{op}_{}", self.next),
+            op_type: op.to_owned(),
+            attribute,
+        });
+        output
+    }
+
+    fn ints(&mut self, values: &[i64]) -> String {
+        self.next += 1;
+        let name = format!("c{}", self.next);
+        self.graph.initializer.push(TensorProto {
+            dims: vec![values.len() as i64],
+            data_type: INT64,
+            name: name.clone(),
+            raw_data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        });
+        name
+    }
+
+    fn floats(&mut self, name: String, data: &[f32], shape: &[usize]) -> String {
+        self.graph.initializer.push(TensorProto {
+            dims: shape.iter().map(|&d| d as i64).collect(),
+            data_type: FLOAT,
+            name: name.clone(),
+            raw_data: data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        });
+        name
+    }
+
+    fn scalar(&mut self, value: f64) -> String {
+        self.next += 1;
+        let name = format!("c{}", self.next);
+        self.floats(name, &[value as f32], &[])
+    }
+}
+
+fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
+    let dim = |&d: &usize| DimensionProto {
+        value: Some(if d == BATCH { Dimension::Param("batch".into()) } else { Dimension::Value(d as i64) }),
+    };
+    let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
+    let tensor_type = TensorTypeProto { elem_type: FLOAT, shape: Some(shape) };
+    ValueInfoProto { name: name.to_owned(), kind: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+}
+
+fn attr_ints(name: &str, ints: &[usize]) -> AttributeProto {
+    let ints = ints.iter().map(|&i| i as i64).collect();
+    AttributeProto { name: name.into(), ints, kind: 7, ..Default::default() }
+}
+
+fn attr_int(name: &str, i: i64) -> AttributeProto {
+    AttributeProto { name: name.into(), i: Some(i), kind: 2, ..Default::default() }
+}
+
+fn attr_string(name: &str, s: &str) -> AttributeProto {
+    AttributeProto { name: name.into(), s: Some(s.as_bytes().to_vec()), kind: 3, ..Default::default() }
+}
+
+impl Layers for Onnx<'_> {
+    type T = String;
+
+    fn linear(&mut self, x: &String, weight: &String, bias: &String) -> Result<String> {
+        let y = self.project(x, weight)?;
+        self.add(&y, bias)
+    }
+
+    fn conv2d(&mut self, x: &String, weight: &String, bias: &String, stride: usize, pad: usize) -> Result<String> {
+        let attributes = vec![attr_ints("strides", &[stride; 2]), attr_ints("pads", &[pad; 4])];
+        Ok(self.node("Conv", &[x, weight, bias], attributes))
+    }
+
+    fn max_pool2(&mut self, x: &String) -> Result<String> {
+        let attributes = vec![attr_ints("kernel_shape", &[2, 2]), attr_ints("strides", &[2, 2])];
+        Ok(self.node("MaxPool", &[x], attributes))
+    }
+
+    fn unary(&mut self, x: &String, f: Unary) -> Result<String> {
+        Ok(match f {
+            Unary::Silu => {
+                let s = self.node("Sigmoid", &[x], vec![]);
+                self.node("Mul", &[x, &s], vec![])
+            }
+            Unary::Tanh => self.node("Tanh", &[x], vec![]),
+            Unary::Relu => self.node("Relu", &[x], vec![]),
+            Unary::Sin => self.node("Sin", &[x], vec![]),
+            Unary::Cos => self.node("Cos", &[x], vec![]),
+            Unary::Sqrt => self.node("Sqrt", &[x], vec![]),
+            Unary::Square => self.node("Mul", &[x, x], vec![]),
+        })
+    }
+
+    fn flatten(&mut self, x: &String) -> Result<String> {
+        Ok(self.node("Flatten", &[x], vec![attr_int("axis", 1)]))
+    }
+}
+
+impl Backend for Onnx<'_> {
+    fn param(&mut self, name: &str, shape: &[usize], _init: Init) -> Result<String> {
+        if self.graph.initializer.iter().any(|t| t.name == name) {
+            return Ok(name.to_owned());
+        }
+        let missing = || Error::Config(format!("parameter {name} was never trained"));
+        let var = self.params.and_then(|p| p.get(name)).ok_or_else(missing)?;
+        let data = var.flatten_all()?.to_vec1::<f32>()?;
+        Ok(self.floats(name.to_owned(), &data, shape))
+    }
+
+    fn constant(&mut self, data: &[f32], shape: &[usize]) -> Result<String> {
+        self.next += 1;
+        let name = format!("c{}", self.next);
+        Ok(self.floats(name, data, shape))
+    }
+
+    fn project(&mut self, x: &String, weight: &String) -> Result<String> {
+        let transposed = self.node("Transpose", &[weight], vec![attr_ints("perm", &[1, 0])]);
+        Ok(self.node("MatMul", &[x, &transposed], vec![]))
+    }
+
+    fn matmul(&mut self, a: &String, b: &String) -> Result<String> {
+        Ok(self.node("MatMul", &[a, b], vec![]))
+    }
+
+    fn add(&mut self, a: &String, b: &String) -> Result<String> {
+        Ok(self.node("Add", &[a, b], vec![]))
+    }
+
+    fn sub(&mut self, a: &String, b: &String) -> Result<String> {
+        Ok(self.node("Sub", &[a, b], vec![]))
+    }
+
+    fn mul(&mut self, a: &String, b: &String) -> Result<String> {
+        Ok(self.node("Mul", &[a, b], vec![]))
+    }
+
+    fn div(&mut self, a: &String, b: &String) -> Result<String> {
+        Ok(self.node("Div", &[a, b], vec![]))
+    }
+
+    fn affine(&mut self, x: &String, scale: f64, shift: f64) -> Result<String> {
+        let mut y = x.clone();
+        if scale != 1.0 {
+            let c = self.scalar(scale);
+            y = self.node("Mul", &[&y, &c], vec![]);
+        }
+        if shift != 0.0 {
+            let c = self.scalar(shift);
+            y = self.node("Add", &[&y, &c], vec![]);
+        }
+        Ok(y)
+    }
+
+    fn softmax(&mut self, x: &String) -> Result<String> {
+        Ok(self.node("Softmax", &[x], vec![attr_int("axis", -1)]))
+    }
+
+    fn mean_last(&mut self, x: &String) -> Result<String> {
+        let mut axes = attr_ints("axes", &[]);
+        axes.ints = vec![-1];
+        Ok(self.node("ReduceMean", &[x], vec![axes, attr_int("keepdims", 1)]))
+    }
+
+    fn reshape(&mut self, x: &String, shape: &[i64]) -> Result<String> {
+        let shape = self.ints(shape);
+        Ok(self.node("Reshape", &[x, &shape], vec![]))
+    }
+
+    fn permute(&mut self, x: &String, order: &[usize]) -> Result<String> {
+        Ok(self.node("Transpose", &[x], vec![attr_ints("perm", order)]))
+    }
+
+    fn concat(&mut self, parts: &[&String], axis: usize) -> Result<String> {
+        let inputs: Vec<&str> = parts.iter().map(|s| s.as_str()).collect();
+        Ok(self.node("Concat", &inputs, vec![attr_int("axis", axis as i64)]))
+    }
+
+    fn slice(&mut self, x: &String, axis: usize, start: usize, end: usize) -> Result<String> {
+        let (starts, ends, axes) = (self.ints(&[start as i64]), self.ints(&[end as i64]), self.ints(&[axis as i64]));
+        Ok(self.node("Slice", &[x, &starts, &ends, &axes], vec![]))
+    }
+
+    fn upsample2(&mut self, x: &String) -> Result<String> {
+        let scales = self.constant(&[1.0, 1.0, 2.0, 2.0], &[4])?;
+        let attributes = vec![
+            attr_string("mode", "nearest"),
+            attr_string("coordinate_transformation_mode", "asymmetric"),
+            attr_string("nearest_mode", "floor"),
+        ];
+        Ok(self.node("Resize", &[x, "", &scales], attributes))
+    }
+
+    fn expand_first(&mut self, x: &String, rank: usize, like: &String) -> Result<String> {
+        let batch = self.node("Shape", &[like], vec![attr_int("start", 0), attr_int("end", 1)]);
+        let ones = self.ints(&vec![1; rank.saturating_sub(1)]);
+        let shape = self.node("Concat", &[&batch, &ones], vec![attr_int("axis", 0)]);
+        Ok(self.node("Expand", &[x, &shape], vec![]))
+    }
+}

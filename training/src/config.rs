@@ -1,0 +1,493 @@
+//! Configuration of a generator's training: one TOML file.
+
+use serde::{Deserialize, Serialize};
+use weights::manifest::Prediction;
+use weights::{Activation, Architecture, StandardiseMode};
+
+use crate::error::{Error, Result};
+use crate::networks::denoiser::DenoiserConfig;
+
+/// Everything that decides a generator. Sections have defaults; unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of zoo and generator.
+    pub name: String,
+    /// One sentence for people.
+    #[serde(default)]
+    pub description: String,
+    /// Seed of everything.
+    #[serde(default)]
+    pub seed: u64,
+    /// Labelled data.
+    pub data: DataConfig,
+    /// Tasks of the zoo.
+    pub tasks: TasksConfig,
+    /// Network whose weights are generated.
+    pub architecture: ArchitectureConfig,
+    /// The zoo.
+    #[serde(default)]
+    pub zoo: ZooConfig,
+    /// Vectors.
+    #[serde(default)]
+    pub vectors: VectorsConfig,
+    /// The VAE.
+    #[serde(default)]
+    pub vae: VaeConfig,
+    /// The dataset encoder.
+    #[serde(default)]
+    pub encoder: EncoderConfig,
+    /// The denoiser.
+    pub denoiser: DenoiserConfig,
+    /// The diffusion.
+    #[serde(default)]
+    pub diffusion: DiffusionConfig,
+    /// What the demo measures.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+}
+
+/// Labelled data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The sources.
+    pub sources: Vec<SourceConfig>,
+    /// Share of validation examples of each class: support images of requests come from here.
+    #[serde(default = "d::validation")]
+    pub validation: f64,
+    /// Share of test examples of each class: accuracies are measured here only.
+    #[serde(default = "d::test")]
+    pub test: f64,
+    /// Largest number of examples of a class that is used; 0 for all.
+    #[serde(default)]
+    pub limit_per_class: usize,
+}
+
+/// One source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Name.
+    pub name: String,
+    /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`; `${VARIABLE}` is replaced from the environment.
+    pub from: String,
+    /// Height and width that images are resized to.
+    #[serde(default)]
+    pub resize: Option<[usize; 2]>,
+}
+
+/// Which tasks the zoo is trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TasksConfig {
+    /// Each source with all its classes in their own order is one task.
+    Sources,
+    /// Ordered choices of some classes of each source.
+    ClassSets {
+        /// Classes of a task.
+        classes: usize,
+        /// Class sets of each source in the zoo; all others stay unseen.
+        seen: usize,
+        /// Random orders of each set.
+        orders: usize,
+    },
+}
+
+/// Network whose weights are generated; inputs and classes follow from the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ArchitectureConfig {
+    /// Multi-layer perceptron.
+    Mlp {
+        /// Hidden widths.
+        hidden: Vec<usize>,
+        /// Activation.
+        #[serde(default)]
+        activation: Activation,
+    },
+    /// The tiny CNN on 28×28 images.
+    TinyCnn,
+    /// Linear head on features.
+    Head,
+}
+
+impl ArchitectureConfig {
+    /// The architecture for inputs of `input_shape` and `classes` classes.
+    ///
+    /// # Errors
+    /// When the sizes make no network, or the input does not fit.
+    pub fn build(&self, input_shape: &[usize], classes: usize) -> Result<Architecture> {
+        let inputs = input_shape.iter().product();
+        let architecture = match self {
+            Self::Mlp { hidden, activation } => {
+                Architecture::Mlp { inputs, hidden: hidden.clone(), classes, activation: *activation }
+            }
+            Self::TinyCnn => Architecture::TinyCnn { channels: input_shape[0], classes },
+            Self::Head => Architecture::Head { features: inputs, classes },
+        };
+        architecture.validate()?;
+        if architecture.input_dim() != inputs {
+            let need = architecture.input_shape();
+            return Err(Error::Config(format!(
+                "{} takes inputs of shape {need:?}, the data has {input_shape:?}; set `resize` for each source",
+                architecture.name()
+            )));
+        }
+        Ok(architecture)
+    }
+}
+
+/// The zoo: many models advance together in one batched tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ZooConfig {
+    /// Runs of each task.
+    pub runs_per_task: usize,
+    /// Epochs of each run.
+    pub epochs: usize,
+    /// Images of a step.
+    pub batch: usize,
+    /// Adam's learning rate.
+    pub lr: f64,
+    /// Checkpoints kept of each run: those of its last epochs.
+    pub keep: usize,
+    /// Models in one batched tensor.
+    pub group: usize,
+    /// Whether all runs start at the same weights.
+    pub common_init: bool,
+}
+
+impl Default for ZooConfig {
+    fn default() -> Self {
+        Self { runs_per_task: 1, epochs: 25, batch: 100, lr: 3e-3, keep: 1, group: 250, common_init: true }
+    }
+}
+
+/// How checkpoints become vectors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VectorsConfig {
+    /// Sweeps of the alignment of hidden units to a reference; 0 for none.
+    pub alignment_sweeps: usize,
+    /// Rounds of alignment: the first to the best checkpoint, each further one to the mean of the last.
+    pub alignment_rounds: usize,
+    /// Standardisation.
+    pub standardise: StandardiseMode,
+    /// Share of runs held out for validation.
+    pub held_out: f64,
+}
+
+impl Default for VectorsConfig {
+    fn default() -> Self {
+        Self { alignment_sweeps: 4, alignment_rounds: 2, standardise: StandardiseMode::Parameter, held_out: 0.05 }
+    }
+}
+
+/// The VAE (Eq. 1) with the behaviour loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VaeConfig {
+    /// Hidden widths of the encoder.
+    pub hidden: Vec<usize>,
+    /// Latent shape.
+    pub latent: Vec<usize>,
+    /// Weight of the KL divergence, per weight of the vector.
+    pub beta: f64,
+    /// Weight of the squared error of the vectors.
+    pub mse: f64,
+    /// Weight of the behaviour loss: KL between the outputs of the original and of the decoded network.
+    pub behaviour: f64,
+    /// Share of each batch that the behaviour loss sees.
+    pub behaviour_share: f64,
+    /// Images of each class in the behaviour loss.
+    pub behaviour_images: usize,
+    /// Noise added to the standardised vectors.
+    pub input_noise: f64,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Batch.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        Self {
+            hidden: vec![512],
+            latent: vec![128],
+            beta: 1e-4,
+            mse: 1.0,
+            behaviour: 0.3,
+            behaviour_share: 0.5,
+            behaviour_images: 8,
+            input_noise: 0.001,
+            steps: 2000,
+            batch: 96,
+            lr: 1e-3,
+            weight_decay: 0.01,
+        }
+    }
+}
+
+/// The dataset encoder and its alignment (Eq. 2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EncoderConfig {
+    /// Images of each class.
+    pub images: usize,
+    /// Width inside.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Attention blocks inside a class and over classes.
+    pub blocks: usize,
+    /// Width of a class token.
+    pub token_dim: usize,
+    /// Width of z_D.
+    pub embedding_dim: usize,
+    /// Steps of the contrastive alignment.
+    pub steps: usize,
+    /// Batch.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Temperature of the contrastive loss at the start; it is learned.
+    pub temperature: f64,
+    /// Learning rate of the encoder while the denoiser trains, as a share of the denoiser's; 0 freezes it.
+    pub joint: f64,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self {
+            images: 5,
+            width: 64,
+            heads: 4,
+            blocks: 1,
+            token_dim: 32,
+            embedding_dim: 64,
+            steps: 600,
+            batch: 96,
+            lr: 1e-3,
+            weight_decay: 0.01,
+            temperature: 0.1,
+            joint: 0.0,
+        }
+    }
+}
+
+/// The diffusion (Eq. 3).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiffusionConfig {
+    /// T.
+    pub timesteps: usize,
+    /// β₁.
+    pub beta_start: f64,
+    /// β_T.
+    pub beta_end: f64,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    /// Share of conditions replaced by zero, for classifier-free guidance.
+    pub condition_dropout: f64,
+    /// Noise added to the latents of unit deviation.
+    pub latent_noise: f64,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Batch.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Decay of the moving average of the parameters.
+    pub ema: f64,
+}
+
+impl Default for DiffusionConfig {
+    fn default() -> Self {
+        Self {
+            timesteps: 1000,
+            beta_start: 0.0015,
+            beta_end: 0.0155,
+            prediction: Prediction::Sample,
+            condition_dropout: 0.1,
+            latent_noise: 0.1,
+            steps: 2000,
+            batch: 96,
+            lr: 1e-3,
+            weight_decay: 0.05,
+            ema: 0.995,
+        }
+    }
+}
+
+/// What the demo measures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationConfig {
+    /// Seen tasks that are asked for.
+    pub seen_tasks: usize,
+    /// Unseen tasks that are asked for.
+    pub unseen_tasks: usize,
+    /// Samples of each request.
+    pub samples: usize,
+    /// DDIM steps.
+    pub steps: usize,
+    /// Guidance of each request.
+    pub guidance: f64,
+    /// Epochs of fine-tuning at which accuracy is measured.
+    pub epochs: Vec<usize>,
+    /// Images of a fine-tuning step.
+    pub batch: usize,
+    /// Adam's learning rate in fine-tuning.
+    pub lr: f64,
+}
+
+impl Default for EvaluationConfig {
+    fn default() -> Self {
+        Self {
+            seen_tasks: 52,
+            unseen_tasks: 52,
+            samples: 5,
+            steps: 20,
+            guidance: 1.0,
+            epochs: vec![0, 1, 5],
+            batch: 100,
+            lr: 3e-3,
+        }
+    }
+}
+
+mod d {
+    pub fn validation() -> f64 {
+        0.1
+    }
+    pub fn test() -> f64 {
+        0.2
+    }
+}
+
+impl Config {
+    /// Parses and checks a TOML text.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the line of a wrong key, or with the value that makes no sense.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| Error::Config(e.to_string().trim().replace('\n', " ")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks values against each other.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what would be right.
+    pub fn validate(&self) -> Result<()> {
+        let need = |ok: bool, text: &str| if ok { Ok(()) } else { Err(Error::Config(text.to_owned())) };
+        let positive = |value: usize, name: &str| need(value > 0, &format!("{name} must be at least 1"));
+        need(!self.data.sources.is_empty(), "data.sources needs at least one source")?;
+        for (i, source) in self.data.sources.iter().enumerate() {
+            let first = self.data.sources.iter().position(|s| s.name == source.name) == Some(i);
+            need(first, &format!("data.sources names {} twice", source.name))?;
+        }
+        for (value, name) in [
+            (self.zoo.runs_per_task, "zoo.runs_per_task"),
+            (self.zoo.epochs, "zoo.epochs"),
+            (self.zoo.batch, "zoo.batch"),
+            (self.zoo.group, "zoo.group"),
+            (self.zoo.keep, "zoo.keep"),
+            (self.vae.steps, "vae.steps"),
+            (self.vae.batch, "vae.batch"),
+            (self.vae.behaviour_images, "vae.behaviour_images"),
+            (self.encoder.images, "encoder.images"),
+            (self.encoder.steps, "encoder.steps"),
+            (self.encoder.batch, "encoder.batch"),
+            (self.encoder.heads, "encoder.heads"),
+            (self.diffusion.steps, "diffusion.steps"),
+            (self.diffusion.batch, "diffusion.batch"),
+            (self.diffusion.timesteps, "diffusion.timesteps"),
+            (self.evaluation.samples, "evaluation.samples"),
+            (self.evaluation.steps, "evaluation.steps"),
+            (self.evaluation.batch, "evaluation.batch"),
+        ] {
+            positive(value, name)?;
+        }
+        need(self.zoo.keep <= self.zoo.epochs, "zoo.keep cannot exceed zoo.epochs")?;
+        need(self.encoder.width % self.encoder.heads == 0, "encoder.width must be a multiple of encoder.heads")?;
+        let latent: usize = self.vae.latent.iter().product();
+        need(latent > 0, "vae.latent must have at least one value")?;
+        for (share, name) in [
+            (self.vectors.held_out, "vectors.held_out"),
+            (self.vae.behaviour_share, "vae.behaviour_share"),
+            (self.diffusion.condition_dropout, "diffusion.condition_dropout"),
+        ] {
+            need((0.0..=1.0).contains(&share), &format!("{name} must lie between 0 and 1"))?;
+        }
+        let (start, end) = (self.diffusion.beta_start, self.diffusion.beta_end);
+        need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")?;
+        match &self.denoiser {
+            DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent)?,
+            DenoiserConfig::Mlp { width, .. } => positive(*width, "denoiser.width")?,
+            DenoiserConfig::Transformer { width, heads, pieces, .. } => {
+                let fits = *heads > 0 && *pieces > 0 && width % heads == 0 && latent % pieces == 0;
+                need(fits, "denoiser.width must be a multiple of heads and the latent's size one of pieces")?;
+            }
+        }
+        if let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks {
+            need(*classes >= 2, "tasks.classes must be at least 2")?;
+            positive(*seen, "tasks.seen")?;
+            positive(*orders, "tasks.orders")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        name = "t"
+        [data]
+        sources = [{ name = "digits", from = "digits" }]
+        [tasks]
+        kind = "class_sets"
+        classes = 5
+        seen = 200
+        orders = 15
+        [architecture]
+        kind = "mlp"
+        hidden = [32]
+        [denoiser]
+        kind = "mlp"
+        width = 64
+        blocks = 2
+    "#;
+
+    #[test]
+    fn a_minimal_file_has_the_defaults() {
+        let config = Config::parse(MINIMAL).unwrap();
+        assert_eq!(config.zoo, ZooConfig::default());
+        assert_eq!(config.diffusion.timesteps, 1000);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| Config::parse(text).unwrap_err().to_string();
+        assert!(error(&MINIMAL.replace("width = 64", "widht = 64")).contains("widht"));
+        assert!(error(&format!("{MINIMAL}\n[zoo]\nbatch = 0")).contains("zoo.batch"));
+        assert!(error(&format!("{MINIMAL}\n[encoder]\nwidth = 10")).contains("multiple of encoder.heads"));
+        let unet = MINIMAL.replace(
+            "kind = \"mlp\"\n        width = 64\n        blocks = 2",
+            "kind = \"unet\"\nchannels = 16\nmultipliers = [1, 2]",
+        );
+        assert!(error(&unet).contains("[c, h, w]"), "{}", error(&unet));
+    }
+}

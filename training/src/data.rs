@@ -1,0 +1,239 @@
+//! The labelled data of a configuration, split once, and the batches drawn from it.
+
+use datasets::{Dataset, Split, Task};
+use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use crate::config::{Config, SourceConfig, TasksConfig};
+use crate::error::{Error, Result};
+use crate::random;
+
+/// Which part of the examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Models and generators train on these.
+    Train,
+    /// Support images of requests.
+    Validation,
+    /// Accuracies are measured on these only.
+    Test,
+}
+
+/// A source with its split.
+#[derive(Debug)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// All examples.
+    pub data: Dataset,
+    by_class: [Vec<Vec<usize>>; 3],
+}
+
+/// All sources of a configuration.
+#[derive(Debug)]
+pub struct Sources {
+    list: Vec<Source>,
+}
+
+/// Indices of one task's examples of one part, per class in the task's order.
+#[derive(Debug, Clone)]
+pub struct TaskData<'a> {
+    source: &'a Source,
+    classes: Vec<&'a [usize]>,
+}
+
+impl Sources {
+    /// Loads and splits all sources; equal seeds give equal splits.
+    ///
+    /// # Errors
+    /// When a source cannot be read, an environment variable is not set, or sources differ in shape.
+    pub fn load(config: &Config) -> Result<Self> {
+        let list = config.data.sources.iter().map(|source| load_source(config, source)).collect::<Result<Vec<_>>>()?;
+        if let Some(other) = list.iter().find(|s| s.data.shape != list[0].data.shape) {
+            return Err(Error::Config(format!(
+                "source {} has examples of shape {:?}, {} of {:?}; set `resize` so that all are equal",
+                other.name, other.data.shape, list[0].name, list[0].data.shape
+            )));
+        }
+        Ok(Self { list })
+    }
+
+    /// The sources.
+    pub fn list(&self) -> &[Source] {
+        &self.list
+    }
+
+    /// Shape of one example.
+    pub fn input_shape(&self) -> &[usize] {
+        &self.list[0].data.shape
+    }
+
+    /// A task's examples of one part.
+    ///
+    /// # Errors
+    /// When the source or a class does not exist.
+    pub fn task(&self, task: &Task, part: Part) -> Result<TaskData<'_>> {
+        let source = self
+            .list
+            .iter()
+            .find(|s| s.name == task.source)
+            .ok_or_else(|| Error::Config(format!("task {task}: there is no source of that name")))?;
+        let by_class = &source.by_class[part as usize];
+        let classes = task
+            .classes
+            .iter()
+            .map(|&c| by_class.get(c as usize).map(Vec::as_slice))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| Error::Config(format!("task {task}: the source has {} classes", by_class.len())))?;
+        Ok(TaskData { source, classes })
+    }
+
+    /// The tasks of a configuration: those of the zoo, and those that stay unseen.
+    ///
+    /// # Errors
+    /// When there are fewer class sets than asked for.
+    pub fn tasks(&self, config: &Config) -> Result<(Vec<Task>, Vec<Task>)> {
+        let mut rng = random::stream(config.seed, "tasks");
+        let (mut seen, mut unseen) = (Vec::new(), Vec::new());
+        for source in &self.list {
+            match &config.tasks {
+                TasksConfig::Sources => {
+                    let classes = (0..source.data.classes() as u32).collect();
+                    seen.push(Task { source: source.name.clone(), classes });
+                }
+                TasksConfig::ClassSets { classes, seen: n, orders } => {
+                    let mut sets = datasets::class_sets(source.data.classes(), *classes);
+                    if sets.len() < *n {
+                        return Err(Error::Config(format!(
+                            "source {} has {} sets of {classes} classes, tasks.seen asks for {n}",
+                            source.name,
+                            sets.len()
+                        )));
+                    }
+                    sets.shuffle(&mut rng);
+                    seen.extend(datasets::ordered_tasks(&source.name, &sets[..*n], *orders, &mut rng));
+                    unseen.extend(datasets::ordered_tasks(&source.name, &sets[*n..], 1, &mut rng));
+                }
+            }
+        }
+        Ok((seen, unseen))
+    }
+}
+
+fn load_source(config: &Config, source: &SourceConfig) -> Result<Source> {
+    let mut data = datasets::load_source(&expand(&source.from)?)?;
+    if let Some([height, width]) = source.resize
+        && data.shape[1..] != [height, width]
+    {
+        data = data.resize(height, width)?;
+    }
+    if config.data.limit_per_class > 0 {
+        let all: Vec<usize> = (0..data.len()).collect();
+        let mut keep = Vec::new();
+        let mut rng = random::stream(config.seed, &format!("limit {}", source.name));
+        for mut class in data.class_indices(&all) {
+            class.shuffle(&mut rng);
+            class.truncate(config.data.limit_per_class);
+            keep.extend(class);
+        }
+        keep.sort_unstable();
+        data = data.take(&keep);
+    }
+    data.name.clone_from(&source.name);
+    let Split { train, validation, test } =
+        datasets::split(&data, config.seed, config.data.validation, config.data.test)?;
+    let by_class = [train, validation, test].map(|part| data.class_indices(&part));
+    Ok(Source { name: source.name.clone(), data, by_class })
+}
+
+/// Replaces `${NAME}` by the environment's value.
+fn expand(text: &str) -> Result<String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find("${") {
+        let tail = &rest[start + 2..];
+        let end = tail.find('}').ok_or_else(|| Error::Config(format!("{text}: a `${{` has no `}}`")))?;
+        let name = &tail[..end];
+        let value = std::env::var(name).map_err(|_| {
+            Error::Config(format!("{text}: set the environment variable {name} to the folder that holds the data"))
+        })?;
+        out.push_str(&rest[..start]);
+        out.push_str(&value);
+        rest = &tail[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+impl TaskData<'_> {
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Examples of the smallest class.
+    pub fn per_class(&self) -> usize {
+        self.classes.iter().map(|c| c.len()).min().unwrap_or(0)
+    }
+
+    /// Features of one example.
+    pub fn dim(&self) -> usize {
+        self.source.data.dim()
+    }
+
+    /// Appends the features of `n` examples of each class, drawn without replacement where there are enough,
+    /// class-major, to `out`.
+    pub fn draw(&self, n: usize, rng: &mut ChaCha8Rng, out: &mut Vec<f32>) {
+        for class in &self.classes {
+            for index in rand::seq::index::sample(rng, class.len(), n.min(class.len())) {
+                self.push(class[index], out);
+            }
+            for _ in class.len()..n {
+                self.push(class[rng.random_range(0..class.len())], out);
+            }
+        }
+    }
+
+    /// The first `n` examples of each class, class-major: features `[classes · n · dim]`.
+    pub fn first(&self, n: usize) -> Vec<f32> {
+        let mut out = Vec::with_capacity(self.classes.len() * n * self.dim());
+        for class in &self.classes {
+            for &index in &class[..n.min(class.len())] {
+                self.push(index, &mut out);
+            }
+        }
+        out
+    }
+
+    /// The first `n` examples of each class as a dataset with the task's class order.
+    pub fn dataset(&self, n: usize) -> Dataset {
+        let mut indices = Vec::new();
+        let mut labels = Vec::new();
+        for (label, class) in self.classes.iter().enumerate() {
+            for &index in &class[..n.min(class.len())] {
+                indices.push(index);
+                labels.push(label as u32);
+            }
+        }
+        let mut data = self.source.data.take(&indices);
+        let names = self.classes.iter().filter_map(|class| {
+            class.first().map(|&i| self.source.data.class_names[self.source.data.labels[i] as usize].clone())
+        });
+        data.class_names = names.collect();
+        data.labels = labels;
+        data
+    }
+
+    /// Index lists per class, for epochs over all examples.
+    pub(crate) fn index_lists(&self) -> Vec<Vec<usize>> {
+        self.classes.iter().map(|c| c.to_vec()).collect()
+    }
+
+    /// Appends one example's features.
+    pub(crate) fn push(&self, index: usize, out: &mut Vec<f32>) {
+        let start = out.len();
+        out.resize(start + self.dim(), 0.0);
+        self.source.data.write_features(index, &mut out[start..]);
+    }
+}

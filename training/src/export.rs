@@ -1,0 +1,182 @@
+//! Export of each trained network to ONNX from the definition that trained it, and probes: inputs with candle's
+//! outputs, against which the exported graphs are compared.
+
+use candle_core::{Device, Tensor};
+use weights::Architecture;
+use weights::manifest::files;
+
+use crate::backend::Eager;
+use crate::backend::onnx::{BATCH, Onnx};
+use crate::error::Result;
+use crate::networks::{dataset_encoder, denoiser, target, vae};
+use crate::random;
+use crate::stages::diffusion::Denoiser;
+use crate::stages::encoder::Encoder;
+use crate::stages::fit;
+use crate::stages::vae::Vae;
+
+/// A named tensor of a probe.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    /// Name in the graph.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Values, row-major.
+    pub data: Vec<f32>,
+}
+
+/// Inputs of a graph and the outputs that candle gives for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// File in the bundle.
+    pub graph: String,
+    /// Inputs.
+    pub inputs: Vec<Named>,
+    /// Expected outputs.
+    pub outputs: Vec<Named>,
+}
+
+/// Batches of the probes.
+pub const PROBE_BATCHES: [usize; 3] = [1, 3, 32];
+
+fn with_batch(shape: &[usize]) -> Vec<usize> {
+    std::iter::once(BATCH).chain(shape.iter().copied()).collect()
+}
+
+fn named(name: &str, tensor: &Tensor) -> Result<Named> {
+    Ok(Named { name: name.into(), shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1()? })
+}
+
+/// The forward graph of an architecture: one input per parameter and `input`, output `logits`.
+///
+/// # Errors
+/// When the architecture makes no network.
+pub fn forward(architecture: &Architecture) -> Result<Vec<u8>> {
+    architecture.validate()?;
+    let mut graph = Onnx::new("forward", None);
+    let x = graph.input("input", &with_batch(&architecture.input_shape()));
+    let params: Vec<String> = architecture.layout().params.iter().map(|p| graph.input(&p.name, &p.shape)).collect();
+    let y = target::forward(&mut graph, architecture, &params, &x)?;
+    graph.output(&y, "logits", &[BATCH, architecture.classes()]);
+    Ok(graph.finish())
+}
+
+/// The VAE's encoder and decoder graphs.
+///
+/// # Errors
+/// When a parameter is missing.
+pub fn vae(v: &Vae) -> Result<[(String, Vec<u8>); 2]> {
+    let latent = with_batch(&v.shape.latent);
+    let mut graph = Onnx::new("vae_encoder", Some(&v.params));
+    let x = graph.input("weights", &[BATCH, v.shape.length]);
+    let (mean, log_variance) = vae::encode(&mut graph, &v.shape, &x)?;
+    graph.output(&mean, "mean", &latent);
+    graph.output(&log_variance, "log_variance", &latent);
+    let encoder = graph.finish();
+    let mut graph = Onnx::new("vae_decoder", Some(&v.params));
+    let z = graph.input("latent", &latent);
+    let y = vae::decode(&mut graph, &v.shape, &z)?;
+    graph.output(&y, "weights", &[BATCH, v.shape.length]);
+    Ok([(files::VAE_ENCODER.into(), encoder), (files::VAE_DECODER.into(), graph.finish())])
+}
+
+/// The dataset encoder's graph.
+///
+/// # Errors
+/// When a parameter is missing.
+pub fn dataset_encoder(e: &Encoder) -> Result<Vec<u8>> {
+    let s = &e.shape;
+    let mut graph = Onnx::new("dataset_encoder", Some(&e.params));
+    let x = graph.input("features", &[BATCH, s.classes, s.images, s.feature_dim]);
+    let (dataset, condition) = dataset_encoder::encode(&mut graph, s, &x)?;
+    graph.output(&dataset, "dataset", &[BATCH, s.embedding_dim]);
+    graph.output(&condition, "condition", &[BATCH, s.condition_dim()]);
+    Ok(graph.finish())
+}
+
+/// The denoiser's graph.
+///
+/// # Errors
+/// When a parameter is missing.
+pub fn denoiser(d: &Denoiser) -> Result<Vec<u8>> {
+    let latent = with_batch(&d.shape.latent);
+    let mut graph = Onnx::new("denoiser", Some(&d.params));
+    let z = graph.input("latent", &latent);
+    let t = graph.input("timestep", &[BATCH]);
+    let c = graph.input("condition", &[BATCH, d.shape.condition_dim]);
+    let y = denoiser::denoise(&mut graph, &d.shape, &z, &t, &c)?;
+    graph.output(&y, "prediction", &latent);
+    Ok(graph.finish())
+}
+
+/// Probes of all graphs at batches 1, 3 and 32.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architecture: &Architecture) -> Result<Vec<Probe>> {
+    let device = Device::Cpu;
+    let mut rng = random::stream(0, "probes");
+    let mut random = |shape: &[usize]| random::normal(shape, &device, &mut rng);
+    let mut probes = Vec::new();
+    for n in PROBE_BATCHES {
+        let batch = |shape: &[usize]| -> Vec<usize> { std::iter::once(n).chain(shape.iter().copied()).collect() };
+        let x = random(&[n, v.shape.length])?;
+        let (mean, log_variance) = v.encode(&x)?;
+        probes.push(Probe {
+            graph: files::VAE_ENCODER.into(),
+            inputs: vec![named("weights", &x)?],
+            outputs: vec![named("mean", &mean)?, named("log_variance", &log_variance)?],
+        });
+        let z = random(&batch(&v.shape.latent))?;
+        probes.push(Probe {
+            graph: files::VAE_DECODER.into(),
+            inputs: vec![named("latent", &z)?],
+            outputs: vec![named("weights", &v.decode(&z)?)?],
+        });
+        let s = e.shape.clone();
+        let x = random(&[n, s.classes, s.images, s.feature_dim])?;
+        let (dataset, condition) = e.encode(&x)?;
+        probes.push(Probe {
+            graph: files::DATASET_ENCODER.into(),
+            inputs: vec![named("features", &x)?],
+            outputs: vec![named("dataset", &dataset)?, named("condition", &condition)?],
+        });
+        let steps = d.schedule.steps.max(1);
+        let t: Vec<f32> = (0..n).map(|i| ((i * 379) % steps) as f32).collect();
+        let t = Tensor::from_vec(t, n, &device)?;
+        let y = d.denoise(&z, &t, &condition)?;
+        probes.push(Probe {
+            graph: files::DENOISER.into(),
+            inputs: vec![named("latent", &z)?, named("timestep", &t)?, named("condition", &condition)?],
+            outputs: vec![named("prediction", &y)?],
+        });
+        probes.push(forward_probe(architecture, n)?);
+    }
+    Ok(probes)
+}
+
+/// A probe of an architecture's forward graph with random weights.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn forward_probe(architecture: &Architecture, n: usize) -> Result<Probe> {
+    let device = Device::Cpu;
+    let mut rng = random::stream(n as u64, "forward probe");
+    let theta = fit::init_theta(architecture, &mut rng);
+    let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
+    let x = random::normal(&shape, &device, &mut rng)?;
+    let layout = architecture.layout();
+    let params = layout
+        .params
+        .iter()
+        .map(|p| Ok(Tensor::from_slice(&theta[p.range()], p.shape.as_slice(), &device)?))
+        .collect::<Result<Vec<_>>>()?;
+    let mut none = crate::params::Params::new(0, &device);
+    let y = target::forward(&mut Eager::new(&mut none), architecture, &params, &x)?;
+    let mut inputs = vec![named("input", &x)?];
+    for (spec, tensor) in layout.params.iter().zip(&params) {
+        inputs.push(named(&spec.name, tensor)?);
+    }
+    Ok(Probe { graph: files::forward(&architecture.name()), inputs, outputs: vec![named("logits", &y)?] })
+}

@@ -1,0 +1,138 @@
+//! Denoisers of the latent diffusion (paper 3.4): residual MLP and transformer for small latents, and the
+//! convolutional UNet (in [`super::unet`]) for latents of shape c×h×w.
+
+use serde::{Deserialize, Serialize};
+
+use super::layers::{attention_block, layer_norm, linear, timestep_embedding};
+use super::unet::{self, UnetConfig};
+use crate::backend::{Backend, Unary};
+use crate::error::Result;
+use crate::params::Init;
+
+/// Which denoiser, with its sizes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DenoiserConfig {
+    /// Residual MLP.
+    Mlp {
+        /// Width of the residual stream.
+        width: usize,
+        /// Residual blocks.
+        blocks: usize,
+    },
+    /// Transformer over pieces of the latent and the condition.
+    Transformer {
+        /// Width of a token.
+        width: usize,
+        /// Blocks.
+        blocks: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Pieces that the latent is cut into.
+        pieces: usize,
+    },
+    /// Convolutional UNet; the latent must have shape `[c, h, w]`.
+    Unet(UnetConfig),
+}
+
+/// What a denoiser sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenoiserShape {
+    /// Latent shape.
+    pub latent: Vec<usize>,
+    /// Width of the condition.
+    pub condition_dim: usize,
+    /// Which network.
+    pub config: DenoiserConfig,
+}
+
+/// Width of the sinusoidal embedding of the timestep.
+const TIME_DIM: usize = 128;
+
+/// Embedding of timestep and condition together, `[n, width]`.
+pub(super) fn context<B: Backend>(
+    b: &mut B,
+    timestep: &B::T,
+    condition: &B::T,
+    condition_dim: usize,
+    width: usize,
+) -> Result<B::T> {
+    let t = timestep_embedding(b, timestep, TIME_DIM)?;
+    let t = linear(b, "time.0", &t, TIME_DIM, width, Init::Scaled(1.0))?;
+    let c = linear(b, "condition.0", condition, condition_dim, width, Init::Scaled(1.0))?;
+    let c = b.unary(&c, Unary::Silu)?;
+    let c = linear(b, "condition.1", &c, width, width, Init::Scaled(1.0))?;
+    let x = b.add(&t, &c)?;
+    b.unary(&x, Unary::Silu)
+}
+
+/// `latent [n, latent…]`, `timestep [n]`, `condition [n, condition_dim]` → prediction, as the latent.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn denoise<B: Backend>(
+    b: &mut B,
+    shape: &DenoiserShape,
+    latent: &B::T,
+    timestep: &B::T,
+    condition: &B::T,
+) -> Result<B::T> {
+    let dim: usize = shape.latent.iter().product();
+    match &shape.config {
+        DenoiserConfig::Unet(config) => unet::unet(b, config, shape, latent, timestep, condition),
+        DenoiserConfig::Mlp { width, blocks } => {
+            let z = b.reshape(latent, &[0, dim as i64])?;
+            let context = context(b, timestep, condition, shape.condition_dim, *width)?;
+            let y = mlp(b, &z, &context, [dim, *width, *blocks])?;
+            unflatten(b, &y, &shape.latent)
+        }
+        DenoiserConfig::Transformer { width, blocks, heads, pieces } => {
+            let z = b.reshape(latent, &[0, *pieces as i64, (dim / pieces) as i64])?;
+            let context = context(b, timestep, condition, shape.condition_dim, *width)?;
+            let y = transformer(b, &z, &context, [dim / pieces, *pieces, *width, *blocks, *heads])?;
+            unflatten(b, &y, &shape.latent)
+        }
+    }
+}
+
+fn unflatten<B: Backend>(b: &mut B, x: &B::T, latent: &[usize]) -> Result<B::T> {
+    let shape: Vec<i64> = std::iter::once(0).chain(latent.iter().map(|&d| d as i64)).collect();
+    b.reshape(x, &shape)
+}
+
+fn mlp<B: Backend>(b: &mut B, z: &B::T, context: &B::T, [dim, width, blocks]: [usize; 3]) -> Result<B::T> {
+    let mut x = linear(b, "in", z, dim, width, Init::Scaled(1.0))?;
+    for i in 0..blocks {
+        let h = layer_norm(b, &format!("block.{i}.norm"), &x, width)?;
+        let h = linear(b, &format!("block.{i}.0"), &h, width, width, Init::Scaled(1.0))?;
+        let c = linear(b, &format!("block.{i}.context"), context, width, width, Init::Scaled(1.0))?;
+        let h = b.add(&h, &c)?;
+        let h = b.unary(&h, Unary::Silu)?;
+        let h = linear(b, &format!("block.{i}.1"), &h, width, width, Init::Scaled(0.1))?;
+        x = b.add(&x, &h)?;
+    }
+    let x = layer_norm(b, "out.norm", &x, width)?;
+    linear(b, "out", &x, width, dim, Init::Scaled(0.01))
+}
+
+fn transformer<B: Backend>(
+    b: &mut B,
+    z: &B::T,
+    context: &B::T,
+    [piece, pieces, width, blocks, heads]: [usize; 5],
+) -> Result<B::T> {
+    let mut x = linear(b, "in", z, piece, width, Init::Scaled(1.0))?;
+    let position = b.param("position", &[pieces, width], Init::Normal(0.1))?;
+    x = b.add(&x, &position)?;
+    let tokens = pieces + 1;
+    let context = b.reshape(context, &[0, 1, width as i64])?;
+    for i in 0..blocks {
+        // The context is added to each piece and also stands as a token of its own.
+        let c = linear(b, &format!("block.{i}.context"), &context, width, width, Init::Scaled(1.0))?;
+        x = b.add(&x, &c)?;
+        let all = b.concat(&[&x, &c], 1)?;
+        x = attention_block(b, &format!("block.{i}"), &x, &all, [pieces, tokens, width, heads])?;
+    }
+    let x = layer_norm(b, "out.norm", &x, width)?;
+    linear(b, "out", &x, width, piece, Init::Scaled(0.01))
+}

@@ -1,0 +1,9 @@
+//! The networks: the targets whose weights are generated, and the generator's own. One definition each, generic over
+//! the backend.
+
+pub mod dataset_encoder;
+pub mod denoiser;
+pub mod layers;
+pub mod target;
+pub mod unet;
+pub mod vae;

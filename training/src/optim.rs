@@ -1,0 +1,282 @@
+//! AdamW in one pass per tensor on the CPU, the exponential moving average of parameters, learning-rate schedules.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::params::Params;
+
+/// AdamW's constants but the learning rate.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamConfig {
+    /// β₁.
+    pub beta1: f64,
+    /// β₂.
+    pub beta2: f64,
+    /// ε.
+    pub eps: f64,
+    /// Decoupled weight decay, applied to matrices and kernels, not to vectors.
+    pub weight_decay: f64,
+    /// Largest norm of all gradients together; 0 for no clipping.
+    pub clip: f64,
+}
+
+impl Default for AdamConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 0.0 }
+    }
+}
+
+struct Slot {
+    var: Var,
+    moments: Mutex<(Vec<f32>, Vec<f32>)>,
+}
+
+/// AdamW over a fixed list of parameters.
+pub struct AdamW {
+    slots: Vec<Slot>,
+    config: AdamConfig,
+    step: i32,
+}
+
+impl AdamW {
+    /// An optimiser of `vars`.
+    pub fn new(vars: Vec<Var>, config: AdamConfig) -> Self {
+        let slots = vars
+            .into_iter()
+            .map(|var| {
+                let n = var.elem_count();
+                Slot { var, moments: Mutex::new((vec![0.0; n], vec![0.0; n])) }
+            })
+            .collect();
+        Self { slots, config, step: 0 }
+    }
+
+    /// One step with learning rate `lr`; parameters without a gradient stay.
+    ///
+    /// # Errors
+    /// When a gradient has another shape than its parameter.
+    pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
+        self.step += 1;
+        let scale = self.clip_scale(grads)?;
+        let bias1 = 1.0 - self.config.beta1.powi(self.step);
+        let bias2 = 1.0 - self.config.beta2.powi(self.step);
+        for slot in &self.slots {
+            let Some(grad) = grads.get(&slot.var) else { continue };
+            let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
+            let op = AdamOp { moments: &slot.moments, c: self.config, lr, bias1, bias2, decay, scale };
+            slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?;
+        }
+        Ok(())
+    }
+
+    fn clip_scale(&self, grads: &GradStore) -> Result<f64> {
+        if self.config.clip <= 0.0 {
+            return Ok(1.0);
+        }
+        let mut square = 0.0f64;
+        for slot in &self.slots {
+            if let Some(grad) = grads.get(&slot.var) {
+                square += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        Ok((self.config.clip / square.sqrt().max(1e-12)).min(1.0))
+    }
+}
+
+struct AdamOp<'a> {
+    moments: &'a Mutex<(Vec<f32>, Vec<f32>)>,
+    c: AdamConfig,
+    lr: f64,
+    bias1: f64,
+    bias2: f64,
+    decay: f64,
+    scale: f64,
+}
+
+impl InplaceOp2 for AdamOp<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, p: &mut CpuStorage, pl: &Layout, g: &CpuStorage, gl: &Layout) -> candle_core::Result<()> {
+        let (p, g) = slices(p, pl, g, gl)?;
+        let mut moments = self.moments.lock().map_err(|_| candle_core::Error::Msg("optimiser state lost".into()))?;
+        let (m, v) = &mut *moments;
+        let (b1, b2) = (self.c.beta1 as f32, self.c.beta2 as f32);
+        let (step, eps) = ((self.lr / self.bias1) as f32, self.c.eps as f32);
+        let inv_bias2 = (1.0 / self.bias2) as f32;
+        let (keep, scale) = ((1.0 - self.lr * self.decay) as f32, self.scale as f32);
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
+            let g = g * scale;
+            *m = b1 * *m + (1.0 - b1) * g;
+            *v = b2 * *v + (1.0 - b2) * g * g;
+            *p = *p * keep - step * *m / ((*v * inv_bias2).sqrt() + eps);
+        }
+        Ok(())
+    }
+}
+
+fn slices<'a>(
+    a: &'a mut CpuStorage,
+    al: &Layout,
+    b: &'a CpuStorage,
+    bl: &Layout,
+) -> candle_core::Result<(&'a mut [f32], &'a [f32])> {
+    let (Some((a0, a1)), Some((b0, b1))) = (al.contiguous_offsets(), bl.contiguous_offsets()) else {
+        bail!("parameters and gradients must be contiguous")
+    };
+    let CpuStorage::F32(a) = a else { bail!("parameters must be f32") };
+    let (a, b) = (&mut a[a0..a1], &b.as_slice::<f32>()?[b0..b1]);
+    if a.len() != b.len() {
+        bail!("a gradient has {} values, its parameter {}", b.len(), a.len())
+    }
+    Ok((a, b))
+}
+
+struct BlendOp(f32);
+
+impl InplaceOp2 for BlendOp {
+    fn name(&self) -> &'static str {
+        "ema"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, al: &Layout, b: &CpuStorage, bl: &Layout) -> candle_core::Result<()> {
+        let (a, b) = slices(a, al, b, bl)?;
+        for (a, &b) in a.iter_mut().zip(b) {
+            *a += self.0 * (b - *a);
+        }
+        Ok(())
+    }
+}
+
+/// Exponential moving average of a network's parameters.
+#[derive(Debug)]
+pub struct Ema {
+    average: BTreeMap<String, Tensor>,
+    decay: f64,
+    step: u64,
+}
+
+impl Ema {
+    /// Starts at the present values.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn new(params: &Params, decay: f64) -> Result<Self> {
+        Ok(Self { average: params.snapshot()?, decay, step: 0 })
+    }
+
+    /// Moves the average towards the present values; the decay warms up as (1 + t)/(10 + t).
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn update(&mut self, params: &Params) -> Result<()> {
+        self.step += 1;
+        let t = self.step as f64;
+        let decay = self.decay.min((1.0 + t) / (10.0 + t));
+        for (name, average) in &self.average {
+            if let Some(var) = params.get(name) {
+                average.inplace_op2(var.as_tensor(), &BlendOp((1.0 - decay) as f32))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the parameters to the average.
+    ///
+    /// # Errors
+    /// When a shape differs.
+    pub fn apply(&self, params: &Params) -> Result<()> {
+        params.restore(&self.average)
+    }
+}
+
+/// Learning rate over the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum LrSchedule {
+    /// The same all the time.
+    Constant,
+    /// Linear warm-up over the first tenth, then cosine to zero.
+    #[default]
+    Cosine,
+}
+
+impl LrSchedule {
+    /// Learning rate at `step` of `steps`.
+    pub fn at(self, base: f64, step: usize, steps: usize) -> f64 {
+        match self {
+            Self::Constant => base,
+            Self::Cosine => {
+                let warm = (steps / 10).max(1);
+                if step < warm {
+                    return base * (step + 1) as f64 / warm as f64;
+                }
+                let t = (step - warm) as f64 / (steps - warm).max(1) as f64;
+                base * (0.5 + 0.5 * (std::f64::consts::PI * t).cos()).max(1e-3)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn one_step_equals_the_formula() {
+        let var = Var::from_slice(&[1.0f32, -2.0], 2, &Device::Cpu).unwrap();
+        let loss = (var.as_tensor() * &Tensor::new(&[3.0f32, 0.5], &Device::Cpu).unwrap()).unwrap().sum_all().unwrap();
+        let mut adam = AdamW::new(vec![var.clone()], AdamConfig::default());
+        adam.step(&loss.backward().unwrap(), 0.1).unwrap();
+        // After bias correction the first step is lr · sign(gradient).
+        let values = var.to_vec1::<f32>().unwrap();
+        assert!((values[0] - 0.9).abs() < 1e-5 && (values[1] + 2.1).abs() < 1e-5, "{values:?}");
+    }
+
+    #[test]
+    fn equals_candles_adamw_over_many_steps() {
+        use candle_nn::optim::{Optimizer, ParamsAdamW};
+        let start = [[0.5f32, -1.0], [2.0, 0.1]];
+        let ours = Var::new(&start, &Device::Cpu).unwrap();
+        let theirs = Var::new(&start, &Device::Cpu).unwrap();
+        let config = AdamConfig { weight_decay: 0.01, ..Default::default() };
+        let mut a = AdamW::new(vec![ours.clone()], config);
+        let params = ParamsAdamW { lr: 0.05, weight_decay: 0.01, ..Default::default() };
+        let mut b = candle_nn::AdamW::new(vec![theirs.clone()], params).unwrap();
+        for _ in 0..20 {
+            let loss = |v: &Var| v.sqr().unwrap().sum_all().unwrap();
+            a.step(&loss(&ours).backward().unwrap(), 0.05).unwrap();
+            b.step(&loss(&theirs).backward().unwrap()).unwrap();
+        }
+        let difference = (ours.as_tensor() - theirs.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-5);
+    }
+
+    #[test]
+    fn ema_follows() {
+        let mut params = Params::new(1, &Device::Cpu);
+        params.get_or_init("a", &[2], crate::params::Init::Zeros).unwrap();
+        let mut ema = Ema::new(&params, 0.5).unwrap();
+        params.get("a").unwrap().set(&Tensor::new(&[1.0f32, 2.0], &Device::Cpu).unwrap()).unwrap();
+        for _ in 0..60 {
+            ema.update(&params).unwrap();
+        }
+        params.get("a").unwrap().set(&Tensor::new(&[0.0f32, 0.0], &Device::Cpu).unwrap()).unwrap();
+        ema.apply(&params).unwrap();
+        let values = params.get("a").unwrap().to_vec1::<f32>().unwrap();
+        assert!((values[0] - 1.0).abs() < 1e-3 && (values[1] - 2.0).abs() < 1e-3, "{values:?}");
+    }
+
+    #[test]
+    fn cosine_warms_up_and_ends_low() {
+        let at = |s| LrSchedule::Cosine.at(1.0, s, 100);
+        assert!(at(0) < 0.2 && (at(10) - 1.0).abs() < 1e-9 && at(99) < 0.01);
+    }
+}

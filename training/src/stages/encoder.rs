@@ -1,0 +1,151 @@
+//! Trains the dataset encoder: contrastive alignment of z_D with the frozen VAE's latents (Eq. 2).
+
+use candle_core::{D, Device, Tensor};
+use datasets::Task;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::vectors::Vectors;
+use super::zoo::Zoo;
+use crate::backend::{Backend, Eager};
+use crate::config::Config;
+use crate::data::{Part, Sources};
+use crate::error::{Error, Result};
+use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
+use crate::optim::{AdamConfig, AdamW, LrSchedule};
+use crate::params::{Init, Params};
+use crate::progress::Progress;
+use crate::random;
+
+/// A trained dataset encoder.
+#[derive(Debug)]
+pub struct Encoder {
+    /// Its sizes.
+    pub shape: EncoderShape,
+    /// Its parameters (and those of the alignment's projection, which are not exported).
+    pub params: Params,
+}
+
+impl Encoder {
+    fn new(config: &Config, zoo: &Zoo, device: &Device) -> Self {
+        let e = &config.encoder;
+        let shape = EncoderShape {
+            feature_dim: zoo.architecture.input_dim(),
+            classes: zoo.architecture.classes(),
+            images: e.images,
+            width: e.width,
+            heads: e.heads,
+            blocks: e.blocks,
+            token_dim: e.token_dim,
+            embedding_dim: e.embedding_dim,
+        };
+        Self { shape, params: Params::new(config.seed ^ 0xe2c0, device) }
+    }
+
+    /// (z_D, condition) of features `[n, classes, images, feature_dim]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn encode(&mut self, features: &Tensor) -> Result<(Tensor, Tensor)> {
+        encode(&mut Eager::new(&mut self.params), &self.shape, features)
+    }
+
+    /// Features of support images of these tasks, drawn from `part`: `[n, classes, images, feature_dim]`.
+    ///
+    /// # Errors
+    /// When a task does not exist.
+    pub fn support<'a>(
+        &self,
+        sources: &Sources,
+        tasks: impl IntoIterator<Item = &'a Task>,
+        part: Part,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Tensor> {
+        let mut features = Vec::new();
+        for task in tasks {
+            sources.task(task, part)?.draw(self.shape.images, rng, &mut features);
+        }
+        let s = &self.shape;
+        let n = features.len() / (s.classes * s.images * s.feature_dim);
+        Ok(Tensor::from_vec(features, (n, s.classes, s.images, s.feature_dim), self.params.device())?)
+    }
+}
+
+/// Trains the encoder against latents `[n, latent…]` of all checkpoints.
+///
+/// # Errors
+/// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
+pub fn train(
+    config: &Config,
+    zoo: &Zoo,
+    vectors: &Vectors,
+    sources: &Sources,
+    latents: &Tensor,
+    progress: &Progress,
+) -> Result<Encoder> {
+    let device = latents.device();
+    let settings = &config.encoder;
+    let mut encoder = Encoder::new(config, zoo, device);
+    let latents = latents.flatten_from(1)?;
+    let latent_dim = latents.dim(1)?;
+    let mut rng = random::stream(config.seed, "encoder");
+    let mut adam = None;
+    let stage = progress.stage("dataset encoder", settings.steps, 0);
+    for step in 0..settings.steps {
+        let picked: Vec<u32> =
+            (0..settings.batch).map(|_| vectors.train[rng.random_range(0..vectors.train.len())] as u32).collect();
+        let tasks: Vec<&Task> = picked.iter().map(|&i| &zoo.runs[zoo.checkpoints[i as usize].run].task).collect();
+        let features = encoder.support(sources, tasks.iter().copied(), Part::Train, &mut rng)?;
+        let (dataset, _) = encoder.encode(&features)?;
+        let z = latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let shape = encoder.shape.clone();
+        let mut b = Eager::new(&mut encoder.params);
+        let projected = project_latent(&mut b, &z, latent_dim, &shape)?;
+        let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
+        let scale = temperature.affine(1.0, -settings.temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
+        let loss = info_nce(&dataset, &projected, &scale, &positives(&tasks, device)?)?;
+        let adam = adam.get_or_insert_with(|| {
+            let c = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
+            AdamW::new(encoder.params.vars(), c)
+        });
+        adam.step(&loss.backward()?, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        if step % 50 == 0 || step + 1 == settings.steps {
+            let value = loss.to_scalar::<f32>()?;
+            if !value.is_finite() {
+                return Err(Error::Diverged { stage: "dataset encoder", step });
+            }
+            stage.message(format!("contrastive loss {value:.3}"));
+        }
+        stage.advance(1)?;
+    }
+    stage.finish();
+    Ok(encoder)
+}
+
+/// Rows that sum to one: weight 1/k on each of the k entries of the batch with the same task. Two runs of one dataset
+/// are no negatives of each other.
+fn positives(tasks: &[&Task], device: &Device) -> Result<Tensor> {
+    let n = tasks.len();
+    let mut target = vec![0f32; n * n];
+    for (i, a) in tasks.iter().enumerate() {
+        let same: Vec<usize> = (0..n).filter(|&j| tasks[j] == *a).collect();
+        for &j in &same {
+            target[i * n + j] = 1.0 / same.len() as f32;
+        }
+    }
+    Ok(Tensor::from_vec(target, (n, n), device)?)
+}
+
+/// Symmetric InfoNCE (Eq. 2) of `a [n, e]` and `b [n, e]` with soft targets `[n, n]`.
+fn info_nce(a: &Tensor, b: &Tensor, scale: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let unit = |x: &Tensor| -> Result<Tensor> {
+        Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.affine(1.0, 1e-8)?.sqrt()?)?)
+    };
+    let similarity = unit(a)?.matmul(&unit(b)?.t()?)?.broadcast_mul(scale)?;
+    let one_way = |s: &Tensor| -> Result<Tensor> {
+        let log_p = candle_nn::ops::log_softmax(s, D::Minus1)?;
+        Ok((log_p * target)?.sum(D::Minus1)?.mean_all()?.neg()?)
+    };
+    let transposed = similarity.t()?.contiguous()?;
+    Ok((one_way(&similarity)? + one_way(&transposed)?)?.affine(0.5, 0.0)?)
+}

@@ -1,0 +1,248 @@
+//! Fits many models of one architecture at once, each on its own task: every parameter has a leading model axis, and
+//! one step advances all models. Used for the zoo and for fine-tuning generated weights.
+
+use candle_core::{D, Device, Tensor, Var};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use weights::architecture::{Activation, Architecture};
+use weights::layout::Layout;
+
+use crate::backend::Models;
+use crate::data::TaskData;
+use crate::error::{Error, Result};
+use crate::networks::target;
+use crate::optim::{AdamConfig, AdamW};
+use crate::random;
+
+/// How models are fitted.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Images of a step, shared evenly between the classes.
+    pub batch: usize,
+    /// Adam's learning rate.
+    pub lr: f64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: usize,
+}
+
+impl Recipe {
+    /// A recipe whose epoch sees about each example of the smallest of `tasks` once.
+    pub fn new(batch: usize, lr: f64, tasks: &[TaskData<'_>]) -> Self {
+        let examples = tasks.iter().map(|t| t.per_class() * t.classes()).min().unwrap_or(0);
+        Self { batch, lr, steps_per_epoch: ((examples as f64 / batch as f64).round() as usize).max(1) }
+    }
+}
+
+/// Accuracy and cross-entropy of one model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// Share of examples classified rightly.
+    pub accuracy: f64,
+    /// Mean cross-entropy in nats.
+    pub loss: f64,
+}
+
+/// Random weights `[d]`: normal with variance gain/fan-in (gain 2 before ReLU, else 1), biases zero.
+pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let relu = matches!(architecture, Architecture::Mlp { activation: Activation::Relu, .. });
+    let layout = architecture.layout();
+    let last = layout.params.len().saturating_sub(2);
+    let mut theta = Vec::with_capacity(layout.parameters());
+    for (i, param) in layout.params.iter().enumerate() {
+        if param.shape.len() == 1 {
+            theta.resize(theta.len() + param.len(), 0.0);
+            continue;
+        }
+        let fan_in: usize = param.shape[1..].iter().product();
+        let gain = if relu && i < last { 2.0 } else { 1.0 };
+        let std = (gain / fan_in as f64).sqrt() as f32;
+        theta.extend(random::normal_vec(param.len(), rng).into_iter().map(|v| v * std));
+    }
+    theta
+}
+
+/// Cuts flat vectors `theta [m, d]` into the parameters of `layout`, `[m, …shape]` each.
+///
+/// # Errors
+/// When `theta` is narrower than the layout.
+pub fn split(theta: &Tensor, layout: &Layout) -> Result<Vec<Tensor>> {
+    let models = theta.dim(0)?;
+    layout
+        .params
+        .iter()
+        .map(|param| {
+            let shape: Vec<usize> = std::iter::once(models).chain(param.shape.iter().copied()).collect();
+            Ok(theta.narrow(1, param.offset, param.len())?.reshape(shape)?)
+        })
+        .collect()
+}
+
+/// Shape `[m, n, …input]` for the inputs of `m` models.
+fn input_shape(architecture: &Architecture, models: usize, n: usize) -> Vec<usize> {
+    [models, n].into_iter().chain(architecture.input_shape()).collect()
+}
+
+/// Logits `[m, n, classes]` of `m` models with `theta [m, d]` on inputs `x` (`m·n·input` values).
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn logits(architecture: &Architecture, layout: &Layout, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let params = split(theta, layout)?;
+    target::forward(&mut Models, architecture, &params, x)
+}
+
+/// Inputs as a tensor `[m, n, …input]`.
+///
+/// # Errors
+/// When the length does not fit.
+pub fn inputs(architecture: &Architecture, x: Vec<f32>, models: usize, device: &Device) -> Result<Tensor> {
+    let n = x.len() / architecture.input_dim() / models.max(1);
+    Ok(Tensor::from_vec(x, input_shape(architecture, models, n), device)?)
+}
+
+/// One-hot labels `[1, n, classes]` of class-major examples, `per_class` of each.
+fn one_hot(classes: usize, per_class: usize, device: &Device) -> Result<Tensor> {
+    let n = classes * per_class;
+    let mut data = vec![0f32; n * classes];
+    for i in 0..n {
+        data[i * classes + i / per_class] = 1.0;
+    }
+    Ok(Tensor::from_vec(data, (1, n, classes), device)?)
+}
+
+/// The order in which one model sees its examples.
+struct Epochs {
+    rng: ChaCha8Rng,
+    lists: Vec<Vec<usize>>,
+}
+
+impl Epochs {
+    fn fill(&mut self, task: &TaskData<'_>, step: usize, per_class: usize, out: &mut Vec<f32>) {
+        for list in &mut self.lists {
+            if step == 0 {
+                list.shuffle(&mut self.rng);
+            }
+            for i in step * per_class..(step + 1) * per_class {
+                task.push(list[i % list.len()], out);
+            }
+        }
+    }
+}
+
+/// Trains models from `theta` (`[m·d]`), one per task, and returns the weights (`[m·d]`) after each number of epochs
+/// in `stops` (ascending; 0 gives the start). `on_step` is called after each step with the mean loss.
+///
+/// # Errors
+/// [`Error::Diverged`] when the loss is not finite; whatever `on_step` returns.
+pub fn fit(
+    architecture: &Architecture,
+    tasks: &[TaskData<'_>],
+    theta: Vec<f32>,
+    seeds: &[u64],
+    recipe: &Recipe,
+    stops: &[usize],
+    on_step: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Vec<f32>>> {
+    let device = Device::Cpu;
+    let layout = architecture.layout();
+    let (models, classes) = (tasks.len(), architecture.classes());
+    let start = Tensor::from_vec(theta, (models, layout.parameters()), &device)?;
+    let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
+    let mut adam = AdamW::new(vars.clone(), AdamConfig::default());
+    let params: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let mut orders: Vec<Epochs> = tasks
+        .iter()
+        .zip(seeds)
+        .map(|(task, &seed)| Epochs { rng: random::stream(seed, "batches"), lists: task.index_lists() })
+        .collect();
+    let per_class = (recipe.batch / classes).max(1);
+    let target = one_hot(classes, per_class, &device)?;
+    let mut snapshots = Vec::new();
+    let last = stops.last().copied().unwrap_or(0);
+    for epoch in 0..=last {
+        if stops.contains(&epoch) {
+            snapshots.push(join(&params, models)?);
+        }
+        if epoch == last {
+            break;
+        }
+        for step in 0..recipe.steps_per_epoch {
+            let mut x = Vec::with_capacity(models * per_class * classes * architecture.input_dim());
+            for (order, task) in orders.iter_mut().zip(tasks) {
+                order.fill(task, step, per_class, &mut x);
+            }
+            let x = inputs(architecture, x, models, &device)?;
+            let y = target::forward(&mut Models, architecture, &params, &x)?;
+            // Summed over models: each has its own parameters, so each gets its own gradient.
+            let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
+            let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / (per_class * classes) as f64))?;
+            adam.step(&loss.backward()?, recipe.lr)?;
+            if !loss.to_scalar::<f32>()?.is_finite() {
+                return Err(Error::Diverged { stage: "fit", step: epoch * recipe.steps_per_epoch + step });
+            }
+            on_step()?;
+        }
+    }
+    Ok(snapshots)
+}
+
+/// Joins parameters `[m, …shape]` to flat vectors `[m·d]`.
+fn join(params: &[Tensor], models: usize) -> Result<Vec<f32>> {
+    let flat = params.iter().map(|p| p.reshape((models, ()))).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&flat, 1)?.flatten_all()?.to_vec1()?)
+}
+
+/// Values of inputs that one pass may hold; bounds memory.
+const PASS_VALUES: usize = 1 << 21;
+
+/// Scores of models `theta` (`[m·d]`), one per task, on the first `per_class` examples of each class.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn score(
+    architecture: &Architecture,
+    tasks: &[TaskData<'_>],
+    theta: &[f32],
+    per_class: usize,
+) -> Result<Vec<Score>> {
+    let d = architecture.layout().parameters();
+    let values = per_class * architecture.classes() * architecture.input_dim();
+    let group = (PASS_VALUES / values.max(1)).max(1);
+    let mut scores = Vec::with_capacity(tasks.len());
+    for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
+        let models = tasks.len();
+        let mut x = Vec::with_capacity(models * values);
+        for task in tasks {
+            x.extend(task.first(per_class));
+        }
+        scores.extend(score_group(architecture, theta, x, models, per_class)?);
+    }
+    Ok(scores)
+}
+
+fn score_group(
+    architecture: &Architecture,
+    theta: &[f32],
+    x: Vec<f32>,
+    models: usize,
+    per_class: usize,
+) -> Result<Vec<Score>> {
+    let layout = architecture.layout();
+    let theta = Tensor::from_slice(theta, (models, layout.parameters()), &Device::Cpu)?;
+    let y = logits(architecture, &layout, &theta, &inputs(architecture, x, models, &Device::Cpu)?)?;
+    let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?.to_vec3::<f32>()?;
+    Ok(log_p
+        .iter()
+        .map(|rows| {
+            let (mut right, mut loss) = (0usize, 0.0f64);
+            for (i, row) in rows.iter().enumerate() {
+                let label = i / per_class;
+                loss -= f64::from(row[label]);
+                // Ties and NaN do not count as right.
+                right += usize::from(row.iter().enumerate().all(|(c, &v)| c == label || v < row[label]));
+            }
+            let n = rows.len().max(1) as f64;
+            Score { accuracy: right as f64 / n, loss: loss / n }
+        })
+        .collect())
+}

@@ -1,0 +1,147 @@
+//! From a zoo to a generator bundle: all stages in order, export, manifest.
+
+use std::collections::BTreeMap;
+
+use candle_core::Device;
+use serde_json::json;
+use weights::manifest::{ArchitectureEntry, EncoderContract, FORMAT, Modality, files};
+use weights::{Bundle, Manifest, tensors};
+
+use super::diffusion::{self, Denoiser};
+use super::encoder::{self, Encoder};
+use super::vae::{self, Vae};
+use super::vectors::{self, Vectors};
+use super::zoo::Zoo;
+use crate::config::Config;
+use crate::data::{Part, Sources};
+use crate::error::{Error, Result};
+use crate::export::{self, Probe};
+use crate::progress::Progress;
+
+/// A trained generator with what later comparisons need.
+#[derive(Debug)]
+pub struct Trained {
+    /// The bundle.
+    pub bundle: Bundle,
+    /// Inputs and candle's outputs of each graph.
+    pub probes: Vec<Probe>,
+    /// The zoo's vectors.
+    pub vectors: Vectors,
+    /// Seconds of each stage.
+    pub seconds: Vec<(&'static str, f64)>,
+}
+
+/// Trains a generator on a zoo.
+///
+/// # Errors
+/// Those of the stages.
+pub fn train(config: &Config, zoo: &Zoo, sources: &Sources, device: &Device, progress: &Progress) -> Result<Trained> {
+    let mut seconds = Vec::new();
+    let mut timed = Timed { seconds: &mut seconds };
+    let vectors = timed.run("align", || vectors::vectorise(config, zoo))?;
+    let mut vae = timed.run("vae", || vae::train(config, zoo, &vectors, sources, device, progress))?;
+    let latents = vae.means(&vectors)?;
+    let mut encoder = timed.run("encoder", || encoder::train(config, zoo, &vectors, sources, &latents, progress))?;
+    let mut denoiser =
+        timed.run("denoiser", || diffusion::train(config, zoo, &vectors, sources, &latents, &mut encoder, progress))?;
+    let metrics = metrics(zoo, &vectors, sources, &mut vae)?;
+    let files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
+    let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
+    let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
+    Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, seconds })
+}
+
+struct Timed<'a> {
+    seconds: &'a mut Vec<(&'static str, f64)>,
+}
+
+impl Timed<'_> {
+    fn run<T>(&mut self, name: &'static str, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = std::time::Instant::now();
+        let value = f()?;
+        self.seconds.push((name, start.elapsed().as_secs_f64()));
+        Ok(value)
+    }
+}
+
+/// Accuracies that the manifest states, on test images. No times: equal seeds give equal bundles.
+fn metrics(zoo: &Zoo, vectors: &Vectors, sources: &Sources, vae: &mut Vae) -> Result<serde_json::Value> {
+    let sample: Vec<usize> = vectors.train.iter().copied().step_by(vectors.train.len().div_ceil(256)).collect();
+    let train = vae.reconstruction_accuracy(zoo, vectors, sources, &sample, Part::Test)?;
+    let held_out = vae.reconstruction_accuracy(zoo, vectors, sources, &vectors.held_out, Part::Test)?;
+    Ok(json!({
+        "zoo_accuracy": zoo.mean_accuracy(),
+        "reconstruction_accuracy_train": train,
+        "reconstruction_accuracy_held_out": if held_out.is_nan() { serde_json::Value::Null } else { json!(held_out) },
+    }))
+}
+
+fn graphs(
+    zoo: &Zoo,
+    vectors: &Vectors,
+    vae: &Vae,
+    encoder: &Encoder,
+    denoiser: &Denoiser,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut out = BTreeMap::from(export::vae(vae)?);
+    out.insert(files::DATASET_ENCODER.into(), export::dataset_encoder(encoder)?);
+    out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
+    out.insert(files::forward(&zoo.architecture.name()), export::forward(&zoo.architecture)?);
+    let s = &vectors.standardisation;
+    let length = [vectors.vectorise.length];
+    let statistics =
+        tensors::named_to_safetensors(&[("mean", &length, &s.mean), ("std", &length, &s.std)], &BTreeMap::new());
+    out.insert(files::STANDARDISATION.into(), statistics);
+    Ok(out)
+}
+
+fn manifest(
+    config: &Config,
+    zoo: &Zoo,
+    sources: &Sources,
+    vectors: &Vectors,
+    encoder: &Encoder,
+    denoiser: &Denoiser,
+    metrics: serde_json::Value,
+) -> Result<Manifest> {
+    let layout = zoo.architecture.layout();
+    let name = zoo.architecture.name();
+    let input_shape = sources.input_shape().to_vec();
+    let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
+    let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(Manifest {
+        format: FORMAT,
+        name: config.name.clone(),
+        description: config.description.clone(),
+        modality: if input_shape.len() == 3 { Modality::Image } else { Modality::Features },
+        architectures: vec![ArchitectureEntry {
+            parameters: layout.parameters(),
+            forward: files::forward(&name),
+            config: zoo.architecture.clone(),
+            layout,
+            name,
+        }],
+        vectorise: vectors.vectorise.clone(),
+        standardise: config.vectors.standardise,
+        latent: denoiser.latent.clone(),
+        schedule: denoiser.schedule.clone(),
+        encoder: EncoderContract {
+            extractor: "pixels".into(),
+            feature_dim: encoder.shape.feature_dim,
+            classes: encoder.shape.classes,
+            images_per_class: encoder.shape.images,
+            embedding_dim: encoder.shape.embedding_dim,
+            condition_dim: encoder.shape.condition_dim(),
+            input_shape,
+        },
+        guidance: config.diffusion.condition_dropout > 0.0,
+        training: json!({
+            "config": settings,
+            "zoo": { "name": zoo.name, "digest": zoo.digest, "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() },
+            "datasets": data,
+            "version": env!("CARGO_PKG_VERSION"),
+        }),
+        metrics,
+        files: BTreeMap::new(),
+    })
+}

@@ -1,0 +1,10 @@
+//! The stages of training, in order: zoo, vectors, VAE, dataset encoder, denoiser; and the fitting of many models at
+//! once that zoo and fine-tuning share.
+
+pub mod diffusion;
+pub mod encoder;
+pub mod fit;
+pub mod generator;
+pub mod vae;
+pub mod vectors;
+pub mod zoo;

@@ -1,0 +1,220 @@
+//! Trains the VAE (Eq. 1) with the behaviour loss: the outputs of the decoded network are compared with those of the
+//! original on images of its task. Perfect reconstruction is worthless when the latent space between the runs is
+//! empty; the behaviour loss and a large β make its points working networks.
+
+use candle_core::{D, Device, Tensor};
+use rand::Rng;
+use weights::{Architecture, Layout};
+
+use super::fit::{self, score};
+use super::vectors::Vectors;
+use super::zoo::Zoo;
+use crate::backend::Eager;
+use crate::config::{Config, VaeConfig};
+use crate::data::{Part, Sources};
+use crate::error::{Error, Result};
+use crate::networks::vae::{VaeShape, decode, encode};
+use crate::optim::{AdamConfig, AdamW, LrSchedule};
+use crate::params::Params;
+use crate::progress::Progress;
+use crate::random;
+
+/// A trained VAE.
+#[derive(Debug)]
+pub struct Vae {
+    /// Its sizes.
+    pub shape: VaeShape,
+    /// Its parameters.
+    pub params: Params,
+    /// Standardisation as tensors, `[length]` each.
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl Vae {
+    fn new(config: &Config, vectors: &Vectors, device: &Device) -> Result<Self> {
+        let length = vectors.vectorise.length;
+        Ok(Self {
+            shape: VaeShape { length, hidden: config.vae.hidden.clone(), latent: config.vae.latent.clone() },
+            params: Params::new(config.seed, device),
+            mean: Tensor::from_slice(&vectors.standardisation.mean, length, device)?,
+            std: Tensor::from_slice(&vectors.standardisation.std, length, device)?,
+        })
+    }
+
+    /// Mean and log-variance of the latents of standardised vectors `x [n, length]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn encode(&mut self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        encode(&mut Eager::new(&mut self.params), &self.shape, x)
+    }
+
+    /// Standardised vectors `[n, length]` of latents `[n, latent…]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn decode(&mut self, z: &Tensor) -> Result<Tensor> {
+        decode(&mut Eager::new(&mut self.params), &self.shape, z)
+    }
+
+    /// Weights `[n, length]` of latents `[n, latent…]`: decoded, standardisation undone.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn weights(&mut self, z: &Tensor) -> Result<Tensor> {
+        let x = self.decode(z)?;
+        self.undo(&x)
+    }
+
+    fn undo(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?)
+    }
+
+    /// Latent means of all vectors of a zoo, `[n, latent…]`.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn means(&mut self, vectors: &Vectors) -> Result<Tensor> {
+        let length = vectors.vectorise.length;
+        let parts = vectors
+            .x
+            .chunks(512 * length)
+            .map(|rows| {
+                let x = Tensor::from_slice(rows, (rows.len() / length, length), self.params.device())?;
+                Ok(self.encode(&x)?.0.detach())
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Mean test accuracy of the reconstructions of these checkpoints.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn reconstruction_accuracy(
+        &mut self,
+        zoo: &Zoo,
+        vectors: &Vectors,
+        sources: &Sources,
+        checkpoints: &[usize],
+        part: Part,
+    ) -> Result<f64> {
+        if checkpoints.is_empty() {
+            return Ok(f64::NAN);
+        }
+        let length = vectors.vectorise.length;
+        let rows: Vec<f32> =
+            checkpoints.iter().flat_map(|&i| vectors.x[i * length..(i + 1) * length].iter().copied()).collect();
+        let x = Tensor::from_vec(rows, (checkpoints.len(), length), self.params.device())?;
+        let z = self.encode(&x)?.0;
+        let theta = self.weights(&z)?.narrow(1, 0, zoo.parameters())?.flatten_all()?.to_vec1::<f32>()?;
+        let tasks = checkpoints
+            .iter()
+            .map(|&i| sources.task(&zoo.runs[zoo.checkpoints[i].run].task, part))
+            .collect::<Result<Vec<_>>>()?;
+        let per_class = tasks.iter().map(|t| t.per_class()).min().unwrap_or(0);
+        let scores = score(&zoo.architecture, &tasks, &theta, per_class)?;
+        Ok(scores.iter().map(|s| s.accuracy).sum::<f64>() / scores.len() as f64)
+    }
+}
+
+/// Trains the VAE on the training checkpoints.
+///
+/// # Errors
+/// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
+pub fn train(
+    config: &Config,
+    zoo: &Zoo,
+    vectors: &Vectors,
+    sources: &Sources,
+    device: &Device,
+    progress: &Progress,
+) -> Result<Vae> {
+    let mut vae = Vae::new(config, vectors, device)?;
+    let length = vectors.vectorise.length;
+    let x_all = Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?;
+    let layout = zoo.architecture.layout();
+    let settings = &config.vae;
+    let mut rng = random::stream(config.seed, "vae");
+    let mut adam = None;
+    let stage = progress.stage("VAE", settings.steps, 0);
+    for step in 0..settings.steps {
+        let picked: Vec<u32> =
+            (0..settings.batch).map(|_| vectors.train[rng.random_range(0..vectors.train.len())] as u32).collect();
+        let x = x_all.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let noise = random::normal(x.dims(), device, &mut rng)?;
+        let (mean, log_variance) = vae.encode(&(&x + noise.affine(settings.input_noise, 0.0)?)?)?;
+        let log_variance = log_variance.clamp(-12.0, 4.0)?;
+        let noise = random::normal(mean.dims(), device, &mut rng)?;
+        let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
+        let decoded = vae.decode(&z)?;
+        let kl = kl_divergence(&mean, &log_variance)?;
+        let mse = (&decoded - &x)?.sqr()?.mean_all()?;
+        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(settings.beta, 0.0)?)?;
+        if settings.behaviour > 0.0 {
+            let original = vae.undo(&x)?;
+            let decoded = vae.undo(&decoded)?;
+            let batch = Behaviour { settings, zoo, sources, layout: &layout, picked: &picked };
+            let b = batch.loss(&zoo.architecture, &original, &decoded, &mut rng)?;
+            loss = (loss + b.affine(settings.behaviour, 0.0)?)?;
+        }
+        let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
+        let adam = adam.get_or_insert_with(|| AdamW::new(vae.params.vars(), decay));
+        adam.step(&loss.backward()?, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        if step % 50 == 0 || step + 1 == settings.steps {
+            let value = loss.to_scalar::<f32>()?;
+            if !value.is_finite() {
+                return Err(Error::Diverged { stage: "VAE", step });
+            }
+            stage.message(format!(
+                "loss {value:.4}, mse {:.3}, kl {:.2}",
+                mse.to_scalar::<f32>()?,
+                kl.to_scalar::<f32>()?
+            ));
+        }
+        stage.advance(1)?;
+    }
+    stage.finish();
+    Ok(vae)
+}
+
+/// KL(q ‖ N(0, 1)) in nats, mean over batch and latent dimensions.
+fn kl_divergence(mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
+    let sum = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?;
+    Ok(sum.mean_all()?.affine(0.5, -0.5)?)
+}
+
+struct Behaviour<'a> {
+    settings: &'a VaeConfig,
+    zoo: &'a Zoo,
+    sources: &'a Sources,
+    layout: &'a Layout,
+    picked: &'a [u32],
+}
+
+impl Behaviour<'_> {
+    /// KL between the outputs of original and decoded networks (`[batch, length]` weights each) on training images of
+    /// each network's task, mean over networks and images.
+    fn loss(
+        &self,
+        architecture: &Architecture,
+        original: &Tensor,
+        decoded: &Tensor,
+        rng: &mut rand_chacha::ChaCha8Rng,
+    ) -> Result<Tensor> {
+        let models = ((self.picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
+        let mut images = Vec::new();
+        for &i in &self.picked[..models] {
+            let run = &self.zoo.runs[self.zoo.checkpoints[i as usize].run];
+            self.sources.task(&run.task, Part::Train)?.draw(self.settings.behaviour_images, rng, &mut images);
+        }
+        let images = fit::inputs(architecture, images, models, original.device())?;
+        let original = original.narrow(0, 0, models)?;
+        let decoded = decoded.narrow(0, 0, models)?;
+        let p = fit::logits(architecture, self.layout, &original, &images)?.detach();
+        let q = fit::logits(architecture, self.layout, &decoded, &images)?;
+        let (p, q) = (candle_nn::ops::log_softmax(&p, D::Minus1)?, candle_nn::ops::log_softmax(&q, D::Minus1)?);
+        Ok((p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?)
+    }
+}
