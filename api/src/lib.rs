@@ -1,1 +1,33 @@
-//! api
+//! The HTTP API: axum handlers and their OpenAPI 3.1 description, from one declaration each.
+//!
+//! A handler parses, calls one function of `registry` or one piece of work on `inference`, and answers. There is no
+//! SQL and no tensor here. Every error leaves as `application/problem+json` ([`problem::Problem`]); [`error`] is the
+//! one place that says which status an error has.
+//!
+//! One file a resource, with the name it has in `registry`.
+
+mod architectures;
+mod cache;
+mod checkpoints;
+mod datasets;
+mod envelope;
+pub mod error;
+mod extract;
+mod files;
+mod generations;
+mod generators;
+mod health;
+mod inline;
+mod limits;
+mod openapi;
+mod page;
+pub mod problem;
+pub mod server;
+mod state;
+mod zoos;
+
+pub use error::{Error, Result};
+pub use generations::Recorded;
+pub use openapi::{openapi, openapi_json};
+pub use server::{router, serve};
+pub use state::{AppState, Settings};

@@ -1,0 +1,193 @@
+//! Checkpoints: the weights of a run after an epoch.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use registry::checkpoints as rows;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::extract::{Path, Query};
+use crate::files::{self, File, SAFETENSORS};
+use crate::page::{self, Listing};
+use crate::problem::{FileProblems, GetProblems, ListProblems};
+use crate::state::AppState;
+
+/// The routes of this resource.
+pub(crate) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(get_file, head_file))
+}
+
+/// The weights of a run after an epoch.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Checkpoint {
+    /// Its id.
+    id: Uuid,
+    /// The zoo of its run.
+    zoo_id: Uuid,
+    /// Its run.
+    run_id: Uuid,
+    /// The run's number within the zoo.
+    run_index: i32,
+    /// The dataset that the run was trained on.
+    dataset_id: Uuid,
+    /// The task: labels of the dataset, in the order of the model's outputs.
+    #[schema(example = json!([3, 1, 4, 0, 7]))]
+    classes: Vec<i32>,
+    /// The run's seed.
+    seed: u64,
+    /// Epochs trained.
+    #[schema(example = 30)]
+    epoch: i32,
+    /// Test accuracy, 0 to 1.
+    #[schema(example = 0.976)]
+    accuracy: f32,
+    /// Test loss (mean cross-entropy in nats).
+    #[schema(example = 0.08)]
+    loss: f32,
+    /// Digest of the weights file.
+    digest: String,
+    /// Bytes of the weights file.
+    #[schema(example = 9208)]
+    size: i64,
+    /// Where to download the weights file (safetensors).
+    #[schema(example = "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file")]
+    url: String,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+}
+
+impl From<rows::Checkpoint> for Checkpoint {
+    fn from(row: rows::Checkpoint) -> Self {
+        Self {
+            id: row.id.as_uuid(),
+            zoo_id: row.zoo_id.as_uuid(),
+            run_id: row.run_id.as_uuid(),
+            run_index: row.run_index,
+            dataset_id: row.dataset_id.as_uuid(),
+            classes: row.classes,
+            seed: row.seed.0,
+            epoch: row.epoch,
+            accuracy: row.accuracy,
+            loss: row.loss,
+            digest: row.artifact_digest,
+            size: row.size,
+            url: format!("/v1/checkpoints/{}/file", row.id),
+            created_at: row.created_at,
+        }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Most items of the page, 1 to 200.
+    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Only those of this zoo, by id.
+    zoo: Option<Uuid>,
+    /// Only those of this run, by id.
+    run: Option<Uuid>,
+    /// Only those at least this accurate, 0 to 1.
+    #[param(example = 0.95, minimum = 0.0, maximum = 1.0)]
+    min_accuracy: Option<f32>,
+}
+
+impl ListQuery {
+    fn filter(&self) -> Result<rows::CheckpointFilter> {
+        if let Some(accuracy) = self.min_accuracy.filter(|a| !(0.0..=1.0).contains(a)) {
+            let error = Error::ValueInvalid(format!("min_accuracy is {accuracy}; it must be a number from 0 to 1"));
+            return Err(error.in_field("min_accuracy"));
+        }
+        let (zoo, run) = (self.zoo.map(Into::into), self.run.map(Into::into));
+        Ok(rows::CheckpointFilter { zoo, run, min_accuracy: self.min_accuracy })
+    }
+}
+
+/// List checkpoints
+///
+/// In the order of their registration.
+#[utoipa::path(
+    get, path = "/v1/checkpoints", operation_id = "listCheckpoints", tag = "checkpoints", params(ListQuery),
+    responses((status = 200, description = "A page of checkpoints.", body = Listing<Checkpoint>, example = json!({
+        "items": [{
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
+            "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0,
+            "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7], "seed": 7,
+            "epoch": 30, "accuracy": 0.976, "loss": 0.08,
+            "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
+            "url": "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file",
+            "created_at": "2026-01-01T00:00:00Z"}],
+        "next_cursor": null})), ListProblems)
+)]
+async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Checkpoint>>> {
+    let filter = query.filter()?;
+    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
+    Ok(Listing::of(page, Checkpoint::from))
+}
+
+/// Get a checkpoint
+#[utoipa::path(
+    get, path = "/v1/checkpoints/{id}", operation_id = "getCheckpoint", tag = "checkpoints",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The checkpoint.", body = Checkpoint, example = json!({
+        "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
+        "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0,
+        "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7], "seed": 7,
+        "epoch": 30, "accuracy": 0.976, "loss": 0.08,
+        "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
+        "url": "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file",
+        "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+)]
+async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Checkpoint>> {
+    Ok(Json(rows::get(state.registry(), id.into()).await?.into()))
+}
+
+/// Download a checkpoint
+///
+/// The weights as safetensors. `ETag` is the digest; `Range`, `If-Range` and `If-None-Match` work.
+#[utoipa::path(
+    get, path = "/v1/checkpoints/{id}/file", operation_id = "downloadCheckpoint", tag = "checkpoints",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The file.", body = Vec<u8>, content_type = "application/vnd.safetensors"),
+              (status = 206, description = "The range asked for.", body = Vec<u8>,
+               content_type = "application/vnd.safetensors"),
+              (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
+)]
+async fn get_file(state: State<AppState>, id: Path<Uuid>, method: Method, headers: HeaderMap) -> Result<Response> {
+    file(state, id, method, headers).await
+}
+
+/// Ask about a checkpoint's file
+///
+/// The headers of the download alone.
+#[utoipa::path(
+    head, path = "/v1/checkpoints/{id}/file", operation_id = "headCheckpointFile", tag = "checkpoints",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The headers of the download."),
+              (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
+)]
+async fn head_file(state: State<AppState>, id: Path<Uuid>, method: Method, headers: HeaderMap) -> Result<Response> {
+    file(state, id, method, headers).await
+}
+
+async fn file(
+    State(state): State<AppState>,
+    Path(id): Path<Uuid>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let row = rows::get(state.registry(), id.into()).await?;
+    let name = format!("checkpoint-{}-{}.safetensors", row.run_index, row.epoch);
+    let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
+    files::answer(state.registry().artifacts(), &method, &headers, file).await
+}

@@ -1,0 +1,208 @@
+//! Datasets: labelled examples that conditions are made of.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use datasets::Dataset as Data;
+use registry::datasets as rows;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+use crate::extract::{self, Path, Query};
+use crate::inline::{Content, Given, Image, labels};
+use crate::limits::{self, check_name};
+use crate::page::{self, Listing};
+use crate::problem::{CreateProblems, GetProblems, ListProblems};
+use crate::state::AppState;
+
+/// Media type of the stored file.
+const NPZ: &str = "application/x-npz";
+
+/// The routes of this resource.
+pub(crate) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get))
+}
+
+/// Labelled examples.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Dataset {
+    /// Its id.
+    id: Uuid,
+    /// Its name; several datasets may share one.
+    #[schema(example = "digits")]
+    name: String,
+    /// What its examples are: `image` or `features`.
+    #[schema(example = "image")]
+    modality: String,
+    /// Shape of one example: `[channels, height, width]` or `[features]`.
+    #[schema(example = json!([1, 8, 8]))]
+    shape: Vec<i32>,
+    /// Names of the classes, in label order.
+    #[schema(example = json!(["0", "1", "2"]))]
+    classes: Vec<String>,
+    /// Number of examples.
+    #[schema(example = 1797)]
+    examples: i64,
+    /// Digest of the content, whatever file it came in.
+    digest: String,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+}
+
+impl From<rows::Dataset> for Dataset {
+    fn from(row: rows::Dataset) -> Self {
+        Self {
+            id: row.id.as_uuid(),
+            name: row.name,
+            modality: row.modality,
+            shape: row.shape,
+            classes: row.class_names,
+            examples: row.examples,
+            digest: row.digest,
+            created_at: row.created_at,
+        }
+    }
+}
+
+/// A dataset to register: a name and exactly one of `images`, `npz` and `zip`.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewDataset {
+    /// Its name.
+    #[schema(example = "digits", pattern = "^[a-z0-9][a-z0-9_-]{0,99}$")]
+    name: String,
+    /// Images, all of one size.
+    images: Option<Vec<Image>>,
+    /// A NumPy archive in base64: `images` `[n, h, w]` or `[n, c, h, w]`, or `features` `[n, d]`; `labels` `[n]`;
+    /// optionally `class_names`.
+    #[schema(content_encoding = "base64")]
+    npz: Option<String>,
+    /// A zip of `CLASS/image.png` or `.jpg` in base64.
+    #[schema(content_encoding = "base64")]
+    zip: Option<String>,
+    /// Names of the classes, in label order; with `npz` and `zip` also a choice of them.
+    classes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Most items of the page, 1 to 200.
+    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Only datasets of this name.
+    name: Option<String>,
+    /// Only datasets of this modality: `image` or `features`.
+    modality: Option<String>,
+}
+
+/// List datasets
+///
+/// Newest first.
+#[utoipa::path(
+    get, path = "/v1/datasets", operation_id = "listDatasets", tag = "datasets", params(ListQuery),
+    responses((status = 200, description = "A page of datasets.", body = Listing<Dataset>, example = json!({
+        "items": [{
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
+            "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "examples": 1797,
+            "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "created_at": "2026-01-01T00:00:00Z"}],
+        "next_cursor": null})), ListProblems)
+)]
+async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Dataset>>> {
+    let filter = rows::DatasetFilter { name: query.name, modality: query.modality };
+    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
+    Ok(Listing::of(page, Dataset::from))
+}
+
+/// Get a dataset
+#[utoipa::path(
+    get, path = "/v1/datasets/{id}", operation_id = "getDataset", tag = "datasets",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The dataset.", body = Dataset, example = json!({
+        "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
+        "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "examples": 1797,
+        "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+)]
+async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Dataset>> {
+    Ok(Json(rows::get(state.registry(), id.into()).await?.into()))
+}
+
+/// Register a dataset
+///
+/// Idempotent by content: data that is registered already answers 200 with the dataset there is.
+#[utoipa::path(
+    post, path = "/v1/datasets", operation_id = "createDataset", tag = "datasets",
+    request_body(content = NewDataset, description = "Name and labelled data.", example = json!({
+        "name": "two-digits", "classes": ["3", "1"],
+        "images": [{"class": "3", "data": "iVBORw0KGgo…"}, {"class": "1", "data": "iVBORw0KGgo…"}]})),
+    responses(
+        (status = 201, description = "Registered.", body = Dataset,
+         headers(("Location" = String, description = "The dataset's address.")), example = json!({
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "two-digits", "modality": "image",
+            "shape": [1, 8, 8], "classes": ["3", "1"], "examples": 2,
+            "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "created_at": "2026-01-01T00:00:00Z"})),
+        (status = 200, description = "The same content was registered before.", body = Dataset,
+         headers(("Location" = String, description = "The dataset's address."))),
+        CreateProblems)
+)]
+async fn create(State(state): State<AppState>, extract::Json(new): extract::Json<NewDataset>) -> Result<Response> {
+    check_name(&new.name)?;
+    let content = match Content::one_of(new.images, new.npz, new.zip) {
+        Given::One(content) => content,
+        _ => return Err(Error::JsonInvalid("give exactly one of `images`, `npz` and `zip`".into())),
+    };
+    let place = state.work().place().await?;
+    let limits = state.settings().datasets.clone();
+    let classes = new.classes;
+    let (data, npz) = limits::run(place, move |_| prepare(&content, classes.as_deref(), &limits)).await?;
+    let (status, row) = register(&state, new.name, &data, npz).await?;
+    let location = format!("/v1/datasets/{}", row.id);
+    Ok((status, [(LOCATION, location)], Json(Dataset::from(row))).into_response())
+}
+
+/// Reads the data, with the classes asked for, and writes it as the file to store.
+fn prepare(content: &Content, classes: Option<&[String]>, limits: &datasets::Limits) -> Result<(Data, Vec<u8>)> {
+    let mut data = content.read("", classes, limits)?;
+    if let Some(classes) = classes {
+        let chosen = labels(&data, classes).and_then(|labels| data.select_classes(&labels));
+        data = chosen.map_err(|error| Error::from(error).in_field("classes"))?;
+    }
+    data.require_every_class()?;
+    let npz = datasets::npz::to_npz(&data)?;
+    Ok((data, npz))
+}
+
+async fn register(state: &AppState, name: String, data: &Data, npz: Vec<u8>) -> Result<(StatusCode, rows::Dataset)> {
+    let (registry, digest) = (state.registry(), data.digest());
+    match rows::by_digest(registry, &digest).await {
+        Ok(existing) => return Ok((StatusCode::OK, existing)),
+        Err(registry::Error::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let artifact = registry.artifacts().put_bytes(npz, NPZ).await?;
+    let small = |n: usize| i32::try_from(n).map_err(|_| Error::Internal(format!("a dimension of {n}")));
+    let new = rows::NewDataset {
+        name,
+        modality: data.modality().to_string(),
+        shape: data.shape.iter().map(|d| small(*d)).collect::<Result<_>>()?,
+        class_names: data.class_names.clone(),
+        examples: i64::try_from(data.len()).unwrap_or(i64::MAX),
+        digest,
+        artifact_digest: artifact.digest,
+    };
+    Ok((StatusCode::CREATED, rows::ensure(registry, &new).await?))
+}
+

@@ -1,0 +1,362 @@
+//! Generations: answered requests for weights, with the samples that were made.
+
+mod request;
+mod samples;
+mod work;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use registry::generations as rows;
+use registry::generators::{self, GeneratorVersion};
+use registry::{GenerationId, Seed};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+pub use request::Recorded;
+use request::NewGeneration;
+use samples::Sample;
+use work::{Clock, Input, Job, Made};
+
+use crate::error::{Error, Result};
+use crate::extract::{self, Path, Query};
+use crate::files::SAFETENSORS;
+use crate::health::device;
+use crate::limits;
+use crate::page::{self, Listing};
+use crate::problem::{CreateProblems, GetProblems, ListProblems};
+use crate::state::AppState;
+
+/// The routes of this resource.
+pub(crate) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).merge(samples::routes())
+}
+
+/// An answered request for weights.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Generation {
+    #[serde(flatten)]
+    summary: GenerationSummary,
+    /// The samples, in order.
+    samples: Vec<Sample>,
+}
+
+/// An answered request for weights, without its samples.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct GenerationSummary {
+    /// Its id.
+    id: Uuid,
+    /// The generator version that made it.
+    generator: UsedGenerator,
+    /// The labelled data it was made for.
+    dataset: UsedDataset,
+    /// Number of samples.
+    #[schema(example = 5)]
+    count: i64,
+    /// The sampler.
+    #[schema(example = "ddim")]
+    sampler: String,
+    /// The seed of the noise; sample i draws its noise from the seed and i.
+    #[schema(example = 7)]
+    seed: u64,
+    /// Sampling steps taken.
+    #[schema(example = 20)]
+    steps: usize,
+    /// η of `ddim`.
+    #[schema(example = 0.0)]
+    eta: f64,
+    /// Classifier-free guidance; 1 is off.
+    #[schema(example = 1.0)]
+    guidance: f32,
+    /// The execution provider that was really used: `cpu` or `cuda`.
+    #[schema(example = "cpu")]
+    provider: String,
+    /// The device that was really used, in words.
+    #[schema(example = "CPU, 2 threads")]
+    device: String,
+    /// How long each stage took.
+    timings: Timings,
+    /// When it was made.
+    created_at: DateTime<Utc>,
+}
+
+/// A generator version that made a generation.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct UsedGenerator {
+    /// The generator's name.
+    #[schema(example = "digits")]
+    name: String,
+    /// The version's number.
+    #[schema(example = 3)]
+    version: i32,
+    /// The generator's digest.
+    digest: String,
+}
+
+/// The labelled data of a generation.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct UsedDataset {
+    /// Its id, when it is a registered one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    /// Digest of its content.
+    digest: String,
+    /// Names of the classes, in the order of the generated head's rows.
+    #[schema(example = json!(["3", "1", "4", "0", "7"]))]
+    classes: Vec<String>,
+    /// Which examples of each class the encoder took.
+    #[schema(example = 0)]
+    seed: u64,
+}
+
+/// Wall-clock time of each stage, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub(crate) struct Timings {
+    /// Reading the labelled data.
+    parse_ms: f64,
+    /// Encoding it to a condition.
+    encode_ms: f64,
+    /// From noise to latents.
+    sample_ms: f64,
+    /// From latents to files of weights.
+    decode_ms: f64,
+    /// Measuring accuracies.
+    evaluate_ms: f64,
+    /// Storing the files.
+    store_ms: f64,
+    /// From the request, once read, to its record; with waiting and loading.
+    total_ms: f64,
+}
+
+impl Timings {
+    /// Rounded to microseconds, which is what is worth keeping.
+    fn rounded(self) -> Self {
+        let round = |ms: f64| (ms * 1e3).round() / 1e3;
+        Self {
+            parse_ms: round(self.parse_ms),
+            encode_ms: round(self.encode_ms),
+            sample_ms: round(self.sample_ms),
+            decode_ms: round(self.decode_ms),
+            evaluate_ms: round(self.evaluate_ms),
+            store_ms: round(self.store_ms),
+            total_ms: round(self.total_ms),
+        }
+    }
+}
+
+impl From<rows::Generation> for GenerationSummary {
+    fn from(row: rows::Generation) -> Self {
+        // A record of another writer may lack parts; what it has is shown.
+        let recorded: Recorded = serde_json::from_value(row.request).unwrap_or_default();
+        Self {
+            id: row.id.as_uuid(),
+            generator: UsedGenerator { name: row.generator, version: row.version, digest: recorded.generator_digest },
+            dataset: UsedDataset {
+                id: row.dataset_id.map(registry::DatasetId::as_uuid),
+                digest: row.dataset_digest,
+                classes: recorded.classes,
+                seed: recorded.dataset_seed,
+            },
+            count: row.samples,
+            sampler: recorded.sampler,
+            seed: row.seed.0,
+            steps: recorded.steps,
+            eta: recorded.eta,
+            guidance: recorded.guidance,
+            provider: row.provider,
+            device: row.device,
+            timings: serde_json::from_value(row.timings).unwrap_or_default(),
+            created_at: row.created_at,
+        }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Most items of the page, 1 to 200.
+    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Only generations of this generator: `name` for all its versions, `name@3` or `name@alias` for one.
+    #[param(example = "digits")]
+    generator: Option<String>,
+    /// Only generations for this dataset, by id.
+    dataset: Option<Uuid>,
+}
+
+/// List generations
+///
+/// Newest first, without their samples.
+#[utoipa::path(
+    get, path = "/v1/generations", operation_id = "listGenerations", tag = "generations", params(ListQuery),
+    responses((status = 200, description = "A page of generations.", body = Listing<GenerationSummary>, example = json!({
+        "items": [{
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",
+            "generator": {"name": "digits", "version": 3,
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+            "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003",
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "classes": ["3", "1", "4", "0", "7"], "seed": 0},
+            "count": 1, "sampler": "ddim", "seed": 7, "steps": 20, "eta": 0.0, "guidance": 1.0,
+            "provider": "cpu", "device": "CPU, 2 threads",
+            "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 0.0,
+                "store_ms": 3.9, "total_ms": 22.4},
+            "created_at": "2026-01-01T00:00:00Z"}],
+        "next_cursor": null})), ListProblems)
+)]
+async fn list(
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Listing<GenerationSummary>>> {
+    let mut filter = rows::GenerationFilter { dataset: query.dataset.map(Into::into), ..Default::default() };
+    match query.generator {
+        Some(reference) if reference.contains('@') => {
+            let version = generators::resolve(state.registry(), &reference).await;
+            filter.version = Some(version.map_err(|error| Error::from(error).in_field("generator"))?.id);
+        }
+        name => filter.generator = name,
+    }
+    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
+    Ok(Listing::of(page, GenerationSummary::from))
+}
+
+/// Get a generation
+///
+/// With all its samples.
+#[utoipa::path(
+    get, path = "/v1/generations/{id}", operation_id = "getGeneration", tag = "generations",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The generation.", body = Generation), GetProblems)
+)]
+async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Generation>> {
+    let row = rows::get(state.registry(), id.into()).await?;
+    Ok(Json(with_samples(&state, row).await?))
+}
+
+async fn with_samples(state: &AppState, row: rows::Generation) -> Result<Generation> {
+    let samples = rows::samples(state.registry(), row.id).await?;
+    Ok(Generation { summary: row.into(), samples: samples.into_iter().map(Sample::from).collect() })
+}
+
+/// Generate weights for a dataset
+///
+/// Encodes the dataset, samples `count` networks, and stores each as a safetensors file. Nothing is stored when
+/// anything fails; when the client goes away, the work stops.
+#[utoipa::path(
+    post, path = "/v1/generations", operation_id = "createGeneration", tag = "generations",
+    request_body(content = NewGeneration, description = "What to generate.", example = json!({
+        "generator": "digits@latest",
+        "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4", "0", "7"]},
+        "count": 1, "sampler": "ddim", "steps": 20, "seed": 7, "evaluate": true})),
+    responses(
+        (status = 201, description = "Generated.", body = Generation,
+         headers(("Location" = String, description = "The generation's address.")), example = json!({
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",
+            "generator": {"name": "digits", "version": 3,
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+            "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003",
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "classes": ["3", "1", "4", "0", "7"], "seed": 0},
+            "count": 1, "sampler": "ddim", "seed": 7, "steps": 20, "eta": 0.0, "guidance": 1.0,
+            "provider": "cpu", "device": "CPU, 2 threads",
+            "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 2.0,
+                "store_ms": 3.9, "total_ms": 24.4},
+            "created_at": "2026-01-01T00:00:00Z",
+            "samples": [{"index": 0, "seed": 7,
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9632,
+                "url": "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file",
+                "accuracy": 0.96, "loss": 0.13, "evaluated_on": 812}]})),
+        CreateProblems)
+)]
+async fn create(State(state): State<AppState>, extract::Json(new): extract::Json<NewGeneration>) -> Result<Response> {
+    let row = generate(&state, new).await?;
+    let location = format!("/v1/generations/{}", row.id);
+    let body = with_samples(&state, row).await?;
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(body)).into_response())
+}
+
+async fn generate(state: &AppState, new: NewGeneration) -> Result<rows::Generation> {
+    let mut total = Clock::start();
+    let evaluates = new.evaluates()?;
+    let options = new.options();
+    options.validate(&state.sample_limits())?;
+    let version = generators::resolve(state.registry(), &new.generator)
+        .await
+        .map_err(|error| Error::from(error).in_field("generator"))?;
+    let mut clock = Clock::start();
+    let dataset = Input::fetch(state, "dataset", new.dataset).await?;
+    let evaluation = match new.evaluation {
+        Some(input) => Some(Input::fetch(state, "evaluation", input).await?),
+        None => None,
+    };
+    let fetch_ms = clock.lap();
+    let mut recorded = Recorded {
+        generator_digest: version.digest.clone(),
+        dataset_seed: dataset.seed,
+        sampler: options.sampler.to_string(),
+        eta: options.eta,
+        guidance: options.guidance,
+        ..Recorded::default()
+    };
+    let seed = Seed(options.seed);
+    let place = state.work().place().await?;
+    let generator = state.generator(&version).await?;
+    recorded.steps = options.effective_steps(&generator.manifest().schedule);
+    let generator_name = format!("{}@{}", version.generator, version.version);
+    let limits = state.settings().datasets.clone();
+    let job = Job { generator, generator_name, dataset, evaluates, evaluation, options, limits };
+    let mut made = limits::run(place, move |cancel| job.run(cancel)).await?;
+    made.timings.parse_ms += fetch_ms;
+    recorded.classes = std::mem::take(&mut made.classes);
+    recorded.evaluation_digest = made.evaluation_digest.take();
+    store(state, &version, seed, recorded, made, &mut total).await
+}
+
+/// Stores the files, then all rows in one transaction.
+async fn store(
+    state: &AppState,
+    version: &GeneratorVersion,
+    seed: Seed,
+    recorded: Recorded,
+    made: Made,
+    total: &mut Clock,
+) -> Result<rows::Generation> {
+    let mut clock = Clock::start();
+    let artifacts = state.registry().artifacts().put_many(made.files, SAFETENSORS).await?;
+    let timings = Timings { store_ms: clock.lap(), total_ms: total.lap(), ..made.timings }.rounded();
+    let evaluation = |index: usize| made.evaluations.get(index);
+    let samples = artifacts.into_iter().enumerate().map(|(index, artifact)| rows::NewSample {
+        seed,
+        artifact_digest: artifact.digest,
+        accuracy: evaluation(index).map(|e| e.accuracy as f32),
+        metrics: evaluation(index).map_or_else(|| json!({}), |e| json!({"loss": e.loss, "evaluated_on": e.examples})),
+    });
+    let new = rows::NewGeneration {
+        id: GenerationId::generate(),
+        version_id: version.id,
+        dataset_id: made.dataset_id,
+        dataset_digest: made.dataset_digest,
+        request: as_json(&recorded)?,
+        provider: state.runtime().provider().to_string(),
+        device: device(state.runtime()),
+        timings: as_json(&timings)?,
+        seed,
+        samples: samples.collect(),
+    };
+    Ok(rows::create(state.registry(), &new).await?)
+}
+
+fn as_json(value: &impl Serialize) -> Result<serde_json::Value> {
+    serde_json::to_value(value).map_err(|error| Error::Internal(format!("a record cannot be written: {error}")))
+}

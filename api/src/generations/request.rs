@@ -1,0 +1,151 @@
+//! What a client asks for, and what is recorded of it.
+
+use inference::{SampleOptions, SamplerKind};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::{Error, Result};
+use crate::inline::{DatasetInput, DatasetInputSchema};
+
+/// A request for weights.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewGeneration {
+    /// The generator: `name`, `name@3`, `name@alias` or `name@latest`.
+    #[schema(example = "digits@latest")]
+    pub(crate) generator: String,
+    /// The labelled data to make weights for.
+    #[schema(value_type = DatasetInputSchema)]
+    pub(crate) dataset: DatasetInput,
+    /// Number of samples; 1 by default. The server's limit is in the error of a greater one.
+    #[schema(minimum = 1, default = 1, example = 5)]
+    pub(crate) count: Option<usize>,
+    /// The sampler; `ddim` by default.
+    pub(crate) sampler: Option<Sampler>,
+    /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
+    #[schema(example = 7)]
+    pub(crate) seed: Option<u64>,
+    /// Sampling steps; 20 with `ddim` and all of the schedule with `ddpm` by default.
+    #[schema(minimum = 1, example = 20)]
+    pub(crate) steps: Option<usize>,
+    /// η of `ddim`: 0 (the default) is deterministic given the seed, 1 has the variance of `ddpm`.
+    #[schema(minimum = 0.0, maximum = 1.0, default = 0.0)]
+    pub(crate) eta: Option<f64>,
+    /// Classifier-free guidance; 1 (the default) is off.
+    #[schema(minimum = 0.0, maximum = 20.0, default = 1.0)]
+    pub(crate) guidance: Option<f32>,
+    /// Whether to measure the accuracy of each sample; by default exactly when `evaluation` is given.
+    pub(crate) evaluate: Option<bool>,
+    /// Labelled data to measure the accuracy on; by default the examples of the dataset that the encoder has not
+    /// seen. Its classes are those of the dataset, in the same order.
+    #[schema(value_type = Option<DatasetInputSchema>)]
+    pub(crate) evaluation: Option<DatasetInput>,
+}
+
+/// The sampler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sampler {
+    /// Denoising diffusion implicit models: few steps.
+    #[default]
+    Ddim,
+    /// Ancestral sampling.
+    Ddpm,
+}
+
+impl NewGeneration {
+    /// The sampling options, with a seed drawn where none is given.
+    pub(crate) fn options(&self) -> SampleOptions {
+        let defaults = SampleOptions::default();
+        SampleOptions {
+            count: self.count.unwrap_or(defaults.count),
+            sampler: match self.sampler.unwrap_or_default() {
+                Sampler::Ddim => SamplerKind::Ddim,
+                Sampler::Ddpm => SamplerKind::Ddpm,
+            },
+            // 53 bits, which every JSON reader keeps.
+            seed: self.seed.unwrap_or_else(|| rand::random::<u64>() >> 11),
+            steps: self.steps,
+            eta: self.eta.unwrap_or(defaults.eta),
+            guidance: self.guidance.unwrap_or(defaults.guidance),
+        }
+    }
+
+    /// Whether samples are to be evaluated.
+    pub(crate) fn evaluates(&self) -> Result<bool> {
+        match (self.evaluate, &self.evaluation) {
+            (Some(false), Some(_)) => {
+                let rule = "evaluation is given and evaluate is false: leave out one of them, or set evaluate to true";
+                Err(Error::ValueInvalid(rule.into()).in_field("evaluation"))
+            }
+            (explicit, evaluation) => Ok(explicit.unwrap_or(evaluation.is_some())),
+        }
+    }
+}
+
+/// What is recorded of a request, in the column `request` of a generation.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recorded {
+    /// Digest of the generator.
+    pub generator_digest: String,
+    /// Names of the classes, in the order of the head's rows.
+    pub classes: Vec<String>,
+    /// Seed of the choice of examples that the encoder took.
+    pub dataset_seed: u64,
+    /// `ddim` or `ddpm`.
+    pub sampler: String,
+    /// Sampling steps taken.
+    pub steps: usize,
+    /// η.
+    pub eta: f64,
+    /// Classifier-free guidance.
+    pub guidance: f32,
+    /// Digest of the data that the samples were evaluated on.
+    pub evaluation_digest: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extract::parse;
+
+    fn body(rest: &str) -> Result<NewGeneration> {
+        let id = uuid::Uuid::now_v7();
+        parse(format!(r#"{{"generator": "g", "dataset": {{"id": "{id}"}}{rest}}}"#).as_bytes())
+    }
+
+    #[test]
+    fn defaults() {
+        let new = body("").unwrap();
+        let options = new.options();
+        assert_eq!((options.count, options.steps, options.eta, options.guidance), (1, None, 0.0, 1.0));
+        assert!(options.seed < 1 << 53);
+        assert_ne!(options.seed, new.options().seed, "drawn anew");
+        assert!(!new.evaluates().unwrap());
+        assert_eq!(body(r#", "seed": 18446744073709551615"#).unwrap().options().seed, u64::MAX);
+    }
+
+    #[test]
+    fn evaluation_and_evaluate_agree() {
+        let id = uuid::Uuid::now_v7();
+        let given = format!(r#", "evaluation": {{"id": "{id}"}}"#);
+        assert!(body(&given).unwrap().evaluates().unwrap());
+        assert!(body(r#", "evaluate": true"#).unwrap().evaluates().unwrap());
+        let error = body(&format!(r#"{given}, "evaluate": false"#)).unwrap().evaluates().unwrap_err();
+        assert_eq!(error.field(), Some("evaluation"));
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        for (rest, field) in [
+            (r#", "sampler": "euler""#, "sampler"),
+            (r#", "count": -1"#, "count"),
+            (r#", "evaluation": {"npz": 3}"#, "evaluation"),
+            (r#", "gidance": 2"#, "gidance"),
+        ] {
+            let error = body(rest).unwrap_err();
+            assert_eq!((error.status().as_u16(), error.field()), (422, Some(field)), "{error}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Samples: generated weights.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method};
+use axum::response::Response;
+use registry::generations as rows;
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::extract::Path;
+use crate::files::{self, File, SAFETENSORS};
+use crate::problem::{FileProblems, GetProblems};
+use crate::state::AppState;
+
+/// The routes of samples.
+pub(crate) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(get_file, head_file)).routes(routes!(get_metadata))
+}
+
+/// One generated network.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Sample {
+    /// Its place in the generation, from 0.
+    #[schema(example = 0)]
+    index: i32,
+    /// The generation's seed; with the index, it fixes the noise.
+    #[schema(example = 7)]
+    seed: u64,
+    /// Digest of the weights file.
+    digest: String,
+    /// Bytes of the weights file.
+    #[schema(example = 9632)]
+    size: i64,
+    /// Where to download the weights file (safetensors).
+    #[schema(example = "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file")]
+    url: String,
+    /// Measured accuracy, 0 to 1, when it was evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 0.96)]
+    accuracy: Option<f32>,
+    /// Measured loss (mean cross-entropy in nats), when it was evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 0.13)]
+    loss: Option<f64>,
+    /// Number of examples it was evaluated on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 812)]
+    evaluated_on: Option<u64>,
+}
+
+impl From<rows::Sample> for Sample {
+    fn from(row: rows::Sample) -> Self {
+        Self {
+            index: row.index,
+            seed: row.seed.0,
+            digest: row.artifact_digest,
+            size: row.size,
+            url: format!("/v1/generations/{}/samples/{}/file", row.generation_id, row.index),
+            accuracy: row.accuracy,
+            loss: row.metrics.get("loss").and_then(Value::as_f64),
+            evaluated_on: row.metrics.get("evaluated_on").and_then(Value::as_u64),
+        }
+    }
+}
+
+/// The header of a safetensors file.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct SampleMetadata {
+    /// Where the weights came from: generator digest, seed, dataset, classes, sampler, …
+    #[schema(value_type = Object)]
+    metadata: Value,
+    /// Type, shape and place of each tensor.
+    #[schema(value_type = Object)]
+    tensors: Value,
+}
+
+/// Download a sample
+///
+/// The weights as safetensors. `ETag` is the digest; `Range`, `If-Range` and `If-None-Match` work.
+#[utoipa::path(
+    get, path = "/v1/generations/{id}/samples/{index}/file", operation_id = "downloadSample", tag = "generations",
+    params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
+           ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    responses((status = 200, description = "The file.", body = Vec<u8>, content_type = "application/vnd.safetensors"),
+              (status = 206, description = "The range asked for.", body = Vec<u8>,
+               content_type = "application/vnd.safetensors"),
+              (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
+)]
+async fn get_file(
+    state: State<AppState>,
+    path: Path<(Uuid, i32)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    file(state, path, method, headers).await
+}
+
+/// Ask about a sample's file
+///
+/// The headers of the download alone.
+#[utoipa::path(
+    head, path = "/v1/generations/{id}/samples/{index}/file", operation_id = "headSampleFile", tag = "generations",
+    params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
+           ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    responses((status = 200, description = "The headers of the download."),
+              (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
+)]
+async fn head_file(
+    state: State<AppState>,
+    path: Path<(Uuid, i32)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    file(state, path, method, headers).await
+}
+
+async fn file(
+    State(state): State<AppState>,
+    Path((id, index)): Path<(Uuid, i32)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let row = rows::sample(state.registry(), id.into(), index).await?;
+    let name = format!("{id}-{index}.safetensors");
+    let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
+    files::answer(state.registry().artifacts(), &method, &headers, file).await
+}
+
+/// Get a sample's metadata
+///
+/// The header of its safetensors file, without the weights.
+#[utoipa::path(
+    get, path = "/v1/generations/{id}/samples/{index}/metadata", operation_id = "getSampleMetadata",
+    tag = "generations",
+    params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
+           ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    responses((status = 200, description = "The metadata.", body = SampleMetadata, example = json!({
+        "metadata": {"architecture": "mlp-64-32-5", "seed": "7", "index": "0", "sampler": "ddim", "steps": "20"},
+        "tensors": {"layers.0.weight": {"dtype": "F32", "shape": [32, 64], "data_offsets": [0, 8192]}}})), GetProblems)
+)]
+async fn get_metadata(
+    State(state): State<AppState>,
+    Path((id, index)): Path<(Uuid, i32)>,
+) -> Result<Json<SampleMetadata>> {
+    let row = rows::sample(state.registry(), id.into(), index).await?;
+    let mut tensors = files::safetensors_header(state.registry().artifacts(), &row.artifact_digest).await?;
+    let metadata = tensors.as_object_mut().and_then(|header| header.shift_remove("__metadata__"));
+    Ok(Json(SampleMetadata { metadata: metadata.unwrap_or_else(|| serde_json::json!({})), tensors }))
+}

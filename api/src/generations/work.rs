@@ -1,0 +1,277 @@
+//! The work of a generation: from labelled data to files of weights. Everything that can fail comes before anything is
+//! stored.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use datasets::{Dataset, Limits};
+use inference::{Evaluation, Generator, Provenance, SampleOptions, to_safetensors};
+use registry::DatasetId;
+
+use super::Timings;
+use crate::error::{Error, Result};
+use crate::inline::{Content, DatasetInput, Source, labels};
+use crate::limits::Cancel;
+use crate::state::AppState;
+
+/// Labelled data of a request, read as far as the registry has it.
+pub(crate) struct Input {
+    field: &'static str,
+    data: Given,
+    id: Option<DatasetId>,
+    digest: Option<String>,
+    classes: Option<Vec<String>>,
+    pub(crate) seed: u64,
+}
+
+enum Given {
+    Registered(Arc<Dataset>),
+    Inline(Content),
+}
+
+impl Input {
+    /// Fetches a registered dataset, or takes what came with the request.
+    pub(crate) async fn fetch(state: &AppState, field: &'static str, input: DatasetInput) -> Result<Self> {
+        let (data, id, digest) = match input.source {
+            Source::Inline(content) => (Given::Inline(content), None, None),
+            Source::Registered(id) => {
+                let row = registry::datasets::get(state.registry(), id.into())
+                    .await
+                    .map_err(|error| Error::from(error).in_field(format!("{field}.id")))?;
+                (Given::Registered(state.dataset(&row).await?), Some(row.id), Some(row.digest))
+            }
+        };
+        Ok(Self { field, data, id, digest, classes: input.classes, seed: input.seed.unwrap_or_default() })
+    }
+
+    /// The data, and the labels of the classes in the order asked for (`default`, when nothing is asked for).
+    fn read(&self, default: Option<&[String]>, limits: &Limits) -> Result<(Arc<Dataset>, Vec<u32>)> {
+        let classes = self.classes.as_deref().or(default);
+        let data = match &self.data {
+            Given::Registered(data) => data.clone(),
+            Given::Inline(content) => Arc::new(content.read(&format!("{}.", self.field), classes, limits)?),
+        };
+        let labels = match classes {
+            Some(classes) => {
+                labels(&data, classes).map_err(|error| Error::from(error).in_field(format!("{}.classes", self.field)))?
+            }
+            None => (0..).take(data.classes()).collect(),
+        };
+        Ok((data, labels))
+    }
+}
+
+/// A generation to do.
+pub(crate) struct Job {
+    pub(crate) generator: Arc<Generator>,
+    /// `name@version`.
+    pub(crate) generator_name: String,
+    pub(crate) dataset: Input,
+    pub(crate) evaluates: bool,
+    pub(crate) evaluation: Option<Input>,
+    pub(crate) options: SampleOptions,
+    pub(crate) limits: Limits,
+}
+
+/// What a generation made.
+pub(crate) struct Made {
+    pub(crate) dataset_id: Option<DatasetId>,
+    pub(crate) dataset_digest: String,
+    pub(crate) classes: Vec<String>,
+    pub(crate) files: Vec<Bytes>,
+    /// One for each file, or none at all.
+    pub(crate) evaluations: Vec<Evaluation>,
+    pub(crate) evaluation_digest: Option<String>,
+    pub(crate) timings: Timings,
+}
+
+impl Job {
+    /// Does all of it; blocks.
+    pub(crate) fn run(self, cancel: &Cancel) -> Result<Made> {
+        let mut clock = Clock::start();
+        let mut timings = Timings::default();
+        let generator = &*self.generator;
+        let (data, labels) = self.dataset.read(None, &self.limits)?;
+        let classes: Vec<String> = names(&data, &labels);
+        let seed = self.dataset.seed;
+        let features = in_dataset(generator.features(&data, &labels, seed))?;
+        let evaluation = match self.evaluates {
+            true => Some(self.evaluation_data(&data, &labels, &classes, &features)?),
+            false => None,
+        };
+        let dataset_digest = self.dataset.digest.clone().unwrap_or_else(|| data.digest());
+        timings.parse_ms = clock.lap();
+        let embedding = generator.embed(&features)?;
+        timings.encode_ms = clock.lap();
+        let generated = generator.generate(&embedding, &self.options, &mut |_, _| !cancel.is_set())?;
+        timings.sample_ms = generated.timings.sample_ms;
+        clock.lap();
+        let provenance = |index| Provenance {
+            generator_name: &self.generator_name,
+            dataset: &dataset_digest,
+            classes: &classes,
+            options: &self.options,
+            index,
+        };
+        let written = generated.weights.iter().enumerate();
+        let files = written
+            .map(|(index, theta)| to_safetensors(generator, theta, &provenance(index)).map(Bytes::from))
+            .collect::<inference::Result<_>>()?;
+        timings.decode_ms = generated.timings.decode_ms + clock.lap();
+        let evaluations = evaluate(generator, &generated.weights, evaluation.as_ref(), cancel)?;
+        timings.evaluate_ms = clock.lap();
+        Ok(Made {
+            dataset_id: self.dataset.id,
+            dataset_digest,
+            classes,
+            files,
+            evaluations,
+            evaluation_digest: evaluation.map(|data| data.digest()),
+            timings,
+        })
+    }
+
+    /// The data to evaluate on, with class k the head's row k.
+    fn evaluation_data(
+        &self,
+        data: &Dataset,
+        labels: &[u32],
+        classes: &[String],
+        features: &[f32],
+    ) -> Result<Dataset> {
+        let Some(input) = &self.evaluation else {
+            let taken = self.generator.manifest().encoder.images_per_class;
+            return held_out(data, labels, features, taken).map_err(|error| error.in_field("evaluate"));
+        };
+        let (evaluation, labels) = input.read(Some(classes), &self.limits)?;
+        check_evaluation(data, classes, &evaluation, &labels).map_err(|error| Error::from(error).in_field("evaluation"))?;
+        let chosen = evaluation.select_classes(&labels).map_err(|error| Error::from(error).in_field("evaluation"))?;
+        chosen.require_every_class().map_err(|error| Error::from(error).in_field("evaluation"))?;
+        Ok(chosen)
+    }
+}
+
+/// Says that an error is about the dataset, when it is.
+fn in_dataset<T>(result: inference::Result<T>) -> Result<T> {
+    use inference::Error as E;
+    result.map_err(|error| match error {
+        E::ModalityMismatch { .. } | E::ShapeMismatch { .. } | E::ClassesMismatch { .. } | E::Dataset(_) => {
+            Error::from(error).in_field("dataset")
+        }
+        other => other.into(),
+    })
+}
+
+fn names(data: &Dataset, labels: &[u32]) -> Vec<String> {
+    labels.iter().filter_map(|label| data.class_names.get(*label as usize).cloned()).collect()
+}
+
+fn check_evaluation(
+    data: &Dataset,
+    classes: &[String],
+    evaluation: &Dataset,
+    labels: &[u32],
+) -> inference::Result<()> {
+    if evaluation.shape != data.shape {
+        return Err(inference::Error::ShapeMismatch {
+            found: evaluation.shape.clone(),
+            needs: "evaluation on this dataset",
+            expected: data.shape.clone(),
+        });
+    }
+    if labels.len() != classes.len() {
+        return Err(inference::Error::ClassesMismatch {
+            found: labels.len(),
+            needs: "evaluation on this dataset",
+            expected: classes.len(),
+        });
+    }
+    Ok(())
+}
+
+/// The examples of the chosen classes that are not among the encoder's features (`[classes, taken, dim]`), nor equal
+/// to one of them.
+fn held_out(data: &Dataset, labels: &[u32], features: &[f32], taken: usize) -> Result<Dataset> {
+    let chosen = data.select_classes(labels)?;
+    let dim = chosen.dim();
+    let bytes = |row: &[f32]| row.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let rows = features.chunks_exact(dim).enumerate();
+    let seen: HashSet<(usize, Vec<u8>)> = rows.map(|(at, row)| (at / taken.max(1), bytes(row))).collect();
+    let mut row = vec![0.0; dim];
+    let mut counts = vec![(0, 0); chosen.classes()];
+    let mut kept = Vec::new();
+    for (index, label) in chosen.labels.iter().map(|label| *label as usize).enumerate() {
+        chosen.write_features(index, &mut row);
+        counts[label].0 += 1;
+        if !seen.contains(&(label, bytes(&row))) {
+            counts[label].1 += 1;
+            kept.push(index);
+        }
+    }
+    match counts.iter().position(|(_, left)| *left == 0) {
+        Some(at) => {
+            Err(Error::EvaluationMissing { taken, class: chosen.class_names[at].clone(), have: counts[at].0 })
+        }
+        None => Ok(chosen.take(&kept)),
+    }
+}
+
+fn evaluate(
+    generator: &Generator,
+    weights: &[Vec<f32>],
+    data: Option<&Dataset>,
+    cancel: &Cancel,
+) -> Result<Vec<Evaluation>> {
+    let Some(data) = data else {
+        return Ok(Vec::new());
+    };
+    let each = weights.iter().map(|theta| {
+        cancel.check()?;
+        Ok(generator.evaluate(theta, data)?)
+    });
+    each.collect()
+}
+
+/// Milliseconds from lap to lap.
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.0, now)).as_secs_f64() * 1e3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datasets::Data;
+
+    use super::*;
+
+    fn data() -> Dataset {
+        // Class 0: 0, 1, 2; class 1: 0, 5.
+        let names = vec!["a".to_owned(), "b".to_owned()];
+        Dataset::new("t", vec![1], names, Data::F32(vec![0.0, 0.0, 1.0, 5.0, 2.0]), vec![0, 1, 0, 1, 0]).unwrap()
+    }
+
+    #[test]
+    fn held_out_examples_are_new_to_the_encoder() {
+        let rest = held_out(&data(), &[1, 0], &[5.0, 1.0], 1).unwrap();
+        assert_eq!(rest.class_names, ["b", "a"]);
+        // b keeps its 0, which the encoder did not see; a keeps 0 and 2.
+        assert_eq!((rest.labels.as_slice(), rest.data.clone()), (&[1, 0, 1][..], Data::F32(vec![0.0, 0.0, 2.0])));
+    }
+
+    #[test]
+    fn nothing_left_is_an_error() {
+        let error = held_out(&data(), &[0, 1], &[0.0, 1.0, 0.0, 5.0], 2).unwrap_err();
+        assert_eq!((error.code(), error.status().as_u16()), ("evaluation_missing", 422));
+        assert!(error.to_string().contains("takes 2") && error.to_string().contains("\"b\" has 2"), "{error}");
+    }
+}

@@ -1,0 +1,60 @@
+//! The description of the API, from the handlers' declarations.
+
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::problem::Problem;
+use crate::state::AppState;
+use crate::{architectures, checkpoints, datasets, generations, generators, health, zoos};
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Weightsmith",
+        description = "Neural-network weights for a dataset, on request.\n\nErrors are `application/problem+json` \
+                       (RFC 9457) with a stable `code`. Lists are pages: pass `next_cursor` as `cursor` to go on. Every \
+                       answer carries `x-request-id`, which may be given with the request.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    servers((url = "/", description = "This server.")),
+    tags(
+        (name = "generations", description = "Requests for weights, and the weights that were made."),
+        (name = "generators", description = "Trained generators: versions are immutable, aliases move."),
+        (name = "datasets", description = "Labelled data."),
+        (name = "zoos", description = "Populations of trained models."),
+        (name = "checkpoints", description = "Weights of trained models."),
+        (name = "architectures", description = "Networks that weights are generated for."),
+        (name = "health", description = "Liveness and readiness."),
+    ),
+    components(schemas(Problem))
+)]
+struct Document;
+
+/// All routes with their descriptions.
+pub(crate) fn described() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(generations::routes())
+        .merge(generators::routes())
+        .merge(datasets::routes())
+        .merge(zoos::routes())
+        .merge(checkpoints::routes())
+        .merge(architectures::routes())
+        .merge(health::routes())
+}
+
+/// The OpenAPI 3.1 document.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    described().into_openapi()
+}
+
+/// The OpenAPI document as it is served and kept in `openapi/openapi.json`: pretty, in a stable order, with a newline
+/// at its end.
+#[must_use]
+pub fn openapi_json() -> String {
+    // Maps of strings always become JSON; an empty document would fail the comparison with the kept one.
+    let mut text = openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,67 @@
+//! The router, and serving it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::envelope::envelope;
+use crate::error::{Error, Result};
+use crate::openapi::{described, openapi_json};
+use crate::state::AppState;
+
+/// The whole API: resources, `/openapi.json`, and Swagger UI at `/docs`.
+pub fn router(state: AppState) -> Router {
+    let document = bytes::Bytes::from(openapi_json());
+    let (resources, _) = described().split_for_parts();
+    resources
+        .route("/openapi.json", get(|| async move { ([(CONTENT_TYPE, "application/json")], document) }))
+        .merge(SwaggerUi::new("/docs").config(Config::from("/openapi.json")))
+        .fallback(|request: Request| async move { Error::UnknownRoute(request.uri().path().to_owned()) })
+        // The extractor of bodies has the limit, with an answer of its own.
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(state.clone(), envelope))
+        .with_state(state)
+}
+
+/// Serves on a listener until `shutdown` ends; requests under way then have [`crate::Settings::grace`] to end.
+///
+/// # Errors
+/// [`Error::Serve`] when the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    state: AppState,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let grace = state.settings().grace;
+    let (stopping, stopped) = watch::channel(false);
+    let signal = async move {
+        shutdown.await;
+        tracing::info!("stopping");
+        // Nobody listens any more when the server has ended by itself.
+        let _ = stopping.send(true);
+    };
+    let server = axum::serve(listener, router(state)).with_graceful_shutdown(signal);
+    tokio::select! {
+        ended = async { server.await } => ended.map_err(Error::Serve),
+        () = after(stopped, grace) => {
+            tracing::warn!("requests under way were cut off");
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the signal and then for the grace; forever when there is no signal.
+async fn after(mut stopped: watch::Receiver<bool>, grace: Duration) {
+    if stopped.wait_for(|stopped| *stopped).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(grace).await;
+}

@@ -1,0 +1,164 @@
+//! What all handlers share.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use datasets::Dataset;
+use inference::{Generator, Runtime, SampleLimits};
+use registry::Registry;
+use registry::generators::GeneratorVersion;
+
+use crate::cache::Cache;
+use crate::error::Result;
+use crate::limits::{Work, blocking};
+
+/// Datasets above this many bytes are read anew for each request.
+const LARGEST_CACHED_DATASET: i64 = 256 << 20;
+
+/// What an operator may choose about serving.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Address to listen on; loopback by default, for there is no authentication.
+    pub bind: SocketAddr,
+    /// Most bytes of a request's body.
+    pub body_limit: usize,
+    /// Most samples of one generation.
+    pub max_count: usize,
+    /// Most sampling steps of one generation.
+    pub max_steps: usize,
+    /// Requests that may wait for a place to work.
+    pub queue: usize,
+    /// Requests that work at a time; 0 means as many as a graph has sessions.
+    pub workers: usize,
+    /// Generators kept loaded.
+    pub generators_cached: usize,
+    /// Registered datasets kept in memory.
+    pub datasets_cached: usize,
+    /// Longest time to answer a request; a download under way is not cut off.
+    pub timeout: Duration,
+    /// How long requests under way may go on after the signal to stop.
+    pub grace: Duration,
+    /// Limits of labelled data that clients send.
+    pub datasets: datasets::Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            body_limit: 32 << 20,
+            max_count: 256,
+            max_steps: 10_000,
+            queue: 64,
+            workers: 0,
+            generators_cached: 4,
+            datasets_cached: 4,
+            timeout: Duration::from_secs(300),
+            grace: Duration::from_secs(30),
+            datasets: datasets::Limits {
+                max_examples: 100_000,
+                max_classes: 1_000,
+                max_decompressed_bytes: 256 << 20,
+                ..datasets::Limits::default()
+            },
+        }
+    }
+}
+
+/// The state of a server; clones share it.
+#[derive(Clone)]
+pub struct AppState(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    runtime: Runtime,
+    settings: Settings,
+    work: Work,
+    generators: Cache<Generator>,
+    datasets: Cache<Dataset>,
+}
+
+impl AppState {
+    /// The state over a connected registry and a loaded ONNX Runtime.
+    #[must_use]
+    pub fn new(registry: Registry, runtime: Runtime, settings: Settings) -> Self {
+        // A pool has at most four sessions a graph: more workers would wait for each other.
+        let workers = if settings.workers == 0 { runtime.threads().clamp(1, 4) } else { settings.workers };
+        Self(Arc::new(Inner {
+            work: Work::new(workers, settings.queue),
+            generators: Cache::new(settings.generators_cached),
+            datasets: Cache::new(settings.datasets_cached),
+            registry,
+            runtime,
+            settings,
+        }))
+    }
+
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The ONNX Runtime.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.0.runtime
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn work(&self) -> &Work {
+        &self.0.work
+    }
+
+    /// Upper bounds of sampling options.
+    pub(crate) fn sample_limits(&self) -> SampleLimits {
+        let Settings { max_count, max_steps, .. } = self.0.settings;
+        SampleLimits { max_count, max_steps, ..SampleLimits::default() }
+    }
+
+    /// A generator version, loaded.
+    pub(crate) async fn generator(&self, version: &GeneratorVersion) -> Result<Arc<Generator>> {
+        self.0.generators.get(&version.digest, || self.load_generator(version)).await
+    }
+
+    async fn load_generator(&self, version: &GeneratorVersion) -> Result<Generator> {
+        let tar = self.registry().artifacts().read(&version.artifact_digest).await?;
+        let (runtime, expected) = (self.runtime().clone(), version.digest.clone());
+        blocking(move || {
+            let bundle = weights::Bundle::read_tar(&tar[..])?;
+            if bundle.digest() != expected {
+                let reason = format!("its digest is {}, the registry has {expected}", bundle.digest());
+                return Err(weights::Error::Bundle(reason).into());
+            }
+            Ok(Generator::load(&runtime, bundle)?)
+        })
+        .await
+    }
+
+    /// A registered dataset, read.
+    pub(crate) async fn dataset(&self, row: &registry::datasets::Dataset) -> Result<Arc<Dataset>> {
+        let values: i64 = row.shape.iter().map(|d| i64::from(*d)).product();
+        if values.saturating_mul(row.examples) > LARGEST_CACHED_DATASET {
+            return self.load_dataset(row).await.map(Arc::new);
+        }
+        self.0.datasets.get(&row.artifact_digest, || self.load_dataset(row)).await
+    }
+
+    async fn load_dataset(&self, row: &registry::datasets::Dataset) -> Result<Dataset> {
+        let npz = self.registry().artifacts().read(&row.artifact_digest).await?;
+        let digest = row.artifact_digest.clone();
+        blocking(move || {
+            // What is stored was checked when it came, so a file that cannot be read now is not the client's fault.
+            datasets::npz::from_npz(&npz, &datasets::Limits::default())
+                .map_err(|error| crate::Error::Internal(format!("the stored dataset {digest} is not readable: {error}")))
+        })
+        .await
+    }
+}

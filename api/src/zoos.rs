@@ -1,0 +1,181 @@
+//! Zoos: populations of trained models, and the runs that made them.
+
+use axum::Json;
+use axum::extract::State;
+use chrono::{DateTime, Utc};
+use registry::ArchitectureId;
+use registry::{runs as run_rows, zoos as rows};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::extract::{Path, Query};
+use crate::page::{self, Listing};
+use crate::problem::{GetProblems, ListProblems, SubListProblems};
+use crate::state::AppState;
+
+/// The routes of this resource.
+pub(crate) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(list_runs))
+}
+
+/// A population of trained models of one architecture.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Zoo {
+    /// Its id.
+    id: Uuid,
+    /// Its unique name.
+    #[schema(example = "digits")]
+    name: String,
+    /// The architecture of its models.
+    architecture_id: Uuid,
+    /// How it was trained.
+    #[schema(value_type = Object)]
+    config: Value,
+    /// Digest of its content.
+    digest: String,
+    /// Number of runs.
+    #[schema(example = 200)]
+    runs: i64,
+    /// Number of checkpoints of all runs.
+    #[schema(example = 1000)]
+    checkpoints: i64,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+}
+
+impl From<rows::Zoo> for Zoo {
+    fn from(row: rows::Zoo) -> Self {
+        Self {
+            id: row.id.as_uuid(),
+            name: row.name,
+            architecture_id: row.architecture_id.as_uuid(),
+            config: row.config,
+            digest: row.digest,
+            runs: row.runs,
+            checkpoints: row.checkpoints,
+            created_at: row.created_at,
+        }
+    }
+}
+
+/// One training of one model on one task.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Run {
+    /// Its id.
+    id: Uuid,
+    /// The zoo it belongs to.
+    zoo_id: Uuid,
+    /// Its number within the zoo.
+    #[schema(example = 0)]
+    index: i32,
+    /// The dataset it was trained on.
+    dataset_id: Uuid,
+    /// The task: labels of the dataset, in the order of the model's outputs.
+    #[schema(example = json!([3, 1, 4, 0, 7]))]
+    classes: Vec<i32>,
+    /// The seed of its initialisation and batches.
+    #[schema(example = 7)]
+    seed: u64,
+    /// When it was registered.
+    created_at: DateTime<Utc>,
+}
+
+impl From<run_rows::Run> for Run {
+    fn from(row: run_rows::Run) -> Self {
+        Self {
+            id: row.id.as_uuid(),
+            zoo_id: row.zoo_id.as_uuid(),
+            index: row.index,
+            dataset_id: row.dataset_id.as_uuid(),
+            classes: row.classes,
+            seed: row.seed.0,
+            created_at: row.created_at,
+        }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Most items of the page, 1 to 200.
+    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Only zoos of this architecture, by id.
+    architecture: Option<Uuid>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct RunsQuery {
+    /// Most items of the page, 1 to 200.
+    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List zoos
+///
+/// By name.
+#[utoipa::path(
+    get, path = "/v1/zoos", operation_id = "listZoos", tag = "zoos", params(ListQuery),
+    responses((status = 200, description = "A page of zoos.", body = Listing<Zoo>, example = json!({
+        "items": [{
+            "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
+            "architecture_id": "0199a1f6-3c5e-7d0a-9a53-000000000001", "config": {"seed": 7},
+            "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z"}],
+        "next_cursor": null})), ListProblems)
+)]
+async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Zoo>>> {
+    let architecture = query.architecture.map(ArchitectureId::from);
+    let page = rows::list(state.registry(), architecture, &page::request(query.limit, query.cursor)).await?;
+    Ok(Listing::of(page, Zoo::from))
+}
+
+/// Get a zoo
+#[utoipa::path(
+    get, path = "/v1/zoos/{id}", operation_id = "getZoo", tag = "zoos",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    responses((status = 200, description = "The zoo.", body = Zoo, example = json!({
+        "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
+        "architecture_id": "0199a1f6-3c5e-7d0a-9a53-000000000001", "config": {"seed": 7},
+        "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+)]
+async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Zoo>> {
+    Ok(Json(rows::by_id(state.registry(), id.into()).await?.into()))
+}
+
+/// List the runs of a zoo
+///
+/// In the order of their registration.
+#[utoipa::path(
+    get, path = "/v1/zoos/{id}/runs", operation_id = "listZooRuns", tag = "zoos",
+    params(("id" = Uuid, Path, description = "The zoo's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
+           RunsQuery),
+    responses((status = 200, description = "A page of runs.", body = Listing<Run>, example = json!({
+        "items": [{
+            "id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",
+            "index": 0, "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7],
+            "seed": 7, "created_at": "2026-01-01T00:00:00Z"}],
+        "next_cursor": null})), SubListProblems)
+)]
+async fn list_runs(
+    State(state): State<AppState>,
+    Path(id): Path<Uuid>,
+    Query(query): Query<RunsQuery>,
+) -> Result<Json<Listing<Run>>> {
+    let zoo = rows::by_id(state.registry(), id.into()).await?;
+    let page = run_rows::list(state.registry(), Some(zoo.id), &page::request(query.limit, query.cursor)).await?;
+    Ok(Listing::of(page, Run::from))
+}
