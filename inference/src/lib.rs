@@ -35,5 +35,5 @@ pub use forward::{Evaluation, Forward};
 pub use generator::{Embedding, Generated, Generator, Timings};
 pub use options::{SampleLimits, SampleOptions, SamplerKind};
 pub use output::{Provenance, to_safetensors};
-pub use pool::{Lease, SessionPool};
+pub use pool::{Lease, SessionPool, Tensor};
 pub use runtime::{Device, Provider, Runtime, locate_library};

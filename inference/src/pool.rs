@@ -1,8 +1,10 @@
 //! A pool of sessions for one graph: `Session::run` wants a session for itself.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ort::session::{Session, SessionInputValue, SessionOutputs};
+use ort::value::TensorRef;
 
 use crate::error::{Error, Result};
 use crate::runtime::{Provider, Runtime};
@@ -22,6 +24,15 @@ pub struct SessionPool {
     intra_threads: usize,
     state: Mutex<State>,
     returned: Condvar,
+}
+
+/// A tensor that a graph gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Values, row-major.
+    pub data: Vec<f32>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +94,26 @@ impl SessionPool {
             }
             state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Runs the graph once on f32 inputs (name, shape, row-major values) and gives all its outputs by name; for
+    /// comparisons with other implementations of the graph.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] when the inputs do not fit or the graph fails.
+    pub fn run(&self, inputs: &[(&str, &[usize], &[f32])]) -> Result<BTreeMap<String, Tensor>> {
+        let view =
+            |shape: &[usize], data| TensorRef::from_array_view((shape.to_vec(), data)).map_err(|e| self.failed(e));
+        let values = inputs.iter().map(|&(name, shape, data)| Ok((name, view(shape, data)?.into())));
+        let values = values.collect::<Result<Vec<_>>>()?;
+        let mut lease = self.lease()?;
+        let outputs = lease.run(values)?;
+        let named = outputs.iter().map(|(name, value)| {
+            let (shape, data) = value.try_extract_tensor::<f32>().map_err(|e| self.failed(e))?;
+            let shape = shape.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+            Ok((name.to_owned(), Tensor { shape, data: data.to_vec() }))
+        });
+        named.collect()
     }
 
     /// Makes a session whose place is already counted; gives the place back when that fails.

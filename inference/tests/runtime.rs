@@ -1,5 +1,8 @@
 //! Loading the library. One test: a process loads one library, so the order matters.
 
+// Helpers outside #[test] functions fail a test by panicking too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod support;
 
 use std::path::Path;

@@ -96,10 +96,12 @@ impl Noise {
     }
 }
 
+/// Writes the network's prediction at z (`[samples × dim]`) and timestep t into the third argument.
+pub type Predict<'a> = dyn FnMut(&[f32], usize, &mut [f32]) -> Result<()> + 'a;
+
 /// Walks `plan` from z_T ~ N(0, I) and gives the latents, `[samples × dim]`, as the denoiser sees them.
 ///
-/// `predict(z, t, out)` writes the network's prediction at z (`[samples × dim]`) and t; `after` is called after
-/// each step with the number of steps done and may end the walk with an error.
+/// `after` is called after each step with the number of steps done and may end the walk with an error.
 ///
 /// # Errors
 /// Those of `predict` and `after`; [`crate::Error::NonFinite`] when the latents are not finite at the end.
@@ -107,7 +109,7 @@ pub fn run(
     plan: &[Step],
     dim: usize,
     noise: &mut Noise,
-    predict: &mut dyn FnMut(&[f32], usize, &mut [f32]) -> Result<()>,
+    predict: &mut Predict<'_>,
     after: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
     let mut z = vec![0.0; noise.samples() * dim];

@@ -1,0 +1,127 @@
+//! What `training` exports, on ONNX Runtime: every graph against candle, and a whole request.
+
+// Helpers outside #[test] functions fail a test by panicking too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use inference::{Generator, SampleOptions, SessionPool, Tensor};
+use support::runtime;
+use training::export::Named;
+use training::stages::generator::Trained;
+use training::stages::zoo::Zoo;
+use training::{Config, Sources};
+
+const CONFIG: &str = r#"
+    name = "tiny"
+    [data]
+    sources = [{ name = "digits", from = "digits" }]
+    [tasks]
+    kind = "class_sets"
+    classes = 3
+    seen = 6
+    orders = 2
+    [zoo]
+    epochs = 20
+    [vae]
+    hidden = [16]
+    latent = [2, 4, 4]
+    steps = 20
+    batch = 8
+    [encoder]
+    images = 2
+    width = 8
+    heads = 2
+    token_dim = 4
+    embedding_dim = 6
+    steps = 5
+    batch = 8
+    [diffusion]
+    steps = 5
+    batch = 8
+    timesteps = 50
+"#;
+
+fn train(networks: &str) -> (Trained, Zoo, Sources) {
+    let config = Config::parse(&format!("{CONFIG}\n{networks}")).unwrap();
+    let sources = Sources::load(&config).unwrap();
+    let (folder, silent) = (tempfile::tempdir().unwrap(), training::progress::Progress::silent());
+    let zoo = training::stages::zoo::build(&config, &sources, folder.path(), &silent).unwrap();
+    let device = candle_core::Device::Cpu;
+    let trained = training::stages::generator::train(&config, &zoo, &sources, &device, &silent).unwrap();
+    (trained, zoo, sources)
+}
+
+fn check_probes(trained: &Trained) {
+    let runtime = runtime(2);
+    assert!(trained.probes.len() >= 15);
+    for probe in &trained.probes {
+        let pool = SessionPool::new(&runtime, &probe.graph, trained.bundle.file(&probe.graph).unwrap()).unwrap();
+        let inputs: Vec<_> =
+            probe.inputs.iter().map(|n| (n.name.as_str(), n.shape.as_slice(), n.data.as_slice())).collect();
+        let outputs = pool.run(&inputs).unwrap();
+        for Named { name, shape, data } in &probe.outputs {
+            let Tensor { shape: found, data: values } = &outputs[name];
+            assert_eq!(found, shape, "{} {name}", probe.graph);
+            let scale = data.iter().fold(1.0f32, |most, v| most.max(v.abs()));
+            for (a, b) in values.iter().zip(data) {
+                assert!((a - b).abs() < 2e-5 * scale, "{} {name}: {a} on ONNX Runtime, {b} in candle", probe.graph);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_mlp_generator_runs_as_it_was_trained() {
+    let (trained, zoo, sources) = train(
+        r#"
+        [architecture]
+        kind = "mlp"
+        hidden = [6]
+        [denoiser]
+        kind = "mlp"
+        width = 16
+        blocks = 2
+        "#,
+    );
+    check_probes(&trained);
+    let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
+    let digits = &sources.list()[0].data;
+
+    // The zoo's own scores, which candle measured on as many test images of each class as every task has.
+    let test = |run: usize| sources.task(&zoo.runs[run].task, training::Part::Test).unwrap();
+    let per_class = (0..zoo.runs.len()).map(|run| test(run).per_class()).min().unwrap();
+    for (index, checkpoint) in zoo.checkpoints.iter().enumerate().step_by(5) {
+        let result = generator.evaluate(zoo.weights(index), &test(checkpoint.run).dataset(per_class)).unwrap();
+        assert!((result.loss - checkpoint.loss).abs() < 1e-5, "{} {}", result.loss, checkpoint.loss);
+        assert!((result.accuracy - checkpoint.accuracy).abs() < 1e-6, "{} {}", result.accuracy, checkpoint.accuracy);
+    }
+
+    let classes = [7, 1, 4];
+    let embedding = generator.embed(&generator.features(digits, &classes, 0).unwrap()).unwrap();
+    let options = SampleOptions { count: 2, guidance: 1.5, ..SampleOptions::default() };
+    let generated = generator.generate(&embedding, &options, &mut |_, _| true).unwrap();
+    let task = digits.select_classes(&classes).unwrap();
+    for theta in &generated.weights {
+        assert_eq!(theta.len(), zoo.parameters());
+        assert_eq!(generator.evaluate(theta, &task).unwrap().examples, task.len());
+    }
+    let latents = generator.encode_weights(&[zoo.weights(0).to_vec()]).unwrap();
+    assert_eq!(generator.decode(&latents).unwrap()[0].len(), zoo.parameters());
+}
+
+#[test]
+fn a_unet_runs_as_it_was_trained() {
+    let (trained, ..) = train(
+        r#"
+        [architecture]
+        kind = "head"
+        [denoiser]
+        kind = "unet"
+        channels = 8
+        multipliers = [1, 2]
+        "#,
+    );
+    check_probes(&trained);
+    Generator::load(&runtime(2), trained.bundle).unwrap();
+}
