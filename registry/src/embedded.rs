@@ -39,6 +39,8 @@ pub struct EmbeddedPostgres {
     // Before the lock: the server stops first, then others may have the directory.
     keeper: Keeper,
     url: String,
+    /// The socket's directory when it had to be outside the data directory.
+    short_socket: Option<PathBuf>,
     _lock: File,
 }
 
@@ -54,11 +56,13 @@ impl EmbeddedPostgres {
         let lock = lock(&base, data_dir)?;
         let account = Account::for_server(&base)?;
         let server = place::choose(&base, &dist, &account)?;
+        // Leftovers are recognised by their working directory, which the kernel gives without links.
+        let server = server.canonicalize().map_err(Error::io(&server))?;
         leftovers::clear(&server)?;
         let cluster = Cluster::open(&dist, &server, &account)?;
         let keeper = Keeper::start(cluster.command()?, &server)?;
         wait_until_ready(&keeper, &cluster)?;
-        Ok(Self { keeper, url: cluster.url(), _lock: lock })
+        Ok(Self { keeper, url: cluster.url(), short_socket: cluster.short_socket(), _lock: lock })
     }
 
     /// The connection URL: what `DATABASE_URL` would be.
@@ -76,6 +80,16 @@ impl EmbeddedPostgres {
     /// Stops the server: connections are ended, everything committed is on disk. Does nothing the second time.
     pub fn stop(&mut self) {
         self.keeper.stop();
+        if let Some(directory) = self.short_socket.take() {
+            // Empty now; if not, the next start uses it again.
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+}
+
+impl Drop for EmbeddedPostgres {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -119,6 +119,11 @@ impl Cluster {
         })
     }
 
+    /// The socket's directory, when it is not in the server directory.
+    pub(super) fn short_socket(&self) -> Option<PathBuf> {
+        (!self.socket.starts_with(&self.server)).then(|| self.socket.clone())
+    }
+
     /// The connection URL over the socket.
     pub(super) fn url(&self) -> String {
         format!("postgres://postgres@localhost:5432/postgres?host={}", encode(&self.socket))

@@ -1,0 +1,16 @@
+//! The registry on a real PostgreSQL: DATABASE_URL names a server (each test gets a database of its own), and
+//! WEIGHTSMITH_POSTGRES the distribution that the tests of the private server start.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod aliases;
+mod architectures;
+mod artifacts;
+mod connect;
+mod constraints;
+mod datasets;
+mod embedded;
+mod embeddings;
+mod fixtures;
+mod generations;
+mod generators;
+mod zoos;
