@@ -2,6 +2,7 @@
 
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef};
+use weights::Manifest;
 
 use crate::error::{Error, Result};
 use crate::pool::SessionPool;
@@ -38,6 +39,46 @@ impl<'a> Slot<'a> {
             self.shape.iter().map(|d| d.map_or_else(|| "batch".to_owned(), |d| d.to_string())).collect();
         format!("{} [{}]", self.name, dims.join(", "))
     }
+}
+
+/// Most values of one tensor of a sample, and most steps of a schedule: a bundle may come from anywhere, and what it
+/// says decides how much memory a request takes.
+const MOST_VALUES: usize = 1 << 26;
+const MOST_STEPS: usize = 100_000;
+
+/// Checks the numbers of a manifest that sampling relies on.
+///
+/// # Errors
+/// [`Error::Bundle`] names the first that cannot be used.
+pub(crate) fn check_manifest(manifest: &Manifest) -> Result<()> {
+    let (encoder, schedule) = (&manifest.encoder, &manifest.schedule);
+    if encoder.extractor != "pixels" {
+        return Err(Error::Bundle(format!(
+            "its feature extractor is {:?}; this version has only \"pixels\"",
+            encoder.extractor
+        )));
+    }
+    let sizes: [(&str, &[usize]); 5] = [
+        ("latent.shape", &manifest.latent.shape),
+        ("encoder.embedding_dim", &[encoder.embedding_dim]),
+        ("encoder.condition_dim", &[encoder.condition_dim]),
+        ("encoder.input_shape", &encoder.input_shape),
+        ("the encoder's features", &[encoder.classes, encoder.images_per_class, encoder.feature_dim]),
+    ];
+    for (name, dims) in sizes {
+        let size = dims.iter().try_fold(1usize, |size, &d| size.checked_mul(d));
+        if !size.is_some_and(|size| (1..=MOST_VALUES).contains(&size)) {
+            return Err(Error::Bundle(format!("{name} is {dims:?}; its size must be from 1 to {MOST_VALUES} values")));
+        }
+    }
+    if encoder.input_shape.iter().product::<usize>() != encoder.feature_dim {
+        let (shape, dim) = (&encoder.input_shape, encoder.feature_dim);
+        return Err(Error::Bundle(format!("examples of shape {shape:?} do not have feature_dim {dim}")));
+    }
+    if schedule.steps > MOST_STEPS {
+        return Err(Error::Bundle(format!("schedule.steps is {}; it must be at most {MOST_STEPS}", schedule.steps)));
+    }
+    Ok(())
 }
 
 /// Checks names, types and shapes of a graph's inputs and outputs.

@@ -53,9 +53,12 @@ impl Forward {
         layout: &Layout,
         input_shape: &[usize],
     ) -> Result<Self> {
-        let pool = SessionPool::new(runtime, name, bytes)?;
         // Every head ends in a bias with one value a class.
         let classes = layout.params.last().map_or(0, weights::ParamSpec::len);
+        if classes == 0 || input_shape.iter().product::<usize>() == 0 {
+            return Err(Error::Bundle(format!("{name} needs parameters and inputs, and has none")));
+        }
+        let pool = SessionPool::new(runtime, name, bytes)?;
         let mut inputs: Vec<Slot<'_>> = layout.params.iter().map(|p| Slot::fixed(&p.name, &p.shape)).collect();
         inputs.push(Slot::batch("input", input_shape));
         check(&pool, &inputs, &[Slot::batch("logits", &[classes])])?;
@@ -79,11 +82,11 @@ impl Forward {
     pub fn logits(&self, theta: &[f32], inputs: &[f32]) -> Result<Vec<f32>> {
         let parameters = self.parameters(theta)?;
         let dim: usize = self.input_shape.iter().product();
-        let rows = inputs.len() / dim.max(1);
+        let rows = inputs.len() / dim;
         check_length("the inputs", inputs.len(), rows * dim)?;
         let mut logits = Vec::with_capacity(rows * self.classes);
         let mut lease = self.pool.lease()?;
-        for batch in inputs.chunks(BATCH * dim.max(1)) {
+        for batch in inputs.chunks(BATCH * dim) {
             self.batch(&mut lease, &parameters, batch, |values| logits.extend_from_slice(values))?;
         }
         Ok(logits)
@@ -129,7 +132,7 @@ impl Forward {
         inputs: &[f32],
         take: impl FnOnce(&[f32]),
     ) -> Result<()> {
-        let rows = inputs.len() / self.input_shape.iter().product::<usize>().max(1);
+        let rows = inputs.len() / self.input_shape.iter().product::<usize>();
         let input = batch_view(&self.pool, rows, &self.input_shape, inputs)?;
         let named = self.layout.params.iter().zip(parameters);
         let mut values: Vec<_> = named.map(|(p, t)| (p.name.as_str(), SessionInputValue::from(&**t))).collect();

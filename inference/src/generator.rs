@@ -8,7 +8,7 @@ use serde::Serialize;
 use weights::manifest::{ArchitectureEntry, files};
 use weights::{Bundle, Manifest, Standardisation};
 
-use crate::contract::{Slot, batch_view, check, input_type, output};
+use crate::contract::{Slot, batch_view, check, check_manifest, input_type, output};
 use crate::error::{Error, Result, check_finite, check_length};
 use crate::features;
 use crate::forward::{Evaluation, Forward};
@@ -69,12 +69,7 @@ impl Generator {
     /// [`Error::Bundle`] (or [`Error::Weights`]) names the file that is missing or does not fit.
     pub fn load(runtime: &Runtime, bundle: Bundle) -> Result<Self> {
         let manifest = bundle.manifest().clone();
-        if manifest.encoder.extractor != "pixels" {
-            return Err(Error::Bundle(format!(
-                "its feature extractor is {:?}; this version has only \"pixels\"",
-                manifest.encoder.extractor
-            )));
-        }
+        check_manifest(&manifest)?;
         let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?);
         let entry = architecture(&manifest)?;
         let (layout, shape) = (&entry.layout, entry.config.input_shape());

@@ -285,10 +285,29 @@ fn graphs_that_do_not_fit_the_manifest_are_named() {
     let bundle = Bundle::new(manifest(Prediction::Sample), files).unwrap();
     let error = Generator::load(&runtime(2), bundle).unwrap_err();
     assert!(error.to_string().contains("denoiser.onnx is missing"), "{error}");
-    let mut unknown = manifest(Prediction::Sample);
-    unknown.encoder.extractor = "clip".into();
-    let bundle = Bundle::new(unknown, bundle_files(Prediction::Sample)).unwrap();
-    assert_eq!(Generator::load(&runtime(2), bundle).unwrap_err().code(), "bundle_invalid");
+}
+
+#[test]
+fn manifests_that_cannot_be_sampled_from_are_refused() {
+    let load = |change: &dyn Fn(&mut weights::Manifest)| {
+        let mut manifest = manifest(Prediction::Sample);
+        change(&mut manifest);
+        let bundle = Bundle::new(manifest, bundle_files(Prediction::Sample)).unwrap();
+        let error = Generator::load(&runtime(2), bundle).unwrap_err();
+        assert_eq!(error.code(), "bundle_invalid", "{error}");
+        error.to_string()
+    };
+    assert!(load(&|m| m.encoder.extractor = "clip".into()).contains("clip"));
+    assert!(load(&|m| m.encoder.embedding_dim = 0).contains("embedding_dim"));
+    assert!(load(&|m| m.encoder.condition_dim = 0).contains("condition_dim"));
+    assert!(load(&|m| m.encoder.images_per_class = usize::MAX).contains("features"));
+    assert!(load(&|m| m.encoder.input_shape = vec![1, 2, 2]).contains("feature_dim 3"));
+    assert!(load(&|m| m.latent.shape = vec![1 << 20, 1 << 20]).contains("latent.shape"));
+    assert!(load(&|m| m.schedule.steps = 1 << 40).contains("schedule.steps"));
+    // Usable numbers that are not those of the graphs.
+    assert!(load(&|m| m.encoder.embedding_dim = 4).contains("dataset [batch, 4]"));
+    assert!(load(&|m| m.encoder.images_per_class = 4).contains("features [batch, 2, 4, 3]"));
+    assert!(load(&|m| m.latent.shape = vec![8]).contains("latent [batch, 8]"));
 }
 
 #[test]
