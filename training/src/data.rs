@@ -43,6 +43,27 @@ pub struct TaskData<'a> {
     classes: Vec<&'a [usize]>,
 }
 
+impl Source {
+    /// All examples of one part, with the classes of the source.
+    pub fn dataset(&self, part: Part) -> Dataset {
+        let mut indices: Vec<usize> = self.by_class[part as usize].iter().flatten().copied().collect();
+        indices.sort_unstable();
+        let mut data = self.data.take(&indices);
+        data.name = format!("{}-{part}", self.name);
+        data
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        })
+    }
+}
+
 impl Sources {
     /// Loads and splits all sources; equal seeds give equal splits.
     ///
@@ -204,25 +225,6 @@ impl TaskData<'_> {
             }
         }
         out
-    }
-
-    /// The first `n` examples of each class as a dataset with the task's class order.
-    pub fn dataset(&self, n: usize) -> Dataset {
-        let mut indices = Vec::new();
-        let mut labels = Vec::new();
-        for (label, class) in self.classes.iter().enumerate() {
-            for &index in &class[..n.min(class.len())] {
-                indices.push(index);
-                labels.push(label as u32);
-            }
-        }
-        let mut data = self.source.data.take(&indices);
-        let names = self.classes.iter().filter_map(|class| {
-            class.first().map(|&i| self.source.data.class_names[self.source.data.labels[i] as usize].clone())
-        });
-        data.class_names = names.collect();
-        data.labels = labels;
-        data
     }
 
     /// Index lists per class, for epochs over all examples.

@@ -15,5 +15,5 @@ pub mod random;
 pub mod stages;
 
 pub use config::Config;
-pub use data::{Sources, TaskData};
+pub use data::{Part, Source, Sources, TaskData};
 pub use error::{Error, Result};

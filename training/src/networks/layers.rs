@@ -78,7 +78,7 @@ pub fn attention_block<B: Backend>(
     let qn = layer_norm(b, &format!("{name}.norm_q"), q, d)?;
     let kvn = layer_norm(b, &format!("{name}.norm_kv"), kv, d)?;
     let head = d / heads;
-    let mut split = |b: &mut B, part: &str, x: &B::T, l: usize, order: &[usize]| -> Result<B::T> {
+    let split = |b: &mut B, part: &str, x: &B::T, l: usize, order: &[usize]| -> Result<B::T> {
         let x = linear(b, &format!("{name}.{part}"), x, d, d, Init::Scaled(1.0))?;
         let x = b.reshape(&x, &[0, l as i64, heads as i64, head as i64])?;
         let x = b.permute(&x, order)?;

@@ -186,6 +186,44 @@ pub fn fit(
     Ok(snapshots)
 }
 
+/// Models that one thread advances together in [`fit_and_score`].
+const FIT_GROUP: usize = 128;
+
+/// Fits models as [`fit`] does, on all cores, and scores them on `test` after each number of epochs in `stops`:
+/// `[stops][models]`.
+///
+/// # Errors
+/// As [`fit`] and [`score`].
+#[allow(clippy::too_many_arguments)] // train and test, start and recipe: each a plain list
+pub fn fit_and_score(
+    architecture: &Architecture,
+    train: &[TaskData<'_>],
+    test: &[TaskData<'_>],
+    theta: &[f32],
+    seeds: &[u64],
+    recipe: &Recipe,
+    stops: &[usize],
+    progress: &crate::progress::Stage,
+) -> Result<Vec<Vec<Score>>> {
+    use rayon::prelude::*;
+    let d = architecture.layout().parameters();
+    let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
+    let starts: Vec<usize> = (0..train.len()).step_by(FIT_GROUP).collect();
+    let groups = starts
+        .par_iter()
+        .map(|&start| {
+            let range = start..train.len().min(start + FIT_GROUP);
+            let models = range.len();
+            let own = theta[range.start * d..range.end * d].to_vec();
+            let mut on_step = || progress.advance(models);
+            let kept =
+                fit(architecture, &train[range.clone()], own, &seeds[range.clone()], recipe, stops, &mut on_step)?;
+            kept.iter().map(|theta| score(architecture, &test[range.clone()], theta, per_class)).collect()
+        })
+        .collect::<Result<Vec<Vec<Vec<Score>>>>>()?;
+    Ok((0..stops.len()).map(|stop| groups.iter().flat_map(|g| g[stop].iter().copied()).collect()).collect())
+}
+
 /// Joins parameters `[m, …shape]` to flat vectors `[m·d]`.
 fn join(params: &[Tensor], models: usize) -> Result<Vec<f32>> {
     let flat = params.iter().map(|p| p.reshape((models, ()))).collect::<candle_core::Result<Vec<_>>>()?;

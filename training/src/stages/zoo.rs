@@ -116,6 +116,15 @@ pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress
     open(dir)
 }
 
+/// Whether `dir` holds the zoo, or part of it, of another configuration or of other data.
+///
+/// # Errors
+/// When the configuration makes no zoo.
+pub fn differs(config: &Config, sources: &Sources, dir: &Path) -> Result<bool> {
+    let header = header(config, sources)?;
+    Ok(dir.join(HEADER).exists() && read_header(dir).map_or(true, |found| found != header))
+}
+
 fn header(config: &Config, sources: &Sources) -> Result<Header> {
     let (seen, _) = sources.tasks(config)?;
     let classes = seen.first().map_or(0, |t| t.classes.len());

@@ -1,0 +1,154 @@
+//! What commands share: where the data lives, the registry, ONNX Runtime, output.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use inference::{Device, Runtime};
+use registry::Registry;
+use registry::embedded::{self, EmbeddedPostgres};
+use training::progress::Progress;
+
+use crate::error::{Error, Result};
+
+/// Where the registry is.
+#[derive(Debug, Clone, Args)]
+pub struct RegistryArgs {
+    /// Folder of the registry: artifacts, and the private PostgreSQL when there is no database URL.
+    #[arg(long, env = "WEIGHTSMITH_DATA_DIR", default_value = ".weightsmith/data")]
+    pub data_dir: PathBuf,
+    /// A PostgreSQL server with pgvector; without it a private one runs in the data folder.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Folder of a PostgreSQL with pgvector (it holds bin/postgres), for the private server.
+    #[arg(long, env = "WEIGHTSMITH_POSTGRES")]
+    pub postgres: Option<PathBuf>,
+}
+
+/// How graphs run.
+#[derive(Debug, Clone, Args)]
+pub struct RuntimeArgs {
+    /// The ONNX Runtime library, or the folder that holds it.
+    #[arg(long, env = "WEIGHTSMITH_ORT")]
+    pub ort: Option<PathBuf>,
+    /// Where graphs run: `cpu`, `cuda` (or fail), `auto` (CUDA when it works).
+    #[arg(long, env = "WEIGHTSMITH_DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+    /// CPU threads of a graph; 0 for all cores.
+    #[arg(long, env = "WEIGHTSMITH_THREADS", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// An open registry with the private server that it may run on.
+pub struct OpenRegistry {
+    /// The registry.
+    pub registry: Registry,
+    server: Option<EmbeddedPostgres>,
+}
+
+impl RegistryArgs {
+    /// Connects; starts the private PostgreSQL first when there is no database URL.
+    pub async fn open(&self) -> Result<OpenRegistry> {
+        std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir))?;
+        let (url, server) = match &self.database_url {
+            Some(url) => (url.clone(), None),
+            None => {
+                let server = EmbeddedPostgres::start(&embedded::locate(self.postgres.clone())?, &self.data_dir)?;
+                (server.url(), Some(server))
+            }
+        };
+        let registry = Registry::connect(&url, &self.data_dir.join("artifacts")).await?;
+        Ok(OpenRegistry { registry, server })
+    }
+}
+
+impl OpenRegistry {
+    /// Closes connections, then stops the private server.
+    pub async fn close(mut self) {
+        self.registry.close().await;
+        if let Some(server) = &mut self.server {
+            server.stop();
+        }
+    }
+}
+
+impl RuntimeArgs {
+    /// Loads ONNX Runtime.
+    pub fn open(&self) -> Result<Runtime> {
+        Ok(Runtime::new(&inference::locate_library(self.ort.clone())?, self.device, self.threads)?)
+    }
+}
+
+/// The async runtime of a command.
+pub fn tokio_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::Internal(format!("cannot start the async runtime: {e}")))
+}
+
+/// Opens the registry, runs `work` on it, and closes it in every case.
+pub fn with_registry<T>(args: &RegistryArgs, work: impl AsyncFnOnce(&Registry) -> Result<T>) -> Result<T> {
+    tokio_runtime()?.block_on(async {
+        let open = args.open().await?;
+        let result = work(&open.registry).await;
+        open.close().await;
+        result
+    })
+}
+
+/// Progress on standard error that ends at Ctrl-C; a second Ctrl-C ends the process at once.
+pub fn progress() -> Result<Progress> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let flag = cancel.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .map_err(|e| Error::Internal(format!("cannot listen for Ctrl-C: {e}")))?;
+    Ok(Progress::new(true, cancel))
+}
+
+/// Writes a line to standard output; a closed pipe is no error.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Writes a line to standard error.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Writes a whole file or none: to a temporary name in the same folder, then renamed.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written.map_err(Error::io(path))
+}
+
+/// Class labels of names, in the order given; all classes when there are none.
+pub fn labels(dataset: &datasets::Dataset, classes: &[String]) -> Result<Vec<u32>> {
+    if classes.is_empty() {
+        return Ok((0..dataset.classes() as u32).collect());
+    }
+    classes
+        .iter()
+        .map(|name| {
+            let found = dataset.class_names.iter().position(|c| c == name).map(|i| i as u32);
+            found.ok_or_else(|| {
+                let known = dataset.class_names.join(", ");
+                Error::input("unknown_class", format!("there is no class {name}; the data has {known}"))
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,232 @@
+//! `weightsmith demo`: the whole way on real data, from labelled images to weights over HTTP, beside its baselines.
+
+mod arms;
+mod client;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use api::{AppState, Settings};
+use datasets::Task;
+use inference::{Generator, Runtime};
+use registry::generators::GeneratorVersion;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use training::progress::Progress;
+use training::stages::generator::Trained;
+use training::stages::zoo::{self, Zoo};
+use training::{Config, Part, Sources, stages};
+
+use crate::context::{OpenRegistry, RegistryArgs, RuntimeArgs, progress, say, tokio_runtime, write_whole};
+use crate::error::{Error, Result};
+use crate::{publish, serve, train};
+
+/// Train a zoo and a generator, serve them, ask for weights over HTTP, and compare them with baselines.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  weightsmith demo\n  weightsmith demo --serve --bind 127.0.0.1:8080\n  \
+                  WEIGHTSMITH_DATA=/data/idx weightsmith demo --config configs/tiny-cnn.toml --json out/cnn.json")]
+pub struct Args {
+    /// Configuration file; without it the built-in digits configuration.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Also write the numbers of the table as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Keep serving at the end.
+    #[arg(long)]
+    serve: bool,
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    bind: SocketAddr,
+    /// Folder of the demo's zoo and registry.
+    #[arg(long, env = "WEIGHTSMITH_DEMO_DIR", default_value = ".weightsmith/demo")]
+    data_dir: PathBuf,
+    /// A PostgreSQL server with pgvector; without it a private one runs in the data folder.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    database_url: Option<String>,
+    /// Folder of a PostgreSQL with pgvector, for the private server.
+    #[arg(long, env = "WEIGHTSMITH_POSTGRES")]
+    postgres: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+/// Seconds of each stage, in order.
+#[derive(Debug, Default)]
+pub struct Clock {
+    stages: Vec<(&'static str, f64)>,
+}
+
+impl Clock {
+    fn time<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let value = work()?;
+        self.stages.push((name, start.elapsed().as_secs_f64()));
+        Ok(value)
+    }
+}
+
+/// What the server and the comparisons share.
+pub struct Made {
+    config: Config,
+    sources: Sources,
+    zoo: Zoo,
+    trained: Trained,
+}
+
+/// The API on a loopback port.
+struct Served {
+    open: OpenRegistry,
+    address: SocketAddr,
+    version: GeneratorVersion,
+    validation: Vec<(String, registry::DatasetId)>,
+    test: Vec<(String, registry::DatasetId)>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<api::Result<()>>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let start = Instant::now();
+    let config = crate::zoo::load_config(args.config.as_ref())?;
+    // What is missing is said before minutes are spent.
+    let runtime = args.runtime.open()?;
+    if args.database_url.is_none() {
+        registry::embedded::locate(args.postgres.clone())?;
+    }
+    let mut clock = Clock::default();
+    let progress = progress()?;
+    let made = make(config, &args.data_dir, &progress, &mut clock)?;
+    let difference = train::verify(&runtime, &made.trained.bundle, &made.trained.probes)?;
+    tracing::info!(difference, "graphs equal what was trained");
+    let tokio = tokio_runtime()?;
+    let generator = Generator::load(&runtime, made.trained.bundle.clone())?;
+    let served = clock.time("register", || tokio.block_on(begin(&args, &made, &generator, runtime)))?;
+
+    let (seen, unseen) = tasks(&made)?;
+    let http = client::Client::new(served.address, &made.config);
+    let mut reports = Vec::new();
+    for (name, tasks) in [("seen", seen), ("unseen", unseen)] {
+        let parts = client::Parts { validation: &served.validation, test: &served.test };
+        let answers = clock.time("requests", || tokio.block_on(http.ask_all(&made, &tasks, &parts)))?;
+        let comparison = arms::Comparison {
+            made: &made,
+            tasks: &tasks,
+            seen: name == "seen",
+            answers: &answers,
+            progress: &progress,
+        };
+        let near = tokio.block_on(comparison.neighbours(&served.open.registry, served.version.id, &generator))?;
+        reports.push((name, clock.time("compare", || comparison.run(&near))?));
+    }
+    let p50 = clock.time("latency", || tokio.block_on(http.latency(&made, &served.validation)))?;
+    let report = report::Report {
+        reports,
+        stages: clock.stages,
+        seconds: start.elapsed().as_secs_f64(),
+        peak_rss_mib: peak_rss_mib(),
+        generation_p50_ms: p50,
+    };
+    say(&report.table());
+    if let Some(path) = &args.json {
+        write_whole(path, report.json().to_string().as_bytes())?;
+    }
+    finish(&args, tokio, served, &made)
+}
+
+fn make(config: Config, dir: &Path, progress: &Progress, clock: &mut Clock) -> Result<Made> {
+    let sources = clock.time("data", || Ok(Sources::load(&config)?))?;
+    let zoo_dir = dir.join("zoo");
+    // The demo trains there and then: a finished zoo of an earlier demo goes, an interrupted one continues.
+    if zoo::open(&zoo_dir).is_ok() || stages::zoo::differs(&config, &sources, &zoo_dir)? {
+        std::fs::remove_dir_all(&zoo_dir).map_err(Error::io(&zoo_dir))?;
+    }
+    let zoo = clock.time("zoo", || Ok(zoo::build(&config, &sources, &zoo_dir, progress)?))?;
+    let trained = stages::generator::train(&config, &zoo, &sources, &train::candle_device(), progress)?;
+    clock.stages.extend(trained.seconds.iter().copied());
+    Ok(Made { config, sources, zoo, trained })
+}
+
+/// Registers everything and starts the API.
+async fn begin(args: &Args, made: &Made, generator: &Generator, runtime: Runtime) -> Result<Served> {
+    let listener = serve::bind(args.bind).await?;
+    let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
+    let registry_args = RegistryArgs {
+        data_dir: args.data_dir.clone(),
+        database_url: args.database_url.clone(),
+        postgres: args.postgres.clone(),
+    };
+    let open = registry_args.open().await?;
+    let registry = &open.registry;
+    let (mut validation, mut test) = (Vec::new(), Vec::new());
+    for source in made.sources.list() {
+        let id = publish::dataset(registry, &source.dataset(Part::Validation)).await?.id;
+        validation.push((source.name.clone(), id));
+        test.push((source.name.clone(), publish::dataset(registry, &source.dataset(Part::Test)).await?.id));
+    }
+    let zoo = publish::zoo(registry, &made.sources, &made.zoo).await?;
+    let version = publish::generator(registry, &made.trained.bundle, &made.config.name, Some(zoo.id)).await?;
+    publish::run_embeddings(registry, &version, zoo.id, generator, &made.zoo, &made.sources).await?;
+    let settings = Settings { bind: args.bind, ..Settings::default() };
+    let state = AppState::new(registry.clone(), runtime, settings);
+    let (stop, stopped) = oneshot::channel();
+    let shutdown = async {
+        // A dropped sender also ends the server.
+        let _ = stopped.await;
+    };
+    let task = tokio::spawn(api::serve(listener, state, shutdown));
+    Ok(Served { open, address, version, validation, test, stop, task })
+}
+
+/// The tasks that are asked for: evenly spaced ones of the zoo, and unseen ones.
+fn tasks(made: &Made) -> Result<(Vec<Task>, Vec<Task>)> {
+    let (seen, unseen) = made.sources.tasks(&made.config)?;
+    let pick = |tasks: Vec<Task>, n: usize| -> Vec<Task> {
+        let every = tasks.len().div_ceil(n.max(1)).max(1);
+        tasks.into_iter().step_by(every).take(n).collect()
+    };
+    let e = &made.config.evaluation;
+    Ok((pick(seen, e.seen_tasks), pick(unseen, e.unseen_tasks)))
+}
+
+/// Peak resident memory of this process in MiB; 0 where the kernel does not tell.
+fn peak_rss_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+/// Leaves the address and curl lines; serves on when asked to.
+fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Made) -> Result<()> {
+    let (source, id) = &served.validation[0];
+    let names = &made.sources.list()[0].data.class_names;
+    let classes: Vec<&str> = names.iter().rev().take(made.zoo.architecture.classes()).map(String::as_str).collect();
+    let base = format!("http://{}", served.address);
+    if !args.serve {
+        let dir = args.data_dir.display();
+        say(&format!("\nServe it again: weightsmith serve --data-dir {dir} --bind {}", served.address));
+    }
+    say(&format!("\n{base} (described at {base}/docs); three requests, the data being {source}:"));
+    let body = serde_json::json!({
+        "generator": made.config.name, "dataset": { "id": id, "classes": classes }, "count": 1, "seed": 1
+    });
+    say(&format!("  curl -s {base}/v1/generators/{}", made.config.name));
+    say(&format!("  curl -s -H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
+    say(&format!(
+        "  curl -s -OJ {base}$(curl -s '{base}/v1/generations?limit=1' | \
+         sed -E 's/.*\"id\":\"([0-9a-f-]{{36}})\".*/\\/v1\\/generations\\/\\1\\/samples\\/0\\/file/')"
+    ));
+    tokio.block_on(async {
+        if args.serve {
+            say("\nServing until Ctrl-C.");
+            serve::stop_signal().await;
+        }
+        let _ = served.stop.send(());
+        let ended = served.task.await.map_err(|e| Error::Internal(e.to_string()))?;
+        served.open.close().await;
+        Ok(ended?)
+    })
+}

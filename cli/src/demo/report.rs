@@ -1,0 +1,150 @@
+//! The demo's table, and the same as JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::arms::{ArmReport, SetReport};
+
+/// Everything that the demo measured.
+pub struct Report {
+    /// Per set of tasks (`seen`, `unseen`).
+    pub reports: Vec<(&'static str, SetReport)>,
+    /// Seconds of each stage.
+    pub stages: Vec<(&'static str, f64)>,
+    /// Seconds of all.
+    pub seconds: f64,
+    /// Peak resident memory, MiB.
+    pub peak_rss_mib: f64,
+    /// Median time of a request for one sample, ms.
+    pub generation_p50_ms: f64,
+}
+
+/// Sets with no more tasks than this are also listed task by task.
+const LISTED_TASKS: usize = 12;
+
+fn mean_std(values: &[(usize, f64)]) -> (f64, f64) {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().map(|v| v.1).sum::<f64>() / n;
+    (mean, (values.iter().map(|v| (v.1 - mean).powi(2)).sum::<f64>() / n).sqrt())
+}
+
+/// Mean over tasks of the best model of each.
+fn best(values: &[(usize, f64)]) -> f64 {
+    let mut best = std::collections::BTreeMap::<usize, f64>::new();
+    for &(task, accuracy) in values {
+        let entry = best.entry(task).or_insert(accuracy);
+        *entry = entry.max(accuracy);
+    }
+    best.values().sum::<f64>() / best.len().max(1) as f64
+}
+
+impl Report {
+    /// One table for people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        for (name, set) in &self.reports {
+            if !set.tasks.is_empty() {
+                // Writing to a string cannot fail.
+                let _ = set_table(&mut out, name, set);
+            }
+        }
+        let _ = self.footer(&mut out);
+        out
+    }
+
+    fn footer(&self, out: &mut String) -> std::fmt::Result {
+        let mut merged: Vec<(&str, f64)> = Vec::new();
+        for (name, seconds) in &self.stages {
+            match merged.iter_mut().find(|(n, _)| n == name) {
+                Some((_, sum)) => *sum += seconds,
+                None => merged.push((name, *seconds)),
+            }
+        }
+        let stages: Vec<String> = merged.iter().map(|(name, s)| format!("{name} {s:.1}")).collect();
+        writeln!(out, "\nseconds: {} · all {:.1}", stages.join(" · "), self.seconds)?;
+        write!(
+            out,
+            "peak memory {:.0} MiB · one sample over HTTP, 20 DDIM steps: median {:.1} ms",
+            self.peak_rss_mib, self.generation_p50_ms
+        )
+    }
+
+    /// The numbers as JSON, accuracies as fractions.
+    pub fn json(&self) -> Value {
+        let mut out = Map::new();
+        for (name, set) in &self.reports {
+            let arms = set.arms.iter().map(|arm| (arm.name.to_owned(), arm_json(arm)));
+            out.insert((*name).to_owned(), Value::Object(arms.collect()));
+        }
+        let novelty = self.reports.iter().filter_map(|(name, set)| {
+            let (generated, zoo) = set.novelty?;
+            Some(((*name).to_owned(), json!({ "generated": generated, "zoo": zoo })))
+        });
+        out.insert("nearest_checkpoint_distance".into(), Value::Object(novelty.collect()));
+        out.insert(
+            "stages".into(),
+            self.stages.iter().map(|(name, s)| json!({ "name": name, "seconds": s })).collect(),
+        );
+        out.insert("seconds".into(), json!(self.seconds));
+        out.insert("peak_rss_mib".into(), json!(self.peak_rss_mib));
+        out.insert("generation_p50_ms".into(), json!(self.generation_p50_ms));
+        Value::Object(out)
+    }
+}
+
+fn arm_json(arm: &ArmReport) -> Value {
+    let epochs = arm.epochs.iter().map(|(epoch, values)| {
+        let (mean, std) = mean_std(values);
+        (format!("epoch_{epoch}"), json!({ "mean": mean, "std": std, "best": best(values), "models": values.len() }))
+    });
+    Value::Object(epochs.collect())
+}
+
+fn set_table(out: &mut String, name: &str, set: &SetReport) -> std::fmt::Result {
+    write!(out, "\n{name}: {} tasks, test accuracy in %\n{:<10}", set.tasks.len(), "")?;
+    let epochs: Vec<usize> = set.arms.first().map(|a| a.epochs.iter().map(|e| e.0).collect()).unwrap_or_default();
+    for epoch in &epochs {
+        write!(out, " {:>14}", format!("{epoch} epochs"))?;
+    }
+    writeln!(out, " {:>14}", "best at 0")?;
+    for arm in &set.arms {
+        write!(out, "{:<10}", arm.name)?;
+        for (_, values) in &arm.epochs {
+            let (mean, std) = mean_std(values);
+            write!(out, " {:>14}", format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std))?;
+        }
+        let first = arm.epochs.first().map(|(_, values)| values.as_slice()).unwrap_or_default();
+        let models = first.len() as f64 / set.tasks.len() as f64;
+        let best = format!("{:.1} of {models:.0}", 100.0 * best(first));
+        writeln!(out, " {:>14}", if models > 1.0 { best } else { "-".into() })?;
+    }
+    if let Some((generated, zoo)) = set.novelty {
+        writeln!(out, "distance to the nearest zoo model: generated {generated:.2}, zoo models {zoo:.2}")?;
+    }
+    if set.server_difference > 0.005 {
+        writeln!(out, "the server's accuracies differ by up to {:.1} points", 100.0 * set.server_difference)?;
+    }
+    if set.tasks.len() <= LISTED_TASKS { task_table(out, set) } else { Ok(()) }
+}
+
+/// Accuracy before fine-tuning, task by task.
+fn task_table(out: &mut String, set: &SetReport) -> std::fmt::Result {
+    write!(out, "\n{:<10}", "0 epochs")?;
+    for task in &set.tasks {
+        let short: String = task.split('[').next().unwrap_or(task).chars().take(14).collect();
+        write!(out, " {short:>14}")?;
+    }
+    writeln!(out)?;
+    for arm in &set.arms {
+        write!(out, "{:<10}", arm.name)?;
+        let first = arm.epochs.first().map(|(_, values)| values.as_slice()).unwrap_or_default();
+        for task in 0..set.tasks.len() {
+            let own: Vec<(usize, f64)> = first.iter().copied().filter(|v| v.0 == task).collect();
+            let (mean, std) = mean_std(&own);
+            write!(out, " {:>14}", format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! `weightsmith generate`.
+
+use std::path::PathBuf;
+
+use inference::{Generator, Provenance, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
+use registry::generators;
+use weights::Bundle;
+
+use crate::context::{RegistryArgs, RuntimeArgs, labels, say, with_registry, write_whole};
+use crate::error::{Error, Result};
+use crate::generator::read_bundle;
+
+/// Generate weights for labelled data.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  weightsmith generate --bundle out/digits.tar --data digits --classes 3,1,4,0,7 \
+                  --count 5 --out out/weights")]
+pub struct Args {
+    /// A bundle file.
+    #[arg(long, conflicts_with = "generator", required_unless_present = "generator")]
+    bundle: Option<PathBuf>,
+    /// A generator of the registry: `name`, `name@version` or `name@alias`.
+    #[arg(long)]
+    generator: Option<String>,
+    /// Labelled data: `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`.
+    #[arg(long)]
+    data: String,
+    /// Classes in the order of the head's rows; without it all, in the data's order.
+    #[arg(long, value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Number of samples.
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// `ddim` or `ddpm`.
+    #[arg(long, default_value = "ddim")]
+    sampler: String,
+    /// Steps; without it 20 for DDIM, all for DDPM.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// DDIM's η: 0 is deterministic.
+    #[arg(long, default_value_t = 0.0)]
+    eta: f64,
+    /// Classifier-free guidance; 1 is off.
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f32,
+    /// Seed of the samples.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Seed of the choice of examples that the encoder sees.
+    #[arg(long, default_value_t = 0)]
+    data_seed: u64,
+    /// Folder that the files sample-N.safetensors are written to.
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let sampler = match args.sampler.as_str() {
+        "ddim" => SamplerKind::Ddim,
+        "ddpm" => SamplerKind::Ddpm,
+        other => return Err(Error::input("sampler_unknown", format!("sampler {other}: choose ddim or ddpm"))),
+    };
+    let options = SampleOptions {
+        count: args.count,
+        sampler,
+        seed: args.seed,
+        steps: args.steps,
+        eta: args.eta,
+        guidance: args.guidance,
+    };
+    options.validate(&SampleLimits::default())?;
+    let runtime = args.runtime.open()?;
+    let (name, bundle) = load_bundle(&args)?;
+    let generator = Generator::load(&runtime, bundle)?;
+    let data = datasets::load_source(&args.data)?;
+    let classes = labels(&data, &args.classes)?;
+    let embedding = generator.embed(&generator.features(&data, &classes, args.data_seed)?)?;
+    let generated = generator.generate(&embedding, &options, &mut |_, _| true)?;
+    let names: Vec<String> = classes.iter().map(|&c| data.class_names[c as usize].clone()).collect();
+    let digest = data.digest();
+    // All files are made before the first is written.
+    let mut files = Vec::with_capacity(generated.weights.len());
+    for (index, theta) in generated.weights.iter().enumerate() {
+        let provenance =
+            Provenance { generator_name: &name, dataset: &digest, classes: &names, options: &options, index };
+        files.push(to_safetensors(&generator, theta, &provenance)?);
+    }
+    for (index, bytes) in files.iter().enumerate() {
+        let path = args.out.join(format!("sample-{index}.safetensors"));
+        write_whole(&path, bytes)?;
+        say(&format!("{} {}", path.display(), weights::digest::sha256(bytes)));
+    }
+    Ok(())
+}
+
+fn load_bundle(args: &Args) -> Result<(String, Bundle)> {
+    if let Some(file) = &args.bundle {
+        let bundle = read_bundle(file)?;
+        return Ok((bundle.manifest().name.clone(), bundle));
+    }
+    let reference = args.generator.clone().unwrap_or_default();
+    with_registry(&args.registry, async |registry| {
+        let version = generators::resolve(registry, &reference).await?;
+        let tar = registry.artifacts().read(&version.artifact_digest).await?;
+        let name = format!("{}@{}", version.generator, version.version);
+        Ok((name, Bundle::read_tar(tar.as_ref())?))
+    })
+}

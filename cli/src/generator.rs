@@ -1,0 +1,96 @@
+//! `weightsmith generator`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use inference::Generator;
+use registry::{MAX_LIMIT, PageRequest, generators};
+use weights::Bundle;
+
+use crate::context::{RegistryArgs, RuntimeArgs, say, with_registry};
+use crate::error::{Error, Result};
+use crate::publish;
+
+/// Commands on generators.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the generators of the registry.
+    #[command(after_help = "Example:\n  weightsmith generator list --data-dir .weightsmith/demo")]
+    List {
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Write a generator's bundle to a file.
+    #[command(after_help = "Example:\n  weightsmith generator export digits@1 --out digits.tar")]
+    Export {
+        /// `name`, `name@version` or `name@alias`.
+        reference: String,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    /// Verify a bundle's digests and graphs, then publish it.
+    #[command(after_help = "Example:\n  weightsmith generator import digits.tar --name digits")]
+    Import {
+        /// The bundle.
+        file: PathBuf,
+        /// Name to publish under; without it the bundle's own.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        registry: RegistryArgs,
+        #[command(flatten)]
+        runtime: RuntimeArgs,
+    },
+}
+
+/// Runs a command.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::List { registry } => with_registry(&registry, list),
+        Command::Export { reference, out, registry } => with_registry(&registry, async |registry| {
+            let version = generators::resolve(registry, &reference).await?;
+            if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
+                std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+            }
+            registry.artifacts().save(&version.artifact_digest, &out).await?;
+            say(&format!("{} {}@{} {}", out.display(), version.generator, version.version, version.digest));
+            Ok(())
+        }),
+        Command::Import { file, name, registry, runtime } => {
+            let bundle = read_bundle(&file)?;
+            // Loading checks every graph against the manifest.
+            Generator::load(&runtime.open()?, bundle.clone())?;
+            let name = name.unwrap_or_else(|| bundle.manifest().name.clone());
+            let version =
+                with_registry(&registry, async |registry| publish::generator(registry, &bundle, &name, None).await)?;
+            say(&format!("{}@{} {}", version.generator, version.version, version.digest));
+            Ok(())
+        }
+    }
+}
+
+/// Reads and verifies a bundle file.
+pub fn read_bundle(file: &PathBuf) -> Result<Bundle> {
+    let reader = std::fs::File::open(file).map_err(Error::io(file))?;
+    let bundle = Bundle::read_tar(std::io::BufReader::new(reader));
+    bundle.map_err(|e| Error::input(e.code(), format!("{}: {e}", file.display())))
+}
+
+async fn list(registry: &registry::Registry) -> Result<()> {
+    let mut page = PageRequest { limit: MAX_LIMIT, ..PageRequest::default() };
+    say(&format!("{:<24} {:>8} {:>7}  description", "name", "versions", "latest"));
+    loop {
+        let found = generators::list(registry, None, &page).await?;
+        for g in found.items {
+            let latest = g.latest.map_or_else(|| "-".to_owned(), |v| v.to_string());
+            say(&format!("{:<24} {:>8} {latest:>7}  {}", g.name, g.versions, g.description));
+        }
+        match found.next_cursor {
+            Some(cursor) => page.cursor = Some(cursor),
+            None => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Puts zoos and generators into the registry.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use inference::Generator;
+use registry::embeddings::{self, NewEmbedding, SubjectKind};
+use registry::generators::{GeneratorVersion, NewVersion};
+use registry::runs::NewRun;
+use registry::{Registry, architectures, checkpoints, datasets as stored, generators, zoos};
+use training::stages::zoo::Zoo;
+use training::{Part, Sources, export, random};
+use weights::{Bundle, tensors};
+
+use crate::error::{Error, Result};
+
+const SAFETENSORS: &str = "application/vnd.safetensors";
+
+/// A dataset as an npz artifact and a row; the same content again gives the row it has.
+pub async fn dataset(registry: &Registry, data: &datasets::Dataset) -> Result<stored::Dataset> {
+    let artifact = registry.artifacts().put_bytes(datasets::npz::to_npz(data)?, "application/zip").await?;
+    let new = stored::NewDataset {
+        name: data.name.clone(),
+        modality: data.modality().to_string(),
+        shape: data.shape.iter().map(|&d| d as i32).collect(),
+        class_names: data.class_names.clone(),
+        examples: data.len() as i64,
+        digest: data.digest(),
+        artifact_digest: artifact.digest,
+    };
+    Ok(stored::ensure(registry, &new).await?)
+}
+
+/// The zoo with its architecture, datasets, runs and checkpoints: all or nothing. A zoo of the same digest is there
+/// already and stays.
+pub async fn zoo(registry: &Registry, sources: &Sources, zoo: &Zoo) -> Result<zoos::Zoo> {
+    let short: String = zoo.digest.trim_start_matches("sha256:").chars().take(8).collect();
+    let name = format!("{}-{short}", zoo.name);
+    match zoos::get(registry, &name).await {
+        Ok(existing) => return Ok(existing),
+        Err(error) if error.code() == "not_found" => {}
+        Err(error) => return Err(error.into()),
+    }
+    let architecture = architecture(registry, &zoo.architecture).await?;
+    let mut ids = BTreeMap::new();
+    for source in sources.list() {
+        ids.insert(source.name.as_str(), dataset(registry, &source.dataset(Part::Train)).await?.id);
+    }
+    let runs = runs(registry, zoo, &ids).await?;
+    let config = serde_json::json!({ "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() });
+    let new = zoos::NewZoo { name, architecture_id: architecture.id, config, digest: zoo.digest.clone() };
+    Ok(zoos::create_with_runs(registry, &new, &runs).await?)
+}
+
+async fn architecture(
+    registry: &Registry,
+    architecture: &weights::Architecture,
+) -> Result<architectures::Architecture> {
+    let json = |e: serde_json::Error| Error::Internal(e.to_string());
+    let forward = registry.artifacts().put_bytes(export::forward(architecture)?, "application/onnx").await?;
+    let layout = architecture.layout();
+    let new = architectures::NewArchitecture {
+        name: architecture.name(),
+        config: serde_json::to_value(architecture).map_err(json)?,
+        parameters: layout.parameters() as i64,
+        layout: serde_json::to_value(&layout).map_err(json)?,
+        forward_artifact: Some(forward.digest),
+    };
+    Ok(architectures::ensure(registry, &new).await?)
+}
+
+/// Stores all checkpoints' files and lists the runs with them.
+async fn runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry::DatasetId>) -> Result<Vec<NewRun>> {
+    let layout = zoo.architecture.layout();
+    let config = serde_json::to_string(&zoo.architecture).map_err(|e| Error::Internal(e.to_string()))?;
+    let mut files = Vec::with_capacity(zoo.checkpoints.len());
+    for (i, checkpoint) in zoo.checkpoints.iter().enumerate() {
+        let run = &zoo.runs[checkpoint.run];
+        let metadata = [
+            ("format", "weightsmith".to_owned()),
+            ("architecture", zoo.architecture.name()),
+            ("architecture_config", config.clone()),
+            ("run", checkpoint.run.to_string()),
+            ("epoch", checkpoint.epoch.to_string()),
+            ("seed", run.seed.to_string()),
+            ("task", run.task.to_string()),
+        ];
+        let metadata = metadata.map(|(k, v)| (k.to_owned(), v)).into_iter().collect();
+        files.push(Bytes::from(tensors::to_safetensors(&layout, zoo.weights(i), &metadata)?));
+    }
+    let artifacts = registry.artifacts().put_many(files, SAFETENSORS).await?;
+    let mut runs: Vec<NewRun> = Vec::with_capacity(zoo.runs.len());
+    for (index, run) in zoo.runs.iter().enumerate() {
+        let dataset_id = ids.get(run.task.source.as_str()).copied();
+        runs.push(NewRun {
+            index: index as i32,
+            dataset_id: dataset_id.ok_or_else(|| Error::Internal(format!("no dataset for task {}", run.task)))?,
+            classes: run.task.classes.iter().map(|&c| c as i32).collect(),
+            seed: registry::Seed::from(run.seed),
+            checkpoints: Vec::new(),
+        });
+    }
+    for (checkpoint, artifact) in zoo.checkpoints.iter().zip(artifacts) {
+        runs[checkpoint.run].checkpoints.push(checkpoints::NewCheckpoint {
+            epoch: checkpoint.epoch as i32,
+            accuracy: checkpoint.accuracy as f32,
+            loss: checkpoint.loss as f32,
+            artifact_digest: artifact.digest,
+        });
+    }
+    Ok(runs)
+}
+
+/// A generator bundle as the next version of `name`.
+pub async fn generator(
+    registry: &Registry,
+    bundle: &Bundle,
+    name: &str,
+    zoo: Option<registry::ZooId>,
+) -> Result<GeneratorVersion> {
+    let manifest = bundle.manifest();
+    for entry in &manifest.architectures {
+        architecture(registry, &entry.config).await?;
+    }
+    let mut tar = Vec::new();
+    bundle.write_tar(&mut tar)?;
+    let artifact = registry.artifacts().put_bytes(tar, "application/x-tar").await?;
+    let new = NewVersion {
+        name: name.to_owned(),
+        description: manifest.description.clone(),
+        digest: bundle.digest(),
+        modality: manifest.modality.to_string(),
+        manifest: serde_json::to_value(manifest).map_err(|e| Error::Internal(e.to_string()))?,
+        artifact_digest: artifact.digest,
+        zoo_id: zoo,
+    };
+    Ok(generators::publish(registry, &new).await?)
+}
+
+/// Embeds the task of each run (images of the training part) and stores the embeddings for the nearest search.
+pub async fn run_embeddings(
+    registry: &Registry,
+    version: &GeneratorVersion,
+    zoo_id: registry::ZooId,
+    generator: &Generator,
+    zoo: &Zoo,
+    sources: &Sources,
+) -> Result<()> {
+    let images = generator.manifest().encoder.images_per_class;
+    let mut rng = random::stream(0, "run embeddings");
+    let mut features = Vec::with_capacity(zoo.runs.len());
+    for run in &zoo.runs {
+        let mut row = Vec::new();
+        sources.task(&run.task, Part::Train)?.draw(images, &mut rng, &mut row);
+        features.push(row);
+    }
+    let embedded = generator.embed_many(&features)?;
+    let mut run_ids = BTreeMap::new();
+    for checkpoint in checkpoints::all_of_zoo(registry, zoo_id).await? {
+        run_ids.insert(checkpoint.run_index as usize, checkpoint.run_id);
+    }
+    let mut new = Vec::with_capacity(zoo.runs.len());
+    for (index, (run, embedding)) in zoo.runs.iter().zip(embedded).enumerate() {
+        if let Some(id) = run_ids.get(&index) {
+            let classes = run.task.classes.iter().map(|&c| c as i32).collect();
+            new.push(NewEmbedding { subject_id: id.as_uuid(), classes, embedding: embedding.dataset });
+        }
+    }
+    Ok(embeddings::insert_bulk(registry, version.id, SubjectKind::Run, &new).await?)
+}

@@ -1,0 +1,83 @@
+//! `weightsmith serve`.
+
+use std::net::SocketAddr;
+
+use api::{AppState, Settings};
+use tokio::net::TcpListener;
+
+use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
+use crate::error::{Error, Result};
+
+/// Serve the API over HTTP.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  weightsmith serve --data-dir .weightsmith/demo --bind 127.0.0.1:8080")]
+pub struct Args {
+    /// Address to listen on. There is no authentication yet: keep it on loopback.
+    #[arg(long, env = "WEIGHTSMITH_BIND", default_value = "127.0.0.1:8080")]
+    bind: SocketAddr,
+    /// Largest request body in bytes.
+    #[arg(long, env = "WEIGHTSMITH_BODY_LIMIT", default_value_t = Settings::default().body_limit)]
+    body_limit: usize,
+    /// Most samples of one generation.
+    #[arg(long, env = "WEIGHTSMITH_MAX_COUNT", default_value_t = Settings::default().max_count)]
+    max_count: usize,
+    /// Requests that may wait for a place to work; more get 429.
+    #[arg(long, env = "WEIGHTSMITH_QUEUE", default_value_t = Settings::default().queue)]
+    queue: usize,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+/// Runs the command until SIGINT or SIGTERM.
+pub fn run(args: Args) -> Result<()> {
+    let settings = Settings {
+        bind: args.bind,
+        body_limit: args.body_limit,
+        max_count: args.max_count,
+        queue: args.queue,
+        ..Settings::default()
+    };
+    if !args.bind.ip().is_loopback() {
+        tracing::warn!(bind = %args.bind, "anyone who reaches this address can use and change the registry");
+    }
+    tokio_runtime()?.block_on(async {
+        let listener = bind(args.bind).await?;
+        let runtime = args.runtime.open()?;
+        let open = args.registry.open().await?;
+        let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
+        let provider = runtime.provider();
+        let state = AppState::new(open.registry.clone(), runtime, settings);
+        say(&format!(
+            "weightsmith serves http://{address} ({provider}); the API is described at http://{address}/docs"
+        ));
+        let served = api::serve(listener, state, stop_signal()).await;
+        open.close().await;
+        Ok(served?)
+    })
+}
+
+/// Binds, with a sentence when it fails.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| {
+        Error::input("address_unavailable", format!("cannot listen on {address} ({e}); choose another with --bind"))
+    })
+}
+
+/// Ends at SIGINT or SIGTERM.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
+    }
+}

@@ -1,0 +1,53 @@
+//! `weightsmith zoo`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use training::{Config, Sources, stages};
+
+use crate::context::{progress, say};
+use crate::error::{Error, Result};
+
+/// Commands on zoos.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train the models of a configuration; an interrupted zoo continues.
+    #[command(after_help = "Example:\n  weightsmith zoo build --config configs/digits.toml --out out/digits-zoo")]
+    Build {
+        /// Configuration file; without it the built-in digits configuration.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Folder of the zoo.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// The configuration of the demo.
+pub const DIGITS: &str = include_str!("../../configs/digits.toml");
+
+/// Reads a configuration, or takes the built-in one.
+pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
+    let Some(path) = path else { return Ok(Config::parse(DIGITS)?) };
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    Config::parse(&text).map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))
+}
+
+/// Runs a command.
+pub fn run(command: Command) -> Result<()> {
+    let Command::Build { config, out } = command;
+    let config = load_config(config.as_ref())?;
+    let sources = Sources::load(&config)?;
+    let zoo = stages::zoo::build(&config, &sources, &out, &progress()?)?;
+    say(&format!(
+        "{}: {} runs, {} checkpoints of {} ({} parameters), mean test accuracy {:.2} %, {}",
+        out.display(),
+        zoo.runs.len(),
+        zoo.checkpoints.len(),
+        zoo.architecture.name(),
+        zoo.parameters(),
+        100.0 * zoo.mean_accuracy(),
+        zoo.digest
+    ));
+    Ok(())
+}
