@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::extract::{Path, Query};
-use crate::files::{self, File, SAFETENSORS};
+use crate::files::{self, Binary, File, SAFETENSORS};
 use crate::page::{self, Listing};
 use crate::problem::{FileProblems, GetProblems, ListProblems};
 use crate::state::AppState;
@@ -41,6 +41,7 @@ pub(crate) struct Checkpoint {
     #[schema(example = json!([3, 1, 4, 0, 7]))]
     classes: Vec<i32>,
     /// The run's seed.
+    #[schema(format = "uint64")]
     seed: u64,
     /// Epochs trained.
     #[schema(example = 30)]
@@ -158,8 +159,8 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
 #[utoipa::path(
     get, path = "/v1/checkpoints/{id}/file", operation_id = "downloadCheckpoint", tag = "checkpoints",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
-    responses((status = 200, description = "The file.", body = Vec<u8>, content_type = "application/vnd.safetensors"),
-              (status = 206, description = "The range asked for.", body = Vec<u8>,
+    responses((status = 200, description = "The file.", body = Binary, content_type = "application/vnd.safetensors"),
+              (status = 206, description = "The range asked for.", body = Binary,
                content_type = "application/vnd.safetensors"),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]

@@ -205,4 +205,3 @@ async fn register(state: &AppState, name: String, data: &Data, npz: Vec<u8>) -> 
     };
     Ok((StatusCode::CREATED, rows::ensure(registry, &new).await?))
 }
-

@@ -2,20 +2,20 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use tracing::Instrument;
 
 use crate::error::{Error, Failure};
 use crate::problem::{MEDIA_TYPE, Problem};
-use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over from a client.
@@ -28,8 +28,14 @@ struct Origin {
     path: String,
 }
 
-/// Runs a request inside its envelope.
-pub(crate) async fn envelope(State(state): State<AppState>, request: Request, next: Next) -> Response {
+/// Puts the envelope around a whole router: a layer of the router itself would not see what the router adds to answers,
+/// such as `Allow`.
+pub(crate) fn wrap(router: Router, limit: Duration) -> Router {
+    Router::new().fallback_service(router).layer(from_fn_with_state(limit, envelope))
+}
+
+/// Runs a request inside its envelope, for at most `limit`.
+async fn envelope(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     let origin = Origin {
         id: request_id(request.headers()),
         method: request.method().clone(),
@@ -38,7 +44,7 @@ pub(crate) async fn envelope(State(state): State<AppState>, request: Request, ne
     let span = tracing::info_span!("request", id = %origin.id, method = %origin.method, path = %origin.path);
     async move {
         let start = Instant::now();
-        let mut response = finish(run(&state, request, next).await, &origin);
+        let mut response = finish(run(limit, request, next).await, &origin);
         if let Ok(id) = HeaderValue::from_str(&origin.id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
@@ -50,8 +56,7 @@ pub(crate) async fn envelope(State(state): State<AppState>, request: Request, ne
     .await
 }
 
-async fn run(state: &AppState, request: Request, next: Next) -> Response {
-    let limit = state.settings().timeout;
+async fn run(limit: Duration, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
         Ok(Ok(response)) => response,
         Ok(Err(panic)) => Error::Internal(format!("a handler panicked: {}", panic_text(&*panic))).into_response(),
@@ -129,4 +134,79 @@ fn as_problem(response: Response, error: &Error, origin: &Origin) -> Response {
         _ => serde_json::to_vec(&problem).map_or_else(|_| Body::empty(), Body::from),
     };
     Response::from_parts(parts, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn ask(method: Method, path: &str, id: Option<&str>) -> (StatusCode, HeaderMap, Value) {
+        let sleep = || async { tokio::time::sleep(Duration::from_secs(60)).await };
+        let router: Router = Router::new()
+            .route(
+                "/panic",
+                get(|| async {
+                    if true {
+                        panic!("secret")
+                    }
+                }),
+            )
+            .route("/slow", get(sleep))
+            .route("/plain", get(|| async { (StatusCode::IM_A_TEAPOT, "secret") }))
+            .route("/good", get(|| async { "good" }));
+        let router = wrap(router, Duration::from_millis(50));
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(id) = id {
+            request = request.header(REQUEST_ID, id);
+        }
+        let response = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+        (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_that_tells_nothing() {
+        let (status, headers, problem) = ask(Method::GET, "/panic", None).await;
+        assert_eq!(status, 500);
+        assert_eq!(headers[CONTENT_TYPE], MEDIA_TYPE);
+        assert_eq!(problem["code"], "internal");
+        assert_eq!(problem["request_id"], headers[REQUEST_ID].to_str().unwrap());
+        assert_eq!(problem["instance"], "/panic");
+        assert!(!problem.to_string().contains("secret"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn slow_requests_end() {
+        let (status, _, problem) = ask(Method::GET, "/slow", None).await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (503, Some("timeout")));
+    }
+
+    #[tokio::test]
+    async fn errors_of_others_become_problems() {
+        let (status, _, problem) = ask(Method::GET, "/nothing", None).await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (404, Some("unknown_route")));
+        let (status, headers, problem) = ask(Method::POST, "/good", None).await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (405, Some("method_not_allowed")));
+        assert_eq!(headers[ALLOW], "GET,HEAD");
+        assert!(problem["detail"].as_str().unwrap().contains("use GET,HEAD"), "{problem}");
+        let (status, _, problem) = ask(Method::GET, "/plain", None).await;
+        assert_eq!((status.as_u16(), problem["code"].as_str()), (500, Some("internal")));
+        assert!(!problem.to_string().contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn ids_come_back_when_they_are_harmless() {
+        let id = |headers: &HeaderMap| headers[REQUEST_ID].to_str().unwrap().to_owned();
+        let (_, headers, _) = ask(Method::GET, "/good", Some("abc-123")).await;
+        assert_eq!(id(&headers), "abc-123");
+        for bad in ["", "a b", &"x".repeat(129)] {
+            let (_, headers, _) = ask(Method::GET, "/good", Some(bad)).await;
+            assert!(uuid::Uuid::parse_str(&id(&headers)).is_ok(), "{bad:?}");
+        }
+    }
 }

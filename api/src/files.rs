@@ -4,12 +4,16 @@ use std::ops::Range;
 
 use axum::body::Body;
 use axum::http::header::{
-    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
+    RANGE,
 };
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::Response;
 use futures::TryStreamExt;
 use registry::ArtifactStore;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::{Error, Result};
 
@@ -19,6 +23,20 @@ pub(crate) const SAFETENSORS: &str = "application/vnd.safetensors";
 pub(crate) const TAR: &str = "application/x-tar";
 /// Largest header of a safetensors file that is read.
 const MAX_HEADER: u64 = 16 << 20;
+
+/// Bytes in a body, for the description of the API.
+pub(crate) struct Binary;
+
+impl PartialSchema for Binary {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .into()
+    }
+}
+
+impl ToSchema for Binary {}
 
 /// A file to download.
 pub(crate) struct File<'a> {
@@ -154,7 +172,9 @@ mod tests {
         assert_eq!(range("bytes=-5"), Some(Some(95..100)));
         assert_eq!(range("bytes=-500"), Some(Some(0..100)));
         assert_eq!(range("Bytes= 3 - 99999999999999999999999 "), Some(Some(3..100)));
-        for all in ["bytes=5-2", "bytes=a-2", "bytes=0-1,5-6", "lines=1-2", "bytes", "bytes=-", "bytes=--5", "bytes=+1-2"] {
+        for all in
+            ["bytes=5-2", "bytes=a-2", "bytes=0-1,5-6", "lines=1-2", "bytes", "bytes=-", "bytes=--5", "bytes=+1-2"]
+        {
             assert_eq!(range(all), Some(None), "{all}");
         }
         for outside in ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=99999999999999999999999-"] {
@@ -165,7 +185,8 @@ mod tests {
 
     #[test]
     fn if_none_match_is_a_list() {
-        let check = |text| matches_none(&HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(text))]), "\"a\"");
+        let check =
+            |text| matches_none(&HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(text))]), "\"a\"");
         assert!(check("\"a\"") && check("W/\"a\"") && check("\"b\", \"a\"") && check("*"));
         assert!(!check("\"b\"") && !check("a"));
     }

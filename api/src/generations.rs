@@ -20,8 +20,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-pub use request::Recorded;
 use request::NewGeneration;
+pub use request::Recorded;
 use samples::Sample;
 use work::{Clock, Input, Job, Made};
 
@@ -64,7 +64,7 @@ pub(crate) struct GenerationSummary {
     #[schema(example = "ddim")]
     sampler: String,
     /// The seed of the noise; sample i draws its noise from the seed and i.
-    #[schema(example = 7)]
+    #[schema(example = 7, format = "uint64")]
     seed: u64,
     /// Sampling steps taken.
     #[schema(example = 20)]
@@ -112,7 +112,7 @@ pub(crate) struct UsedDataset {
     #[schema(example = json!(["3", "1", "4", "0", "7"]))]
     classes: Vec<String>,
     /// Which examples of each class the encoder took.
-    #[schema(example = 0)]
+    #[schema(example = 0, format = "uint64")]
     seed: u64,
 }
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::extract::{Path, Query};
-use crate::files::{self, File, TAR};
+use crate::files::{self, Binary, File, TAR};
 use crate::page::{self, Listing};
 use crate::problem::{FileProblems, GetProblems, ListProblems, SubListProblems};
 use crate::state::AppState;
@@ -212,7 +212,10 @@ async fn list_versions(
         "bundle_url": "/v1/generators/digits/versions/3/bundle", "created_at": "2026-01-01T00:00:00Z",
         "manifest": {"format": 1, "name": "digits"}})), GetProblems)
 )]
-async fn get_version(State(state): State<AppState>, Path((name, version)): Path<(String, String)>) -> Result<Json<Version>> {
+async fn get_version(
+    State(state): State<AppState>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<Version>> {
     let (summary, manifest) = VersionSummary::split(resolve(&state, &name, &version).await?);
     Ok(Json(Version { summary, manifest }))
 }
@@ -229,8 +232,8 @@ async fn resolve(state: &AppState, name: &str, version: &str) -> Result<rows::Ge
     tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = String, Path, description = "A number, an alias, or `latest`.", example = "3")),
-    responses((status = 200, description = "The bundle.", body = Vec<u8>, content_type = "application/x-tar"),
-              (status = 206, description = "The range asked for.", body = Vec<u8>, content_type = "application/x-tar"),
+    responses((status = 200, description = "The bundle.", body = Binary, content_type = "application/x-tar"),
+              (status = 206, description = "The range asked for.", body = Binary, content_type = "application/x-tar"),
               (status = 304, description = "The bundle is the one that `If-None-Match` names."), FileProblems)
 )]
 async fn get_bundle(

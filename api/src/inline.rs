@@ -173,7 +173,7 @@ impl TryFrom<RawDatasetInput> for DatasetInput {
 #[derive(ToSchema)]
 #[schema(as = DatasetInput)]
 #[allow(dead_code)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 pub(crate) enum DatasetInputSchema {
     /// A registered dataset.
     #[schema(title = "registered")]
@@ -184,6 +184,7 @@ pub(crate) enum DatasetInputSchema {
         #[schema(example = json!(["3", "1", "4", "0", "7"]))]
         classes: Option<Vec<String>>,
         /// Which examples of each class the encoder takes; 0 by default.
+        #[schema(format = "uint64")]
         seed: Option<u64>,
     },
     /// Images in the request.
@@ -194,6 +195,7 @@ pub(crate) enum DatasetInputSchema {
         /// Names of the classes in the order of the generated head's rows; by first appearance by default.
         classes: Option<Vec<String>>,
         /// Which examples of each class the encoder takes; 0 by default.
+        #[schema(format = "uint64")]
         seed: Option<u64>,
     },
     /// A NumPy archive: `images` `[n, h, w]` or `[n, c, h, w]`, or `features` `[n, d]`; `labels` `[n]`; optionally
@@ -206,6 +208,7 @@ pub(crate) enum DatasetInputSchema {
         /// Names of the classes in the order of the generated head's rows; all classes in label order by default.
         classes: Option<Vec<String>>,
         /// Which examples of each class the encoder takes; 0 by default.
+        #[schema(format = "uint64")]
         seed: Option<u64>,
     },
     /// A zip of `CLASS/image.png` or `.jpg`.
@@ -217,6 +220,7 @@ pub(crate) enum DatasetInputSchema {
         /// Names of the classes in the order of the generated head's rows; by name by default.
         classes: Option<Vec<String>>,
         /// Which examples of each class the encoder takes; 0 by default.
+        #[schema(format = "uint64")]
         seed: Option<u64>,
     },
 }

@@ -4,7 +4,6 @@ use registry::{Page, PageRequest};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-
 /// One page of a list.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Listing<T> {

@@ -63,7 +63,7 @@ impl Problem {
 
 /// `modality_mismatch` → `Modality mismatch`.
 fn title(code: &str) -> String {
-    let words = code.replace('_', " ");
+    let words = code.replace('_', " ").replace("json", "JSON").replace("base64", "Base64");
     let mut letters = words.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
@@ -95,12 +95,8 @@ const TOO_LARGE: Kind = (
     "body_too_large",
     "the body is larger than the limit of 33554432 bytes: send less",
 );
-const MEDIA: Kind = (
-    415,
-    "The body is not JSON.",
-    "media_type_unsupported",
-    "the content type is text/plain: send application/json",
-);
+const MEDIA: Kind =
+    (415, "The body is not JSON.", "media_type_unsupported", "the content type is text/plain: send application/json");
 const RANGE: Kind = (
     416,
     "The range begins after the file's end.",
@@ -185,6 +181,7 @@ mod tests {
     #[test]
     fn titles_are_words() {
         assert_eq!(title("modality_mismatch"), "Modality mismatch");
+        assert_eq!(title("json_invalid"), "JSON invalid");
         assert_eq!(title(""), "");
     }
 

@@ -6,13 +6,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header::CONTENT_TYPE;
-use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::envelope::envelope;
+use crate::envelope;
 use crate::error::{Error, Result};
 use crate::openapi::{described, openapi_json};
 use crate::state::AppState;
@@ -21,14 +20,15 @@ use crate::state::AppState;
 pub fn router(state: AppState) -> Router {
     let document = bytes::Bytes::from(openapi_json());
     let (resources, _) = described().split_for_parts();
-    resources
+    let timeout = state.settings().timeout;
+    let router = resources
         .route("/openapi.json", get(|| async move { ([(CONTENT_TYPE, "application/json")], document) }))
         .merge(SwaggerUi::new("/docs").config(Config::from("/openapi.json")))
         .fallback(|request: Request| async move { Error::UnknownRoute(request.uri().path().to_owned()) })
         // The extractor of bodies has the limit, with an answer of its own.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(state.clone(), envelope))
-        .with_state(state)
+        .with_state(state);
+    envelope::wrap(router, timeout)
 }
 
 /// Serves on a listener until `shutdown` ends; requests under way then have [`crate::Settings::grace`] to end.

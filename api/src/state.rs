@@ -156,8 +156,9 @@ impl AppState {
         let digest = row.artifact_digest.clone();
         blocking(move || {
             // What is stored was checked when it came, so a file that cannot be read now is not the client's fault.
-            datasets::npz::from_npz(&npz, &datasets::Limits::default())
-                .map_err(|error| crate::Error::Internal(format!("the stored dataset {digest} is not readable: {error}")))
+            datasets::npz::from_npz(&npz, &datasets::Limits::default()).map_err(|error| {
+                crate::Error::Internal(format!("the stored dataset {digest} is not readable: {error}"))
+            })
         })
         .await
     }

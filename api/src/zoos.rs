@@ -79,7 +79,7 @@ pub(crate) struct Run {
     #[schema(example = json!([3, 1, 4, 0, 7]))]
     classes: Vec<i32>,
     /// The seed of its initialisation and batches.
-    #[schema(example = 7)]
+    #[schema(example = 7, format = "uint64")]
     seed: u64,
     /// When it was registered.
     created_at: DateTime<Utc>,

@@ -23,7 +23,7 @@ pub(crate) struct NewGeneration {
     /// The sampler; `ddim` by default.
     pub(crate) sampler: Option<Sampler>,
     /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
-    #[schema(example = 7)]
+    #[schema(example = 7, format = "uint64")]
     pub(crate) seed: Option<u64>,
     /// Sampling steps; 20 with `ddim` and all of the schedule with `ddpm` by default.
     #[schema(minimum = 1, example = 20)]
@@ -141,7 +141,7 @@ mod tests {
         for (rest, field) in [
             (r#", "sampler": "euler""#, "sampler"),
             (r#", "count": -1"#, "count"),
-            (r#", "evaluation": {"npz": 3}"#, "evaluation"),
+            (r#", "evaluation": {"npz": 3}"#, "evaluation.npz"),
             (r#", "gidance": 2"#, "gidance"),
         ] {
             let error = body(rest).unwrap_err();

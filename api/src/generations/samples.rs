@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::extract::Path;
-use crate::files::{self, File, SAFETENSORS};
+use crate::files::{self, Binary, File, SAFETENSORS};
 use crate::problem::{FileProblems, GetProblems};
 use crate::state::AppState;
 
@@ -30,7 +30,7 @@ pub(crate) struct Sample {
     #[schema(example = 0)]
     index: i32,
     /// The generation's seed; with the index, it fixes the noise.
-    #[schema(example = 7)]
+    #[schema(example = 7, format = "uint64")]
     seed: u64,
     /// Digest of the weights file.
     digest: String,
@@ -87,8 +87,8 @@ pub(crate) struct SampleMetadata {
     get, path = "/v1/generations/{id}/samples/{index}/file", operation_id = "downloadSample", tag = "generations",
     params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
-    responses((status = 200, description = "The file.", body = Vec<u8>, content_type = "application/vnd.safetensors"),
-              (status = 206, description = "The range asked for.", body = Vec<u8>,
+    responses((status = 200, description = "The file.", body = Binary, content_type = "application/vnd.safetensors"),
+              (status = 206, description = "The range asked for.", body = Binary,
                content_type = "application/vnd.safetensors"),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]

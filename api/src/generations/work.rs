@@ -54,9 +54,8 @@ impl Input {
             Given::Inline(content) => Arc::new(content.read(&format!("{}.", self.field), classes, limits)?),
         };
         let labels = match classes {
-            Some(classes) => {
-                labels(&data, classes).map_err(|error| Error::from(error).in_field(format!("{}.classes", self.field)))?
-            }
+            Some(classes) => labels(&data, classes)
+                .map_err(|error| Error::from(error).in_field(format!("{}.classes", self.field)))?,
             None => (0..).take(data.classes()).collect(),
         };
         Ok((data, labels))
@@ -134,19 +133,14 @@ impl Job {
     }
 
     /// The data to evaluate on, with class k the head's row k.
-    fn evaluation_data(
-        &self,
-        data: &Dataset,
-        labels: &[u32],
-        classes: &[String],
-        features: &[f32],
-    ) -> Result<Dataset> {
+    fn evaluation_data(&self, data: &Dataset, labels: &[u32], classes: &[String], features: &[f32]) -> Result<Dataset> {
         let Some(input) = &self.evaluation else {
             let taken = self.generator.manifest().encoder.images_per_class;
             return held_out(data, labels, features, taken).map_err(|error| error.in_field("evaluate"));
         };
         let (evaluation, labels) = input.read(Some(classes), &self.limits)?;
-        check_evaluation(data, classes, &evaluation, &labels).map_err(|error| Error::from(error).in_field("evaluation"))?;
+        check_evaluation(data, classes, &evaluation, &labels)
+            .map_err(|error| Error::from(error).in_field("evaluation"))?;
         let chosen = evaluation.select_classes(&labels).map_err(|error| Error::from(error).in_field("evaluation"))?;
         chosen.require_every_class().map_err(|error| Error::from(error).in_field("evaluation"))?;
         Ok(chosen)
@@ -168,12 +162,7 @@ fn names(data: &Dataset, labels: &[u32]) -> Vec<String> {
     labels.iter().filter_map(|label| data.class_names.get(*label as usize).cloned()).collect()
 }
 
-fn check_evaluation(
-    data: &Dataset,
-    classes: &[String],
-    evaluation: &Dataset,
-    labels: &[u32],
-) -> inference::Result<()> {
+fn check_evaluation(data: &Dataset, classes: &[String], evaluation: &Dataset, labels: &[u32]) -> inference::Result<()> {
     if evaluation.shape != data.shape {
         return Err(inference::Error::ShapeMismatch {
             found: evaluation.shape.clone(),
@@ -211,9 +200,7 @@ fn held_out(data: &Dataset, labels: &[u32], features: &[f32], taken: usize) -> R
         }
     }
     match counts.iter().position(|(_, left)| *left == 0) {
-        Some(at) => {
-            Err(Error::EvaluationMissing { taken, class: chosen.class_names[at].clone(), have: counts[at].0 })
-        }
+        Some(at) => Err(Error::EvaluationMissing { taken, class: chosen.class_names[at].clone(), have: counts[at].0 }),
         None => Ok(chosen.take(&kept)),
     }
 }

@@ -1,0 +1,12 @@
+//! The API over `oneshot`: real Postgres, real ONNX Runtime, real files, no socket.
+
+// Helpers outside #[test] functions fail a test by panicking too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod catalogue;
+mod files;
+mod generations;
+mod openapi;
+mod refusals;
+mod serving;
+mod support;
