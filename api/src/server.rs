@@ -7,6 +7,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -48,6 +49,12 @@ pub async fn serve(
         // Nobody listens any more when the server has ended by itself.
         let _ = stopping.send(true);
     };
+    let listener = listener.tap_io(|stream| {
+        // Without it, an answer in two writes may wait for the client's delayed acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY is not possible");
+        }
+    });
     let server = axum::serve(listener, router(state)).with_graceful_shutdown(signal);
     tokio::select! {
         ended = async { server.await } => ended.map_err(Error::Serve),
