@@ -92,8 +92,8 @@ pub fn verify(runtime: &Runtime, bundle: &Bundle, probes: &[Probe]) -> Result<f3
                 Error::Parity(format!("{} gives no {} of shape {:?}", probe.graph, expected.name, expected.shape))
             })?;
             let scale = expected.data.iter().fold(1f32, |m, v| m.max(v.abs()));
-            let difference = found.data.iter().zip(&expected.data).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / scale;
-            if !(difference <= PARITY) {
+            let difference = largest_difference(&found.data, &expected.data) / scale;
+            if difference > PARITY {
                 let text =
                     format!("{}: {} differs by {difference:.1e} from what was trained", probe.graph, expected.name);
                 return Err(Error::Parity(text));
@@ -102,4 +102,9 @@ pub fn verify(runtime: &Runtime, bundle: &Bundle, probes: &[Probe]) -> Result<f3
         }
     }
     Ok(worst)
+}
+
+/// Largest absolute difference; infinite when one is not a number.
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
 }

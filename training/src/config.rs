@@ -420,7 +420,10 @@ impl Config {
             positive(value, name)?;
         }
         need(self.zoo.keep <= self.zoo.epochs, "zoo.keep cannot exceed zoo.epochs")?;
-        need(self.encoder.width % self.encoder.heads == 0, "encoder.width must be a multiple of encoder.heads")?;
+        need(
+            self.encoder.width.is_multiple_of(self.encoder.heads),
+            "encoder.width must be a multiple of encoder.heads",
+        )?;
         let latent: usize = self.vae.latent.iter().product();
         need(latent > 0, "vae.latent must have at least one value")?;
         for (share, name) in [
@@ -436,7 +439,7 @@ impl Config {
             DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent)?,
             DenoiserConfig::Mlp { width, .. } => positive(*width, "denoiser.width")?,
             DenoiserConfig::Transformer { width, heads, pieces, .. } => {
-                let fits = *heads > 0 && *pieces > 0 && width % heads == 0 && latent % pieces == 0;
+                let fits = *heads > 0 && *pieces > 0 && width.is_multiple_of(*heads) && latent.is_multiple_of(*pieces);
                 need(fits, "denoiser.width must be a multiple of heads and the latent's size one of pieces")?;
             }
         }

@@ -171,8 +171,9 @@ impl Bundle {
         if self.manifest.encoder.classes != first.config.classes() {
             return fail("encoder and architecture differ in the number of classes".into());
         }
-        if self.manifest.latent.dim() == 0 || !(self.manifest.latent.scale > 0.0) {
-            return fail("the latent space is empty".into());
+        let scale = self.manifest.latent.scale;
+        if self.manifest.latent.checked_dim().is_none_or(|d| d == 0) || !scale.is_finite() || scale <= 0.0 {
+            return fail("the latent space is empty or absurdly large".into());
         }
         let schedule = &self.manifest.schedule;
         let valid = schedule.steps > 0 && schedule.beta_start > 0.0 && schedule.beta_end < 1.0;

@@ -86,6 +86,11 @@ impl Latent {
     pub fn dim(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// As [`Self::dim`]; nothing when the product overflows.
+    pub fn checked_dim(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |product, &d| product.checked_mul(d))
+    }
 }
 
 /// What the denoiser predicts.

@@ -36,7 +36,7 @@ impl Standardisation {
     /// # Errors
     /// [`Error::Length`] when `rows` is empty or not a multiple of `length`.
     pub fn fit(rows: &[f32], length: usize, layout: &Layout, mode: StandardiseMode) -> Result<Self> {
-        let n = if length == 0 { 0 } else { rows.len() / length };
+        let n = rows.len().checked_div(length).unwrap_or(0);
         if n == 0 || rows.len() != n * length {
             return Err(Error::Length { what: "the zoo matrix".into(), found: rows.len(), expected: length });
         }

@@ -97,21 +97,23 @@ impl Client {
         Ok(answer)
     }
 
-    /// Median time in ms of a request for one sample on a warm server.
-    pub async fn latency(&self, made: &Made, validation: &[(String, registry::DatasetId)]) -> Result<f64> {
+    /// Median time in ms of a request for one sample on a warm server, and the id of the last generation.
+    pub async fn latency(&self, made: &Made, validation: &[(String, registry::DatasetId)]) -> Result<(f64, String)> {
         let (seen, _) = made.sources.tasks(&made.config)?;
         let mut times = Vec::with_capacity(TIMED);
+        let mut id = String::new();
         for i in 0..TIMED + TIMED / 5 {
             let dataset = self.body(made, &seen[i % seen.len()], validation)?;
             let request =
                 json!({ "generator": self.generator, "dataset": dataset, "count": 1, "seed": i, "steps": 20 });
             let start = Instant::now();
-            self.post(&request).await?;
+            let generation = self.post(&request).await?;
             if i >= TIMED / 5 {
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
+            id = generation["id"].as_str().unwrap_or_default().to_owned();
         }
         times.sort_by(f64::total_cmp);
-        Ok(times[times.len() / 2])
+        Ok((times[times.len() / 2], id))
     }
 }

@@ -83,6 +83,7 @@ struct Served {
     version: GeneratorVersion,
     validation: Vec<(String, registry::DatasetId)>,
     test: Vec<(String, registry::DatasetId)>,
+    example: String,
     stop: oneshot::Sender<()>,
     task: JoinHandle<api::Result<()>>,
 }
@@ -103,7 +104,7 @@ pub fn run(args: Args) -> Result<()> {
     tracing::info!(difference, "graphs equal what was trained");
     let tokio = tokio_runtime()?;
     let generator = Generator::load(&runtime, made.trained.bundle.clone())?;
-    let served = clock.time("register", || tokio.block_on(begin(&args, &made, &generator, runtime)))?;
+    let mut served = clock.time("register", || tokio.block_on(begin(&args, &made, &generator, runtime)))?;
 
     let (seen, unseen) = tasks(&made)?;
     let http = client::Client::new(served.address, &made.config);
@@ -121,7 +122,8 @@ pub fn run(args: Args) -> Result<()> {
         let near = tokio.block_on(comparison.neighbours(&served.open.registry, served.version.id, &generator))?;
         reports.push((name, clock.time("compare", || comparison.run(&near))?));
     }
-    let p50 = clock.time("latency", || tokio.block_on(http.latency(&made, &served.validation)))?;
+    let p50;
+    (p50, served.example) = clock.time("latency", || tokio.block_on(http.latency(&made, &served.validation)))?;
     let report = report::Report {
         reports,
         stages: clock.stages,
@@ -177,7 +179,7 @@ async fn begin(args: &Args, made: &Made, generator: &Generator, runtime: Runtime
         let _ = stopped.await;
     };
     let task = tokio::spawn(api::serve(listener, state, shutdown));
-    Ok(Served { open, address, version, validation, test, stop, task })
+    Ok(Served { open, address, version, validation, test, example: String::new(), stop, task })
 }
 
 /// The tasks that are asked for: evenly spaced ones of the zoo, and unseen ones.
@@ -215,10 +217,7 @@ fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Ma
     });
     say(&format!("  curl -s {base}/v1/generators/{}", made.config.name));
     say(&format!("  curl -s -H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
-    say(&format!(
-        "  curl -s -OJ {base}$(curl -s '{base}/v1/generations?limit=1' | \
-         sed -E 's/.*\"id\":\"([0-9a-f-]{{36}})\".*/\\/v1\\/generations\\/\\1\\/samples\\/0\\/file/')"
-    ));
+    say(&format!("  curl -s -OJ {base}/v1/generations/{}/samples/0/file", served.example));
     tokio.block_on(async {
         if args.serve {
             say("\nServing until Ctrl-C.");

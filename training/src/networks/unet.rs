@@ -45,7 +45,7 @@ impl UnetConfig {
                 self.multipliers.len() - 1
             )));
         }
-        if self.groups == 0 || self.channels == 0 || self.channels % self.groups != 0 {
+        if self.groups == 0 || self.channels == 0 || !self.channels.is_multiple_of(self.groups) {
             return Err(Error::Config("the UNet's channels must be a multiple of its groups".into()));
         }
         Ok(())
