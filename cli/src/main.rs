@@ -87,6 +87,7 @@ fn init_log(cli: &Cli) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    training::threads::configure();
     // clap itself exits with 2 and says what is wrong.
     let cli = Cli::parse();
     let result = init_log(&cli).and_then(|()| run(cli.command));

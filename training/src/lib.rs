@@ -13,6 +13,7 @@ pub mod params;
 pub mod progress;
 pub mod random;
 pub mod stages;
+pub mod threads;
 
 pub use config::Config;
 pub use data::{Part, Source, Sources, TaskData};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var, bail};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -56,34 +56,34 @@ impl AdamW {
         Self { slots, config, step: 0 }
     }
 
-    /// One step with learning rate `lr`; parameters without a gradient stay.
+    /// One step with learning rate `lr` and gradients in the order of the parameters; those without one stay.
     ///
     /// # Errors
     /// When a gradient has another shape than its parameter.
-    pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
+    pub fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
         self.step += 1;
         let scale = self.clip_scale(grads)?;
         let bias1 = 1.0 - self.config.beta1.powi(self.step);
         let bias2 = 1.0 - self.config.beta2.powi(self.step);
-        for slot in &self.slots {
-            let Some(grad) = grads.get(&slot.var) else { continue };
+        self.slots.par_iter().zip(grads).try_for_each(|(slot, grad)| {
+            let Some(grad) = grad else { return Ok(()) };
             let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
             let op = AdamOp { moments: &slot.moments, c: self.config, lr, bias1, bias2, decay, scale };
-            slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?;
-        }
-        Ok(())
+            Ok(slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?)
+        })
     }
 
-    fn clip_scale(&self, grads: &GradStore) -> Result<f64> {
+    fn clip_scale(&self, grads: &[Option<Tensor>]) -> Result<f64> {
         if self.config.clip <= 0.0 {
             return Ok(1.0);
         }
-        let mut square = 0.0f64;
-        for slot in &self.slots {
-            if let Some(grad) = grads.get(&slot.var) {
-                square += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
-            }
-        }
+        // Collected first, so that the sum's order does not depend on the threads.
+        let squares = grads
+            .par_iter()
+            .flatten()
+            .map(|grad| Ok(f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let square: f64 = squares.iter().sum();
         Ok((self.config.clip / square.sqrt().max(1e-12)).min(1.0))
     }
 }
@@ -179,12 +179,10 @@ impl Ema {
         self.step += 1;
         let t = self.step as f64;
         let decay = self.decay.min((1.0 + t) / (10.0 + t));
-        for (name, average) in &self.average {
-            if let Some(var) = params.get(name) {
-                average.inplace_op2(var.as_tensor(), &BlendOp((1.0 - decay) as f32))?;
-            }
-        }
-        Ok(())
+        self.average.par_iter().try_for_each(|(name, average)| {
+            let Some(var) = params.get(name) else { return Ok(()) };
+            Ok(average.inplace_op2(var.as_tensor(), &BlendOp((1.0 - decay) as f32))?)
+        })
     }
 
     /// Sets the parameters to the average.
@@ -234,7 +232,7 @@ mod tests {
         let var = Var::from_slice(&[1.0f32, -2.0], 2, &Device::Cpu).unwrap();
         let loss = (var.as_tensor() * &Tensor::new(&[3.0f32, 0.5], &Device::Cpu).unwrap()).unwrap().sum_all().unwrap();
         let mut adam = AdamW::new(vec![var.clone()], AdamConfig::default());
-        adam.step(&loss.backward().unwrap(), 0.1).unwrap();
+        adam.step(&[loss.backward().unwrap().remove(&var)], 0.1).unwrap();
         // After bias correction the first step is lr · sign(gradient).
         let values = var.to_vec1::<f32>().unwrap();
         assert!((values[0] - 0.9).abs() < 1e-5 && (values[1] + 2.1).abs() < 1e-5, "{values:?}");
@@ -252,7 +250,7 @@ mod tests {
         let mut b = candle_nn::AdamW::new(vec![theirs.clone()], params).unwrap();
         for _ in 0..20 {
             let loss = |v: &Var| v.sqr().unwrap().sum_all().unwrap();
-            a.step(&loss(&ours).backward().unwrap(), 0.05).unwrap();
+            a.step(&[loss(&ours).backward().unwrap().remove(&ours)], 0.05).unwrap();
             b.step(&loss(&theirs).backward().unwrap()).unwrap();
         }
         let difference = (ours.as_tensor() - theirs.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();

@@ -21,8 +21,8 @@ pub enum Init {
 }
 
 /// Parameters by name. A parameter's initial value depends on the seed and its name only, not on the order of
-/// creation.
-#[derive(Debug)]
+/// creation. A clone shares the values.
+#[derive(Debug, Clone)]
 pub struct Params {
     vars: BTreeMap<String, Var>,
     seed: u64,

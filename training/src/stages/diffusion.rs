@@ -1,26 +1,26 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
-use candle_core::{Device, Tensor};
-use datasets::Task;
+use candle_core::{Device, Tensor, Var};
 use rand::Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::encoder::Encoder;
+use super::shards::{self, Shard};
 use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::Config;
 use crate::data::{Part, Sources};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::networks::denoiser::{DenoiserShape, denoise};
 use crate::optim::{AdamConfig, AdamW, Ema, LrSchedule};
 use crate::params::Params;
 use crate::progress::Progress;
 use crate::random;
 
-/// A trained denoiser.
-#[derive(Debug)]
+/// A trained denoiser. A clone shares its parameters.
+#[derive(Debug, Clone)]
 pub struct Denoiser {
     /// Its sizes.
     pub shape: DenoiserShape,
@@ -121,59 +121,98 @@ pub fn train(
         schedule,
         latent: Latent { shape: config.vae.latent.clone(), scale },
     };
-    let latents = latents.affine(f64::from(scale), 0.0)?;
-    let mut rng = random::stream(config.seed, "diffusion");
+    let joint = config.encoder.joint > 0.0;
+    let data = Batches {
+        config,
+        zoo,
+        sources,
+        train: &vectors.train,
+        latents: latents.affine(f64::from(scale), 0.0)?,
+        alphas,
+        joint,
+    };
+    // One loss makes all parameters, so that clones have them too.
+    let mut first = Shard { networks: (denoiser, encoder.clone()), rng: random::stream(config.seed, "create") };
+    data.loss(&mut first)?;
+    denoiser = first.networks.0;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-    let mut optimiser: Option<(AdamW, Ema)> = None;
-    let mut joint = (config.encoder.joint > 0.0).then(|| -> Result<_> {
-        Ok((AdamW::new(encoder.params.vars(), decay), Ema::new(&encoder.params, settings.ema)?))
-    });
-    let mut joint = joint.take().transpose()?;
+    let mut learners = vec![Learner::new(&denoiser.params, 1.0, decay, settings.ema)?];
+    if joint {
+        learners.push(Learner::new(&encoder.params, config.encoder.joint, decay, settings.ema)?);
+    }
+    let vars: Vec<Var> = learners.iter().flat_map(|l| l.params.vars()).collect();
+    let mut shards = shards::shards(config.seed, "diffusion", || (denoiser.clone(), encoder.clone()));
     let stage = progress.stage("denoiser", settings.steps, 0);
     let mut smooth = None;
     for step in 0..settings.steps {
-        let picked: Vec<u32> =
-            (0..settings.batch).map(|_| vectors.train[rng.random_range(0..vectors.train.len())] as u32).collect();
-        let tasks: Vec<&Task> = picked.iter().map(|&i| &zoo.runs[zoo.checkpoints[i as usize].run].task).collect();
-        let features = encoder.support(sources, tasks, Part::Train, &mut rng)?;
-        let (_, condition) = encoder.encode(&features)?;
-        let condition = if joint.is_some() { condition } else { condition.detach() };
-        let z = latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
-        let batch = Batch::draw(config, &z, &alphas, &mut rng)?;
-        let condition = condition.broadcast_mul(&batch.keep)?;
-        let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
-        let loss = (prediction - &batch.target)?.sqr()?.mean_all()?;
-        let grads = loss.backward()?;
-        if optimiser.is_none() {
-            let ema = Ema::new(&denoiser.params, settings.ema)?;
-            optimiser = Some((AdamW::new(denoiser.params.vars(), decay), ema));
-        }
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("denoiser", step), |s| data.loss(s))?;
         let lr = LrSchedule::Cosine.at(settings.lr, step, settings.steps);
-        if let Some((adam, ema)) = &mut optimiser {
-            adam.step(&grads, lr)?;
-            ema.update(&denoiser.params)?;
+        let mut grads = grads.as_slice();
+        for learner in &mut learners {
+            let (own, rest) = grads.split_at(learner.params.vars().len());
+            learner.step(own, lr)?;
+            grads = rest;
         }
-        if let Some((adam, ema)) = &mut joint {
-            adam.step(&grads, lr * config.encoder.joint)?;
-            ema.update(&encoder.params)?;
-        }
-        if step % 20 == 0 || step + 1 == settings.steps {
-            let value = loss.to_scalar::<f32>()?;
-            if !value.is_finite() {
-                return Err(Error::Diverged { stage: "denoiser", step });
-            }
-            let mean = smooth.map_or(value, |s: f32| 0.9 * s + 0.1 * value);
-            smooth = Some(mean);
+        let mean = smooth.map_or(loss, |s: f32| 0.98 * s + 0.02 * loss);
+        smooth = Some(mean);
+        if step % 20 == 0 {
             stage.message(format!("loss {mean:.4}"));
         }
         stage.advance(1)?;
     }
     stage.finish();
-    if let Some((_, ema)) = &optimiser {
-        ema.apply(&denoiser.params)?;
-    }
-    if let Some((_, ema)) = &joint {
-        ema.apply(&encoder.params)?;
+    for learner in &learners {
+        learner.ema.apply(&learner.params)?;
     }
     Ok(denoiser)
+}
+
+/// A network that learns, with its optimiser and moving average.
+struct Learner {
+    params: Params,
+    rate: f64,
+    adam: AdamW,
+    ema: Ema,
+}
+
+impl Learner {
+    fn new(params: &Params, rate: f64, adam: AdamConfig, ema: f64) -> Result<Self> {
+        let adam = AdamW::new(params.vars(), adam);
+        Ok(Self { params: params.clone(), rate, adam, ema: Ema::new(params, ema)? })
+    }
+
+    fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
+        self.adam.step(grads, lr * self.rate)?;
+        self.ema.update(&self.params)
+    }
+}
+
+/// What the batches are drawn from.
+struct Batches<'a> {
+    config: &'a Config,
+    zoo: &'a Zoo,
+    sources: &'a Sources,
+    train: &'a [usize],
+    /// `[n, latent…]`, of unit deviation.
+    latents: Tensor,
+    alphas: Vec<f64>,
+    joint: bool,
+}
+
+impl Batches<'_> {
+    /// Squared error of the prediction on one shard (Eq. 3).
+    fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
+        let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
+        let n = shards::share(self.config.diffusion.batch);
+        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
+        let tasks = picked.iter().map(|&i| &self.zoo.runs[self.zoo.checkpoints[i as usize].run].task);
+        let features = encoder.support(self.sources, tasks, Part::Train, rng)?;
+        let (_, condition) = encoder.encode(&features)?;
+        let condition = if self.joint { condition } else { condition.detach() };
+        let z = self.latents.index_select(&Tensor::new(picked.as_slice(), self.latents.device())?, 0)?;
+        let batch = Batch::draw(self.config, &z, &self.alphas, rng)?;
+        let condition = condition.broadcast_mul(&batch.keep)?;
+        let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
+        Ok((prediction - &batch.target)?.sqr()?.mean_all()?)
+    }
 }

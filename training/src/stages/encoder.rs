@@ -5,20 +5,21 @@ use datasets::Task;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::shards::{self, Shard};
 use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::{Backend, Eager};
 use crate::config::Config;
 use crate::data::{Part, Sources};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
 use crate::optim::{AdamConfig, AdamW, LrSchedule};
 use crate::params::{Init, Params};
 use crate::progress::Progress;
 use crate::random;
 
-/// A trained dataset encoder.
-#[derive(Debug)]
+/// A trained dataset encoder. A clone shares its parameters.
+#[derive(Debug, Clone)]
 pub struct Encoder {
     /// Its sizes.
     pub shape: EncoderShape,
@@ -83,43 +84,58 @@ pub fn train(
     latents: &Tensor,
     progress: &Progress,
 ) -> Result<Encoder> {
-    let device = latents.device();
     let settings = &config.encoder;
-    let mut encoder = Encoder::new(config, zoo, device);
-    let latents = latents.flatten_from(1)?;
-    let latent_dim = latents.dim(1)?;
-    let mut rng = random::stream(config.seed, "encoder");
-    let mut adam = None;
+    let encoder = Encoder::new(config, zoo, latents.device());
+    let batch = Batches { config, zoo, sources, train: &vectors.train, latents: latents.flatten_from(1)? };
+    // One loss makes all parameters, so that clones have them too.
+    let mut first = Shard { networks: encoder, rng: random::stream(config.seed, "create") };
+    batch.loss(&mut first)?;
+    let encoder = first.networks;
+    let vars = encoder.params.vars();
+    let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
+    let mut adam = AdamW::new(vars.clone(), decay);
+    let mut shards = shards::shards(config.seed, "encoder", || encoder.clone());
     let stage = progress.stage("dataset encoder", settings.steps, 0);
     for step in 0..settings.steps {
-        let picked: Vec<u32> =
-            (0..settings.batch).map(|_| vectors.train[rng.random_range(0..vectors.train.len())] as u32).collect();
-        let tasks: Vec<&Task> = picked.iter().map(|&i| &zoo.runs[zoo.checkpoints[i as usize].run].task).collect();
-        let features = encoder.support(sources, tasks.iter().copied(), Part::Train, &mut rng)?;
-        let (dataset, _) = encoder.encode(&features)?;
-        let z = latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
-        let shape = encoder.shape.clone();
-        let mut b = Eager::new(&mut encoder.params);
-        let projected = project_latent(&mut b, &z, latent_dim, &shape)?;
-        let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
-        let scale = temperature.affine(1.0, -settings.temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
-        let loss = info_nce(&dataset, &projected, &scale, &positives(&tasks, device)?)?;
-        let adam = adam.get_or_insert_with(|| {
-            let c = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-            AdamW::new(encoder.params.vars(), c)
-        });
-        adam.step(&loss.backward()?, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
-        if step % 50 == 0 || step + 1 == settings.steps {
-            let value = loss.to_scalar::<f32>()?;
-            if !value.is_finite() {
-                return Err(Error::Diverged { stage: "dataset encoder", step });
-            }
-            stage.message(format!("contrastive loss {value:.3}"));
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("dataset encoder", step), |s| batch.loss(s))?;
+        adam.step(&grads, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        if step % 20 == 0 {
+            stage.message(format!("contrastive loss {loss:.3}"));
         }
         stage.advance(1)?;
     }
     stage.finish();
     Ok(encoder)
+}
+
+/// What the batches are drawn from.
+struct Batches<'a> {
+    config: &'a Config,
+    zoo: &'a Zoo,
+    sources: &'a Sources,
+    train: &'a [usize],
+    /// `[n, latent_dim]`.
+    latents: Tensor,
+}
+
+impl Batches<'_> {
+    /// The contrastive loss of one shard, whose datasets are each other's negatives.
+    fn loss(&self, shard: &mut Shard<Encoder>) -> Result<Tensor> {
+        let (encoder, rng, device) = (&mut shard.networks, &mut shard.rng, self.latents.device());
+        let n = shards::share(self.config.encoder.batch);
+        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
+        let tasks: Vec<&Task> =
+            picked.iter().map(|&i| &self.zoo.runs[self.zoo.checkpoints[i as usize].run].task).collect();
+        let features = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
+        let (dataset, _) = encoder.encode(&features)?;
+        let z = self.latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let shape = encoder.shape.clone();
+        let mut b = Eager::new(&mut encoder.params);
+        let projected = project_latent(&mut b, &z, self.latents.dim(1)?, &shape)?;
+        let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
+        let scale = temperature.affine(1.0, -self.config.encoder.temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
+        info_nce(&dataset, &projected, &scale, &positives(&tasks, device)?)
+    }
 }
 
 /// Rows that sum to one: weight 1/k on each of the k entries of the batch with the same task. Two runs of one dataset

@@ -176,7 +176,9 @@ pub fn fit(
             // Summed over models: each has its own parameters, so each gets its own gradient.
             let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
             let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / (per_class * classes) as f64))?;
-            adam.step(&loss.backward()?, recipe.lr)?;
+            let grads = loss.backward()?;
+            let grads: Vec<_> = vars.iter().map(|v| grads.get(v).cloned()).collect();
+            adam.step(&grads, recipe.lr)?;
             if !loss.to_scalar::<f32>()?.is_finite() {
                 return Err(Error::Diverged { stage: "fit", step: epoch * recipe.steps_per_epoch + step });
             }

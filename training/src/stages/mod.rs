@@ -5,6 +5,7 @@ pub mod diffusion;
 pub mod encoder;
 pub mod fit;
 pub mod generator;
+pub mod shards;
 pub mod vae;
 pub mod vectors;
 pub mod zoo;

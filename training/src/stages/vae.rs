@@ -4,23 +4,25 @@
 
 use candle_core::{D, Device, Tensor};
 use rand::Rng;
-use weights::{Architecture, Layout};
+use rand_chacha::ChaCha8Rng;
+use weights::Layout;
 
 use super::fit::{self, score};
+use super::shards::{self, Shard};
 use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::{Config, VaeConfig};
 use crate::data::{Part, Sources};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::networks::vae::{VaeShape, decode, encode};
 use crate::optim::{AdamConfig, AdamW, LrSchedule};
 use crate::params::Params;
 use crate::progress::Progress;
 use crate::random;
 
-/// A trained VAE.
-#[derive(Debug)]
+/// A trained VAE. A clone shares its parameters.
+#[derive(Debug, Clone)]
 pub struct Vae {
     /// Its sizes.
     pub shape: VaeShape,
@@ -40,6 +42,14 @@ impl Vae {
             mean: Tensor::from_slice(&vectors.standardisation.mean, length, device)?,
             std: Tensor::from_slice(&vectors.standardisation.std, length, device)?,
         })
+    }
+
+    /// Makes all parameters, so that clones have them too.
+    fn create(&mut self) -> Result<()> {
+        let x = Tensor::zeros((1, self.shape.length), candle_core::DType::F32, self.params.device())?;
+        let (z, _) = self.encode(&x)?;
+        self.decode(&z)?;
+        Ok(())
     }
 
     /// Mean and log-variance of the latents of standardised vectors `x [n, length]`.
@@ -132,46 +142,27 @@ pub fn train(
     progress: &Progress,
 ) -> Result<Vae> {
     let mut vae = Vae::new(config, vectors, device)?;
+    vae.create()?;
     let length = vectors.vectorise.length;
-    let x_all = Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?;
-    let layout = zoo.architecture.layout();
+    let batch = Batches {
+        settings: &config.vae,
+        zoo,
+        sources,
+        train: &vectors.train,
+        x: Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?,
+        layout: zoo.architecture.layout(),
+    };
     let settings = &config.vae;
-    let mut rng = random::stream(config.seed, "vae");
-    let mut adam = None;
+    let vars = vae.params.vars();
+    let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
+    let mut adam = AdamW::new(vars.clone(), decay);
+    let mut shards = shards::shards(config.seed, "vae", || vae.clone());
     let stage = progress.stage("VAE", settings.steps, 0);
     for step in 0..settings.steps {
-        let picked: Vec<u32> =
-            (0..settings.batch).map(|_| vectors.train[rng.random_range(0..vectors.train.len())] as u32).collect();
-        let x = x_all.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
-        let noise = random::normal(x.dims(), device, &mut rng)?;
-        let (mean, log_variance) = vae.encode(&(&x + noise.affine(settings.input_noise, 0.0)?)?)?;
-        let log_variance = log_variance.clamp(-12.0, 4.0)?;
-        let noise = random::normal(mean.dims(), device, &mut rng)?;
-        let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
-        let decoded = vae.decode(&z)?;
-        let kl = kl_divergence(&mean, &log_variance)?;
-        let mse = (&decoded - &x)?.sqr()?.mean_all()?;
-        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(settings.beta, 0.0)?)?;
-        if settings.behaviour > 0.0 {
-            let original = vae.undo(&x)?;
-            let decoded = vae.undo(&decoded)?;
-            let batch = Behaviour { settings, zoo, sources, layout: &layout, picked: &picked };
-            let b = batch.loss(&zoo.architecture, &original, &decoded, &mut rng)?;
-            loss = (loss + b.affine(settings.behaviour, 0.0)?)?;
-        }
-        let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-        let adam = adam.get_or_insert_with(|| AdamW::new(vae.params.vars(), decay));
-        adam.step(&loss.backward()?, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
-        if step % 50 == 0 || step + 1 == settings.steps {
-            let value = loss.to_scalar::<f32>()?;
-            if !value.is_finite() {
-                return Err(Error::Diverged { stage: "VAE", step });
-            }
-            stage.message(format!(
-                "loss {value:.4}, mse {:.3}, kl {:.2}",
-                mse.to_scalar::<f32>()?,
-                kl.to_scalar::<f32>()?
-            ));
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("VAE", step), |s| batch.loss(s))?;
+        adam.step(&grads, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        if step % 20 == 0 {
+            stage.message(format!("loss {loss:.4}"));
         }
         stage.advance(1)?;
     }
@@ -185,35 +176,55 @@ fn kl_divergence(mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
     Ok(sum.mean_all()?.affine(0.5, -0.5)?)
 }
 
-struct Behaviour<'a> {
+/// What the batches are drawn from.
+struct Batches<'a> {
     settings: &'a VaeConfig,
     zoo: &'a Zoo,
     sources: &'a Sources,
-    layout: &'a Layout,
-    picked: &'a [u32],
+    train: &'a [usize],
+    x: Tensor,
+    layout: Layout,
 }
 
-impl Behaviour<'_> {
+impl Batches<'_> {
+    /// The loss of one shard: mse · squared error + β · KL + behaviour · KL of outputs.
+    fn loss(&self, shard: &mut Shard<Vae>) -> Result<Tensor> {
+        let (vae, rng, settings) = (&mut shard.networks, &mut shard.rng, self.settings);
+        let device = self.x.device();
+        let n = shards::share(settings.batch);
+        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
+        let x = self.x.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let noise = random::normal(x.dims(), device, rng)?;
+        let (mean, log_variance) = vae.encode(&(&x + noise.affine(settings.input_noise, 0.0)?)?)?;
+        let log_variance = log_variance.clamp(-12.0, 4.0)?;
+        let noise = random::normal(mean.dims(), device, rng)?;
+        let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
+        let decoded = vae.decode(&z)?;
+        let kl = kl_divergence(&mean, &log_variance)?;
+        let mse = (&decoded - &x)?.sqr()?.mean_all()?;
+        let loss = (mse.affine(settings.mse, 0.0)? + kl.affine(settings.beta, 0.0)?)?;
+        if settings.behaviour == 0.0 {
+            return Ok(loss);
+        }
+        let behaviour = self.behaviour(&picked, &vae.undo(&x)?, &vae.undo(&decoded)?, rng)?;
+        Ok((loss + behaviour.affine(settings.behaviour, 0.0)?)?)
+    }
+
     /// KL between the outputs of original and decoded networks (`[batch, length]` weights each) on training images of
     /// each network's task, mean over networks and images.
-    fn loss(
-        &self,
-        architecture: &Architecture,
-        original: &Tensor,
-        decoded: &Tensor,
-        rng: &mut rand_chacha::ChaCha8Rng,
-    ) -> Result<Tensor> {
-        let models = ((self.picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
+    fn behaviour(&self, picked: &[u32], original: &Tensor, decoded: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
+        let architecture = &self.zoo.architecture;
+        let models = ((picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
         let mut images = Vec::new();
-        for &i in &self.picked[..models] {
+        for &i in &picked[..models] {
             let run = &self.zoo.runs[self.zoo.checkpoints[i as usize].run];
             self.sources.task(&run.task, Part::Train)?.draw(self.settings.behaviour_images, rng, &mut images);
         }
         let images = fit::inputs(architecture, images, models, original.device())?;
         let original = original.narrow(0, 0, models)?;
         let decoded = decoded.narrow(0, 0, models)?;
-        let p = fit::logits(architecture, self.layout, &original, &images)?.detach();
-        let q = fit::logits(architecture, self.layout, &decoded, &images)?;
+        let p = fit::logits(architecture, &self.layout, &original, &images)?.detach();
+        let q = fit::logits(architecture, &self.layout, &decoded, &images)?;
         let (p, q) = (candle_nn::ops::log_softmax(&p, D::Minus1)?, candle_nn::ops::log_softmax(&q, D::Minus1)?);
         Ok((p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?)
     }
