@@ -18,14 +18,7 @@ impl Layers for Models {
     }
 
     fn conv2d(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
-        let (m, n, c, h, w) = x.dims5()?;
-        let (_, out, _, k, _) = weight.dims5()?;
-        let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
-        let columns = ops::im2col(&x.reshape((m * n, c, h, w))?, k, stride, pad)?;
-        let columns = columns.reshape((m, n * oh * ow, c * k * k))?;
-        let y = columns.matmul(&weight.reshape((m, out, c * k * k))?.transpose(1, 2)?)?;
-        let y = y.broadcast_add(&bias.unsqueeze(1)?)?;
-        Ok(y.reshape((m, n, oh * ow, out))?.transpose(2, 3)?.contiguous()?.reshape((m, n, out, oh, ow))?)
+        ops::conv2d_models(x, weight, bias, stride, pad)
     }
 
     fn max_pool2(&mut self, x: &Tensor) -> Result<Tensor> {

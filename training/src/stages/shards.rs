@@ -1,0 +1,101 @@
+//! Data-parallel steps: the batch is cut into a fixed number of shards, each with its own stream of randomness, whose
+//! gradients are averaged. Tensor operations stay on one thread (see [`crate::threads`]), so two cores do twice the
+//! work; the number of shards does not depend on the machine, so equal seeds give equal networks.
+
+use candle_core::{Tensor, Var};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::random;
+
+/// Shards of each batch.
+pub const SHARDS: usize = 2;
+
+/// One shard: its copy of the networks (which shares their parameters) and its randomness.
+#[derive(Debug)]
+pub struct Shard<N> {
+    /// The networks.
+    pub networks: N,
+    /// Its stream.
+    pub rng: ChaCha8Rng,
+}
+
+/// Shards with streams of their own for one stage.
+pub fn shards<N>(seed: u64, stage: &str, networks: impl Fn() -> N) -> Vec<Shard<N>> {
+    (0..SHARDS)
+        .map(|i| Shard { networks: networks(), rng: random::stream(seed, &format!("{stage} shard {i}")) })
+        .collect()
+}
+
+/// Examples of one shard of a batch.
+pub fn share(batch: usize) -> usize {
+    batch.div_ceil(SHARDS).max(1)
+}
+
+/// Gradients by parameter, in the order of the parameters; none where the loss does not depend on it.
+pub type Gradients = Vec<Option<Tensor>>;
+
+/// Mean loss over the shards, and its gradients with respect to `vars`. `loss` gives a shard's mean loss.
+///
+/// # Errors
+/// [`Error::Diverged`] when a loss is not finite, with `stage` and `step`; whatever `loss` returns.
+pub fn gradients<N: Send>(
+    shards: &mut [Shard<N>],
+    vars: &[Var],
+    (stage, step): (&'static str, usize),
+    loss: impl Fn(&mut Shard<N>) -> Result<Tensor> + Sync,
+) -> Result<(f32, Gradients)> {
+    let weight = 1.0 / shards.len().max(1) as f64;
+    let parts = shards
+        .par_iter_mut()
+        .map(|shard| {
+            let loss = loss(shard)?.affine(weight, 0.0)?;
+            let grads = loss.backward()?;
+            let own: Gradients = vars.iter().map(|var| grads.get(var).cloned()).collect();
+            Ok((loss.to_scalar::<f32>()?, own))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut total = 0.0;
+    let mut sum: Gradients = vec![None; vars.len()];
+    for (value, own) in parts {
+        total += value;
+        for (sum, grad) in sum.iter_mut().zip(own) {
+            *sum = match (sum.take(), grad) {
+                (Some(a), Some(b)) => Some((a + b)?),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+    if total.is_finite() { Ok((total, sum)) } else { Err(Error::Diverged { stage, step }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn the_gradient_is_the_mean_over_shards() {
+        let var = Var::from_slice(&[2.0f32], 1, &Device::Cpu).unwrap();
+        let other = Var::from_slice(&[1.0f32], 1, &Device::Cpu).unwrap();
+        let factors = [3.0, 5.0];
+        let mut all: Vec<_> =
+            factors.iter().map(|&f| Shard { networks: (var.clone(), f), rng: random::stream(0, "t") }).collect();
+        let (loss, grads) = gradients(&mut all, &[var.clone(), other], ("t", 0), |s| {
+            Ok((s.networks.0.as_tensor() * s.networks.1)?.sum_all()?)
+        })
+        .unwrap();
+        assert_eq!(loss, 8.0);
+        assert_eq!(grads[0].as_ref().unwrap().to_vec1::<f32>().unwrap(), [4.0]);
+        assert!(grads[1].is_none());
+    }
+
+    #[test]
+    fn a_loss_that_is_not_a_number_is_an_error() {
+        let var = Var::from_slice(&[-1.0f32], 1, &Device::Cpu).unwrap();
+        let mut all = shards(1, "t", || ());
+        let result = gradients(&mut all, std::slice::from_ref(&var), ("t", 7), |_| Ok(var.log()?.sum_all()?));
+        assert!(matches!(result, Err(Error::Diverged { stage: "t", step: 7 })));
+    }
+}

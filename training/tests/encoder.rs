@@ -1,0 +1,57 @@
+//! The dataset encoder: class order survives it, and the order of images inside a class does not matter.
+
+use candle_core::{Device, Tensor};
+use training::backend::Eager;
+use training::networks::dataset_encoder::{EncoderShape, encode};
+use training::params::Params;
+use training::random;
+
+fn shape() -> EncoderShape {
+    EncoderShape {
+        feature_dim: 12,
+        classes: 4,
+        images: 5,
+        width: 16,
+        heads: 2,
+        blocks: 1,
+        token_dim: 6,
+        embedding_dim: 10,
+    }
+}
+
+fn run(features: &Tensor) -> (Vec<f32>, Vec<f32>) {
+    let mut params = Params::new(1, &Device::Cpu);
+    let (dataset, condition) = encode(&mut Eager::new(&mut params), &shape(), features).unwrap();
+    (dataset.flatten_all().unwrap().to_vec1().unwrap(), condition.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
+}
+
+fn features() -> Tensor {
+    random::normal(&[1, 4, 5, 12], &Device::Cpu, &mut random::stream(2, "features")).unwrap()
+}
+
+#[test]
+fn permuting_the_classes_permutes_the_tokens() {
+    let (dataset, condition) = run(&features());
+    let order = [2u32, 0, 3, 1];
+    let index = Tensor::new(&order, &Device::Cpu).unwrap();
+    let (other, permuted) = run(&features().index_select(&index, 1).unwrap());
+    let tokens = |c: &[f32]| c[10..].chunks(6).map(<[f32]>::to_vec).collect::<Vec<_>>();
+    let (before, after) = (tokens(&condition), tokens(&permuted));
+    for (row, &source) in order.iter().enumerate() {
+        assert!(difference(&after[row], &before[source as usize]) < 1e-5);
+    }
+    assert!(difference(&before[0], &before[1]) > 0.1, "tokens do not tell classes apart");
+    assert!(difference(&dataset, &other) > 1e-3, "z_D forgets the order of the classes");
+    assert_eq!(&condition[..10], &dataset[..]);
+}
+
+#[test]
+fn the_order_of_images_inside_a_class_does_not_matter() {
+    let index = Tensor::new(&[4u32, 2, 0, 1, 3], &Device::Cpu).unwrap();
+    let (a, b) = (run(&features()).1, run(&features().index_select(&index, 2).unwrap()).1);
+    assert!(difference(&a, &b) < 1e-4);
+}

@@ -1,0 +1,165 @@
+//! Target networks: many at once equal each alone, alignment keeps their function, data is split and drawn honestly.
+
+use candle_core::{Device, Tensor};
+use datasets::Task;
+use training::backend::Eager;
+use training::networks::target;
+use training::params::Params;
+use training::stages::fit::{self, Recipe, fit, init_theta, score};
+use training::{Config, Part, Sources, random};
+use weights::{Activation, Architecture, canonical};
+
+fn architectures() -> Vec<Architecture> {
+    let mlp = |activation| Architecture::Mlp { inputs: 64, hidden: vec![12, 8], classes: 3, activation };
+    vec![
+        mlp(Activation::Relu),
+        mlp(Activation::Tanh),
+        Architecture::TinyCnn { channels: 1, classes: 10 },
+        Architecture::TinyCnn { channels: 3, classes: 4 },
+        Architecture::Head { features: 64, classes: 3 },
+    ]
+}
+
+/// Logits of one model through the eager backend.
+fn alone(architecture: &Architecture, theta: &[f32], x: &Tensor) -> Vec<f32> {
+    let layout = architecture.layout();
+    let params: Vec<Tensor> = layout
+        .params
+        .iter()
+        .map(|p| Tensor::from_slice(&theta[p.range()], p.shape.as_slice(), &Device::Cpu).unwrap())
+        .collect();
+    let mut none = Params::new(0, &Device::Cpu);
+    let y = target::forward(&mut Eager::new(&mut none), architecture, &params, x).unwrap();
+    y.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn input(architecture: &Architecture, n: usize, seed: u64) -> Tensor {
+    let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
+    random::normal(&shape, &Device::Cpu, &mut random::stream(seed, "x")).unwrap()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
+}
+
+#[test]
+fn many_models_at_once_equal_each_alone() {
+    for architecture in architectures() {
+        let mut rng = random::stream(1, "theta");
+        let thetas: Vec<Vec<f32>> = (0..3).map(|_| init_theta(&architecture, &mut rng)).collect();
+        let xs: Vec<Tensor> = (0..3).map(|i| input(&architecture, 4, i)).collect();
+        let layout = architecture.layout();
+        let theta = Tensor::from_vec(thetas.concat(), (3, layout.parameters()), &Device::Cpu).unwrap();
+        let x = Tensor::stack(&xs, 0).unwrap();
+        let together = fit::logits(&architecture, &layout, &theta, &x).unwrap();
+        let together: Vec<f32> = together.flatten_all().unwrap().to_vec1().unwrap();
+        let each: Vec<f32> = thetas.iter().zip(&xs).flat_map(|(t, x)| alone(&architecture, t, x)).collect();
+        assert!(difference(&together, &each) < 1e-4, "{}", architecture.name());
+    }
+}
+
+#[test]
+fn canonical_form_keeps_the_function() {
+    for architecture in architectures() {
+        let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
+        for seed in 0..8 {
+            let mut rng = random::stream(seed, "theta");
+            let reference = init_theta(&architecture, &mut rng);
+            // Biases are zero at the start; a symmetry that forgot them would not show.
+            let theta: Vec<f32> = random::normal_vec(reference.len(), &mut rng).iter().map(|v| 0.2 * v).collect();
+            let mut aligned = theta.clone();
+            canonical::align(&mut aligned, &reference, &layout, &groups, 4).unwrap();
+            assert!(groups.is_empty() || aligned != theta, "{}: nothing moved", architecture.name());
+            let x = input(&architecture, 5, seed);
+            let (before, after) = (alone(&architecture, &theta, &x), alone(&architecture, &aligned, &x));
+            assert!(difference(&before, &after) < 1e-4, "{} seed {seed}", architecture.name());
+        }
+    }
+}
+
+fn config() -> Config {
+    Config::parse(
+        r#"
+        name = "t"
+        seed = 3
+        [data]
+        sources = [{ name = "digits", from = "digits" }]
+        [tasks]
+        kind = "class_sets"
+        classes = 3
+        seen = 20
+        orders = 2
+        [architecture]
+        kind = "mlp"
+        hidden = [8]
+        [denoiser]
+        kind = "mlp"
+        width = 16
+        blocks = 1
+        "#,
+    )
+    .unwrap()
+}
+
+#[test]
+fn training_together_equals_training_alone_and_learns() {
+    let config = config();
+    let sources = Sources::load(&config).unwrap();
+    let (seen, _) = sources.tasks(&config).unwrap();
+    let architecture = config.architecture.build(sources.input_shape(), 3).unwrap();
+    let tasks: Vec<_> = seen[..2].iter().map(|t| sources.task(t, Part::Train).unwrap()).collect();
+    let test: Vec<_> = seen[..2].iter().map(|t| sources.task(t, Part::Test).unwrap()).collect();
+    let recipe = Recipe::new(60, 1e-2, &tasks);
+    let start: Vec<f32> = (0..2).flat_map(|i| init_theta(&architecture, &mut random::stream(i, "start"))).collect();
+    let d = architecture.layout().parameters();
+    let together = fit(&architecture, &tasks, start.clone(), &[5, 6], &recipe, &[0, 3], &mut || Ok(())).unwrap();
+    assert_eq!(together[0], start);
+    for i in 0..2 {
+        let own = start[i * d..(i + 1) * d].to_vec();
+        let alone = fit(&architecture, &tasks[i..=i], own, &[5 + i as u64], &recipe, &[3], &mut || Ok(())).unwrap();
+        assert!(difference(&alone[0], &together[1][i * d..(i + 1) * d]) < 1e-3);
+    }
+    let scores = score(&architecture, &test, &together[1], 20).unwrap();
+    assert!(scores.iter().all(|s| s.accuracy > 0.8), "{scores:?}");
+    let before = score(&architecture, &test, &start, 20).unwrap();
+    assert!(before.iter().all(|s| s.accuracy < 0.7), "{before:?}");
+}
+
+#[test]
+fn unseen_class_sets_and_the_parts_are_disjoint() {
+    let config = config();
+    let sources = Sources::load(&config).unwrap();
+    let (seen, unseen) = sources.tasks(&config).unwrap();
+    let set = |t: &Task| {
+        let mut classes = t.classes.clone();
+        classes.sort_unstable();
+        classes
+    };
+    assert_eq!((seen.len(), unseen.len()), (40, 100));
+    assert!(unseen.iter().all(|u| seen.iter().all(|s| set(s) != set(u))));
+    let source = &sources.list()[0];
+    let parts = [Part::Train, Part::Validation, Part::Test].map(|p| source.dataset(p).len());
+    assert_eq!(parts.iter().sum::<usize>(), source.data.len());
+    assert!(parts[0] > parts[2] && parts[2] > parts[1]);
+}
+
+#[test]
+fn support_is_drawn_in_class_order_without_repeats() {
+    let config = config();
+    let sources = Sources::load(&config).unwrap();
+    let task = |classes: [u32; 3]| Task { source: "digits".into(), classes: classes.to_vec() };
+    let draw = |task: &Task, n: usize| {
+        let mut out = Vec::new();
+        sources.task(task, Part::Validation).unwrap().draw(n, &mut random::stream(9, "draw"), &mut out);
+        out
+    };
+    let x = draw(&task([1, 2, 3]), 6);
+    assert_eq!(x.len(), 3 * 6 * 64);
+    let images: std::collections::BTreeSet<Vec<u32>> =
+        x.chunks(64).map(|i| i.iter().map(|v| v.to_bits()).collect()).collect();
+    assert_eq!(images.len(), 18, "an image was drawn twice");
+    // More than there are: all of them, then repeats.
+    assert_eq!(draw(&task([1, 2, 3]), 50).len(), 3 * 50 * 64);
+    assert!(sources.task(&task([1, 2, 30]), Part::Test).is_err());
+    assert!(sources.task(&Task { source: "none".into(), classes: vec![0, 1] }, Part::Test).is_err());
+}
