@@ -59,13 +59,14 @@ pub fn run(command: Command) -> Result<()> {
             say(&format!("{} {}@{} {}", out.display(), version.generator, version.version, version.digest));
             Ok(())
         }),
-        Command::Import { file, name, registry, runtime } => {
+        Command::Import { file, name, registry: place, runtime } => {
             let bundle = read_bundle(&file)?;
+            let name = name.unwrap_or_else(|| bundle.manifest().name.clone());
+            registry::check_name(&name)?;
             // Loading checks every graph against the manifest.
             Generator::load(&runtime.open()?, bundle.clone())?;
-            let name = name.unwrap_or_else(|| bundle.manifest().name.clone());
             let version =
-                with_registry(&registry, async |registry| publish::generator(registry, &bundle, &name, None).await)?;
+                with_registry(&place, async |registry| publish::generator(registry, &bundle, &name, None).await)?;
             say(&format!("{}@{} {}", version.generator, version.version, version.digest));
             Ok(())
         }

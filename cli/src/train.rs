@@ -44,6 +44,10 @@ pub fn run(args: Args) -> Result<()> {
     let config = load_config(args.config.as_ref())?;
     let sources = Sources::load(&config)?;
     let zoo = stages::zoo::open(&args.zoo)?;
+    if stages::zoo::differs(&config, &sources, &args.zoo)? {
+        let reason = "it was built with another configuration or other data; train with the configuration it has";
+        return Err(training::Error::Zoo { path: args.zoo, reason: reason.into() }.into());
+    }
     let runtime = args.runtime.open()?;
     let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?)?;
     let difference = verify(&runtime, &trained.bundle, &trained.probes)?;

@@ -30,7 +30,13 @@ pub const DIGITS: &str = include_str!("../../configs/digits.toml");
 pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
     let Some(path) = path else { return Ok(Config::parse(DIGITS)?) };
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    Config::parse(&text).map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))
+    let config = Config::parse(&text).map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))?;
+    // Said now, and not by the registry when all is trained.
+    let sources = config.data.sources.iter().map(|source| &source.name);
+    for name in std::iter::once(&config.name).chain(sources) {
+        registry::check_name(name).map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))?;
+    }
+    Ok(config)
 }
 
 /// Runs a command.

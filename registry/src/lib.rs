@@ -31,7 +31,7 @@ use sqlx::postgres::PgPoolOptions;
 pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
 pub use error::{Error, Result};
 pub use ids::{ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, RunId, Seed, VersionId, ZooId};
-pub use names::{GeneratorRef, Selector};
+pub use names::{GeneratorRef, Selector, check as check_name};
 pub use page::{MAX_LIMIT, Page, PageRequest};
 
 /// Connections a process holds at most.

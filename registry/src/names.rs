@@ -5,8 +5,12 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// Checks the form the database demands (`resource_name_valid`), so that the error can name the name.
-pub(crate) fn check(name: &str) -> Result<()> {
+/// Checks the form that the database demands of a resource's name (`resource_name_valid`), before anything is stored
+/// under it.
+///
+/// # Errors
+/// `invalid_name` with what would be right.
+pub fn check(name: &str) -> Result<()> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     let begins = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     if begins && name.len() <= 100 && name.bytes().all(allowed) {
