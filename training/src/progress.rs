@@ -1,5 +1,6 @@
-//! Progress of long work: a bar with rate and time left on a terminal, log lines elsewhere; and the wish to stop.
+//! Progress of long work: a bar with rate and time left on a terminal, lines elsewhere; and the wish to stop.
 
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -16,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Shows bars on standard error when it is a terminal and `visible`; stops when `cancel` becomes true.
+    /// When `visible`, shows bars (or, without a terminal, lines) on standard error; stops when `cancel` becomes true.
     pub fn new(visible: bool, cancel: Arc<AtomicBool>) -> Self {
         Self { cancel, visible }
     }
@@ -34,6 +35,14 @@ impl Progress {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
+    /// A line where there is no terminal to draw a bar on.
+    fn tell(&self, line: &str) {
+        if self.visible && !std::io::stderr().is_terminal() {
+            // A closed pipe does not stop the work.
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
+    }
+
     /// Begins a stage of `total` steps, `done` of them already made.
     pub fn stage(&self, name: &'static str, total: usize, done: usize) -> Stage {
         let bar = if self.visible {
@@ -48,7 +57,7 @@ impl Progress {
         bar.set_prefix(name);
         bar.set_position(done as u64);
         bar.reset_eta();
-        tracing::debug!(stage = name, total, done, "stage begins");
+        self.tell(&format!("{name}: {} steps", total - done.min(total)));
         Stage { bar, name, started: Instant::now(), progress: self.clone() }
     }
 }
@@ -80,6 +89,6 @@ impl Stage {
     /// Ends the stage.
     pub fn finish(self) {
         self.bar.finish_and_clear();
-        tracing::info!(stage = self.name, seconds = self.started.elapsed().as_secs_f32(), "stage done");
+        self.progress.tell(&format!("{}: done in {:.1} s", self.name, self.started.elapsed().as_secs_f32()));
     }
 }

@@ -130,7 +130,7 @@ impl Epochs {
 }
 
 /// Trains models from `theta` (`[m·d]`), one per task, and returns the weights (`[m·d]`) after each number of epochs
-/// in `stops` (ascending; 0 gives the start). `on_step` is called after each step with the mean loss.
+/// in `stops` (ascending; 0 gives the start). `on_step` is called after each step.
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; whatever `on_step` returns.
