@@ -155,8 +155,13 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
 fn read_header(dir: &Path) -> Result<Header> {
     let path = dir.join(HEADER);
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::Zoo { path: dir.to_owned(), reason: format!("{HEADER} cannot be read: {e}") })
+    let damaged = |e: String| Error::Zoo { path: dir.to_owned(), reason: format!("{HEADER} cannot be read: {e}") };
+    let header: Header = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    header.architecture.validate()?;
+    if header.group == 0 || header.epochs.is_empty() || header.runs.is_empty() {
+        return Err(damaged("it has no runs, no epochs or groups of no runs".into()));
+    }
+    Ok(header)
 }
 
 /// Writes a whole file or none.

@@ -1,5 +1,7 @@
 //! Configuration of a generator's training: one TOML file.
 
+mod validate;
+
 use serde::{Deserialize, Serialize};
 use weights::manifest::Prediction;
 use weights::{Activation, Architecture, StandardiseMode};
@@ -192,7 +194,7 @@ pub struct VaeConfig {
     pub hidden: Vec<usize>,
     /// Latent shape.
     pub latent: Vec<usize>,
-    /// Weight of the KL divergence, per weight of the vector.
+    /// Weight of the KL divergence (nats, mean over the latent dimensions).
     pub beta: f64,
     /// Weight of the squared error of the vectors.
     pub mse: f64,
@@ -383,72 +385,6 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|e| Error::Config(e.to_string().trim().replace('\n', " ")))?;
         config.validate()?;
         Ok(config)
-    }
-
-    /// Checks values against each other.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with what would be right.
-    pub fn validate(&self) -> Result<()> {
-        let need = |ok: bool, text: &str| if ok { Ok(()) } else { Err(Error::Config(text.to_owned())) };
-        let positive = |value: usize, name: &str| need(value > 0, &format!("{name} must be at least 1"));
-        need(!self.data.sources.is_empty(), "data.sources needs at least one source")?;
-        for (i, source) in self.data.sources.iter().enumerate() {
-            let first = self.data.sources.iter().position(|s| s.name == source.name) == Some(i);
-            need(first, &format!("data.sources names {} twice", source.name))?;
-        }
-        for (value, name) in [
-            (self.zoo.runs_per_task, "zoo.runs_per_task"),
-            (self.zoo.epochs, "zoo.epochs"),
-            (self.zoo.batch, "zoo.batch"),
-            (self.zoo.group, "zoo.group"),
-            (self.zoo.keep, "zoo.keep"),
-            (self.vae.steps, "vae.steps"),
-            (self.vae.batch, "vae.batch"),
-            (self.vae.behaviour_images, "vae.behaviour_images"),
-            (self.encoder.images, "encoder.images"),
-            (self.encoder.steps, "encoder.steps"),
-            (self.encoder.batch, "encoder.batch"),
-            (self.encoder.heads, "encoder.heads"),
-            (self.diffusion.steps, "diffusion.steps"),
-            (self.diffusion.batch, "diffusion.batch"),
-            (self.diffusion.timesteps, "diffusion.timesteps"),
-            (self.evaluation.samples, "evaluation.samples"),
-            (self.evaluation.steps, "evaluation.steps"),
-            (self.evaluation.batch, "evaluation.batch"),
-        ] {
-            positive(value, name)?;
-        }
-        need(self.zoo.keep <= self.zoo.epochs, "zoo.keep cannot exceed zoo.epochs")?;
-        need(
-            self.encoder.width.is_multiple_of(self.encoder.heads),
-            "encoder.width must be a multiple of encoder.heads",
-        )?;
-        let latent: usize = self.vae.latent.iter().product();
-        need(latent > 0, "vae.latent must have at least one value")?;
-        for (share, name) in [
-            (self.vectors.held_out, "vectors.held_out"),
-            (self.vae.behaviour_share, "vae.behaviour_share"),
-            (self.diffusion.condition_dropout, "diffusion.condition_dropout"),
-        ] {
-            need((0.0..=1.0).contains(&share), &format!("{name} must lie between 0 and 1"))?;
-        }
-        let (start, end) = (self.diffusion.beta_start, self.diffusion.beta_end);
-        need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")?;
-        match &self.denoiser {
-            DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent)?,
-            DenoiserConfig::Mlp { width, .. } => positive(*width, "denoiser.width")?,
-            DenoiserConfig::Transformer { width, heads, pieces, .. } => {
-                let fits = *heads > 0 && *pieces > 0 && width.is_multiple_of(*heads) && latent.is_multiple_of(*pieces);
-                need(fits, "denoiser.width must be a multiple of heads and the latent's size one of pieces")?;
-            }
-        }
-        if let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks {
-            need(*classes >= 2, "tasks.classes must be at least 2")?;
-            positive(*seen, "tasks.seen")?;
-            positive(*orders, "tasks.orders")?;
-        }
-        Ok(())
     }
 }
 

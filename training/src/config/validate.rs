@@ -1,0 +1,123 @@
+//! Checks a configuration's values, so that a mistake is named before minutes are spent.
+
+use super::{Config, TasksConfig};
+use crate::error::{Error, Result};
+use crate::networks::denoiser::DenoiserConfig;
+
+fn need(ok: bool, text: impl Into<String>) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::Config(text.into())) }
+}
+
+impl Config {
+    /// Checks values against their ranges and each other.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with what would be right.
+    pub fn validate(&self) -> Result<()> {
+        self.validate_sources()?;
+        self.validate_counts()?;
+        self.validate_numbers()?;
+        self.validate_networks()
+    }
+
+    fn validate_sources(&self) -> Result<()> {
+        need(!self.data.sources.is_empty(), "data.sources needs at least one source")?;
+        for (i, source) in self.data.sources.iter().enumerate() {
+            let first = self.data.sources.iter().position(|s| s.name == source.name) == Some(i);
+            need(first, format!("data.sources names {} twice", source.name))?;
+        }
+        for (share, name) in [(self.data.validation, "data.validation"), (self.data.test, "data.test")] {
+            need(share > 0.0 && share < 1.0, format!("{name} must lie between 0 and 1, both excluded"))?;
+        }
+        let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks else { return Ok(()) };
+        need(*classes >= 2, "tasks.classes must be at least 2")?;
+        need(*seen > 0 && *orders > 0, "tasks.seen and tasks.orders must be at least 1")
+    }
+
+    fn validate_counts(&self) -> Result<()> {
+        for (value, name) in [
+            (self.zoo.runs_per_task, "zoo.runs_per_task"),
+            (self.zoo.epochs, "zoo.epochs"),
+            (self.zoo.batch, "zoo.batch"),
+            (self.zoo.group, "zoo.group"),
+            (self.zoo.keep, "zoo.keep"),
+            (self.vae.steps, "vae.steps"),
+            (self.vae.batch, "vae.batch"),
+            (self.vae.behaviour_images, "vae.behaviour_images"),
+            (self.encoder.images, "encoder.images"),
+            (self.encoder.width, "encoder.width"),
+            (self.encoder.token_dim, "encoder.token_dim"),
+            (self.encoder.embedding_dim, "encoder.embedding_dim"),
+            (self.vae.hidden.iter().copied().min().unwrap_or(1), "each width of vae.hidden"),
+            (self.encoder.steps, "encoder.steps"),
+            (self.encoder.batch, "encoder.batch"),
+            (self.encoder.heads, "encoder.heads"),
+            (self.diffusion.steps, "diffusion.steps"),
+            (self.diffusion.batch, "diffusion.batch"),
+            (self.diffusion.timesteps, "diffusion.timesteps"),
+            (self.evaluation.samples, "evaluation.samples"),
+            (self.evaluation.steps, "evaluation.steps"),
+            (self.evaluation.batch, "evaluation.batch"),
+        ] {
+            need(value > 0, format!("{name} must be at least 1"))?;
+        }
+        need(self.zoo.keep <= self.zoo.epochs, "zoo.keep cannot exceed zoo.epochs")?;
+        let epochs = &self.evaluation.epochs;
+        let ascending = !epochs.is_empty() && epochs.windows(2).all(|w| w[0] < w[1]);
+        need(ascending, "evaluation.epochs must be numbers in ascending order, such as [0, 1, 5]")
+    }
+
+    fn validate_numbers(&self) -> Result<()> {
+        for (share, name) in [
+            (self.vectors.held_out, "vectors.held_out"),
+            (self.vae.behaviour_share, "vae.behaviour_share"),
+            (self.diffusion.condition_dropout, "diffusion.condition_dropout"),
+        ] {
+            need((0.0..=1.0).contains(&share), format!("{name} must lie between 0 and 1"))?;
+        }
+        for (value, name) in [
+            (self.zoo.lr, "zoo.lr"),
+            (self.vae.lr, "vae.lr"),
+            (self.encoder.lr, "encoder.lr"),
+            (self.encoder.temperature, "encoder.temperature"),
+            (self.diffusion.lr, "diffusion.lr"),
+            (self.evaluation.lr, "evaluation.lr"),
+        ] {
+            need(value > 0.0 && value.is_finite(), format!("{name} must be a positive number"))?;
+        }
+        for (value, name) in [
+            (self.vae.beta, "vae.beta"),
+            (self.vae.mse, "vae.mse"),
+            (self.vae.behaviour, "vae.behaviour"),
+            (self.vae.input_noise, "vae.input_noise"),
+            (self.vae.weight_decay, "vae.weight_decay"),
+            (self.encoder.weight_decay, "encoder.weight_decay"),
+            (self.encoder.joint, "encoder.joint"),
+            (self.diffusion.latent_noise, "diffusion.latent_noise"),
+            (self.diffusion.weight_decay, "diffusion.weight_decay"),
+        ] {
+            need(value >= 0.0 && value.is_finite(), format!("{name} must be 0 or a positive number"))?;
+        }
+        need((0.0..1.0).contains(&self.diffusion.ema), "diffusion.ema must be at least 0 and below 1")?;
+        let (start, end) = (self.diffusion.beta_start, self.diffusion.beta_end);
+        need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")
+    }
+
+    fn validate_networks(&self) -> Result<()> {
+        need(
+            self.encoder.width.is_multiple_of(self.encoder.heads),
+            "encoder.width must be a multiple of encoder.heads",
+        )?;
+        let latent: usize = self.vae.latent.iter().product();
+        need(latent > 0, "vae.latent must have at least one value")?;
+        match &self.denoiser {
+            DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent),
+            DenoiserConfig::Mlp { width, .. } => need(*width > 0, "denoiser.width must be at least 1"),
+            DenoiserConfig::Transformer { width, heads, pieces, .. } => {
+                let some = *width > 0 && *heads > 0 && *pieces > 0;
+                let fits = some && width.is_multiple_of(*heads) && latent.is_multiple_of(*pieces);
+                need(fits, "denoiser.width must be a multiple of heads and the latent's size one of pieces")
+            }
+        }
+    }
+}
