@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 use support::http::Api;
 use support::{
-    Running, config, files_in, folder, last_digest, processes_in, refused, run, succeed, text, train, wait_until,
+    Running, config, files_in, folder, last_digest, postgres, refused, run, succeed, text, train, wait_until,
     weightsmith,
 };
 
@@ -67,14 +67,6 @@ fn check_claims(report: &Value) {
         mean(report, "unseen", "generated", 0) > mean(report, "unseen", "average", 0),
         "above the average of models"
     );
-}
-
-/// PostgreSQL's processes of a data folder, wherever the folder says that its files are.
-fn postgres(data: &Path) -> Vec<u32> {
-    let elsewhere = std::fs::read_to_string(data.join("postgres/location"));
-    let mut found = processes_in(data);
-    found.extend(elsewhere.iter().flat_map(|path| processes_in(Path::new(path.trim()))));
-    found
 }
 
 /// The address and the commands in what the demo says at its end.

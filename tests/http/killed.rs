@@ -1,23 +1,12 @@
 //! A server that is killed, and one that is told to stop.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{GENERATOR, register, registry, samples};
 use crate::support::http::Server;
-use crate::support::{processes_in, wait_until};
-
-/// PostgreSQL's processes of a data folder, wherever the folder says that its files are.
-fn postgres(data: &Path) -> Vec<u32> {
-    let elsewhere = std::fs::read_to_string(data.join("postgres/location"));
-    let mut found = processes_in(data);
-    if let Ok(path) = elsewhere {
-        found.extend(processes_in(Path::new(path.trim())));
-    }
-    found
-}
+use crate::support::{postgres, wait_until};
 
 fn downloads_work(server: &Server, generation: &Value) {
     for sample in samples(generation) {

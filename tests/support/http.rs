@@ -1,13 +1,13 @@
 //! A server, and a client of it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::{PATIENCE, Running, files_in, text, weightsmith};
+use super::{PATIENCE, Running, files_in, postgres, text, weightsmith};
 
 /// `weightsmith serve` on a port of its own.
 pub struct Server {
@@ -55,6 +55,17 @@ impl Server {
         Stored {
             lists: lists.iter().map(|path| (*path, self.api.all(path))).collect(),
             files: files_in(&self.data.join("artifacts")),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let killed = self.running.kill();
+        // Its PostgreSQL still writes while it ends, and the folder is about to be removed.
+        let deadline = Instant::now() + PATIENCE;
+        while killed && !postgres(&self.data).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

@@ -197,10 +197,19 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
+impl Running {
+    /// Kills it, if it has not ended; says whether it had not.
+    pub fn kill(&mut self) -> bool {
+        let running = matches!(self.child.try_wait(), Ok(None));
         let _ = self.child.kill();
         let _ = self.child.wait();
+        running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -215,6 +224,14 @@ pub fn processes_in(folder: &Path) -> Vec<u32> {
             found.push(pid);
         }
     }
+    found
+}
+
+/// PostgreSQL's processes of a data folder, wherever the folder says that its files are.
+pub fn postgres(data: &Path) -> Vec<u32> {
+    let elsewhere = std::fs::read_to_string(data.join("postgres/location"));
+    let mut found = processes_in(data);
+    found.extend(elsewhere.iter().flat_map(|path| processes_in(Path::new(path.trim()))));
     found
 }
 
