@@ -88,6 +88,8 @@ impl Error {
             Self::Training(training::Error::Interrupted) => 130,
             Self::Training(training::Error::Tensor(_) | training::Error::Diverged { .. }) => 1,
             Self::Input { .. } | Self::Io { .. } | Self::Data(_) | Self::Weights(_) | Self::Training(_) => 2,
+            Self::Inference(inference::Error::Graph { .. }) => 1,
+            Self::Registry(e) if matches!(e.code(), "database" | "storage" | "io" | "artifact_corrupt") => 1,
             Self::Inference(_) | Self::Registry(_) => 2,
             Self::Api(_) | Self::Http(_) | Self::Parity(_) | Self::Internal(_) => 1,
         }

@@ -88,8 +88,21 @@ fn init_log(cli: &Cli) -> Result<()> {
 
 fn main() -> ExitCode {
     training::threads::configure();
-    // clap itself exits with 2 and says what is wrong.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are no errors.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage")).collect();
+            let line = lines.join(" ");
+            context::complain(&format!(
+                "weightsmith: {}; see --help [usage]",
+                line.trim_start_matches("error: ").trim()
+            ));
+            return ExitCode::from(2);
+        }
+    };
     let result = init_log(&cli).and_then(|()| run(cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,

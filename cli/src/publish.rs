@@ -8,6 +8,7 @@ use registry::embeddings::{self, NewEmbedding, SubjectKind};
 use registry::generators::{GeneratorVersion, NewVersion};
 use registry::runs::NewRun;
 use registry::{Registry, architectures, checkpoints, datasets as stored, generators, zoos};
+use training::stages::vectors::mean;
 use training::stages::zoo::Zoo;
 use training::{Part, Sources, export, random};
 use weights::{Bundle, tensors};
@@ -137,7 +138,11 @@ pub async fn generator(
     Ok(generators::publish(registry, &new).await?)
 }
 
-/// Embeds the task of each run (images of the training part) and stores the embeddings for the nearest search.
+/// Support sets that a run's embedding is the mean of.
+const DRAWS: usize = 4;
+
+/// Embeds the task of each run (images of the training part, mean of some support sets) and stores the embeddings for
+/// the nearest search.
 pub async fn run_embeddings(
     registry: &Registry,
     version: &GeneratorVersion,
@@ -148,22 +153,20 @@ pub async fn run_embeddings(
 ) -> Result<()> {
     let images = generator.manifest().encoder.images_per_class;
     let mut rng = random::stream(0, "run embeddings");
-    let mut features = Vec::with_capacity(zoo.runs.len());
-    for run in &zoo.runs {
-        let mut row = Vec::new();
-        sources.task(&run.task, Part::Train)?.draw(images, &mut rng, &mut row);
-        features.push(row);
-    }
-    let embedded = generator.embed_many(&features)?;
     let mut run_ids = BTreeMap::new();
     for checkpoint in checkpoints::all_of_zoo(registry, zoo_id).await? {
         run_ids.insert(checkpoint.run_index as usize, checkpoint.run_id);
     }
     let mut new = Vec::with_capacity(zoo.runs.len());
-    for (index, (run, embedding)) in zoo.runs.iter().zip(embedded).enumerate() {
+    for (index, run) in zoo.runs.iter().enumerate() {
+        let task = sources.task(&run.task, Part::Train)?;
+        let mut features = vec![Vec::new(); DRAWS];
+        features.iter_mut().for_each(|row| task.draw(images, &mut rng, row));
+        let rows: Vec<f32> = generator.embed_many(&features)?.into_iter().flat_map(|e| e.dataset).collect();
+        let embedding = mean(&rows, generator.manifest().encoder.embedding_dim);
         if let Some(id) = run_ids.get(&index) {
             let classes = run.task.classes.iter().map(|&c| c as i32).collect();
-            new.push(NewEmbedding { subject_id: id.as_uuid(), classes, embedding: embedding.dataset });
+            new.push(NewEmbedding { subject_id: id.as_uuid(), classes, embedding });
         }
     }
     Ok(embeddings::insert_bulk(registry, version.id, SubjectKind::Run, &new).await?)

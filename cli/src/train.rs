@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use inference::{Runtime, SessionPool};
+use inference::{Generator, Runtime, SessionPool};
 use training::export::Probe;
 use training::stages::generator::{self, Trained};
 use training::{Sources, stages};
@@ -58,7 +58,10 @@ pub fn run(args: Args) -> Result<()> {
     if args.register {
         let version = with_registry(&args.registry, async |registry| {
             let published = publish::zoo(registry, &sources, &zoo).await?;
-            publish::generator(registry, &trained.bundle, &config.name, Some(published.id)).await
+            let version = publish::generator(registry, &trained.bundle, &config.name, Some(published.id)).await?;
+            let generator = Generator::load(&runtime, trained.bundle.clone())?;
+            publish::run_embeddings(registry, &version, published.id, &generator, &zoo, &sources).await?;
+            Ok(version)
         })?;
         say(&format!("registered as {}@{}", version.generator, version.version));
     }

@@ -124,6 +124,7 @@ impl Sources {
                     seen.push(Task { source: source.name.clone(), classes });
                 }
                 TasksConfig::ClassSets { classes, seen: n, orders } => {
+                    check_sets(&source.name, source.data.classes(), *classes)?;
                     let mut sets = datasets::class_sets(source.data.classes(), *classes);
                     if sets.len() < *n {
                         return Err(Error::Config(format!(
@@ -142,6 +143,22 @@ impl Sources {
     }
 }
 
+/// Class sets that a source may have: all of them are listed and shuffled.
+const MAX_SETS: u64 = 1_000_000;
+
+/// Refuses more class sets than can be listed.
+fn check_sets(source: &str, n: usize, k: usize) -> Result<()> {
+    let mut sets = 1u64;
+    for i in 0..k.min(n.saturating_sub(k)) as u64 {
+        sets = sets.saturating_mul(n as u64 - i) / (i + 1);
+        if sets > MAX_SETS {
+            let text = format!("source {source} has more than {MAX_SETS} sets of {k} of its {n} classes; choose fewer");
+            return Err(Error::Config(text));
+        }
+    }
+    Ok(())
+}
+
 fn load_source(config: &Config, source: &SourceConfig) -> Result<Source> {
     let mut data = datasets::load_source(&expand(&source.from)?)?;
     if let Some([height, width]) = source.resize
@@ -149,6 +166,7 @@ fn load_source(config: &Config, source: &SourceConfig) -> Result<Source> {
     {
         data = data.resize(height, width)?;
     }
+    data = without_twins(&data);
     if config.data.limit_per_class > 0 {
         let all: Vec<usize> = (0..data.len()).collect();
         let mut keep = Vec::new();
@@ -166,6 +184,20 @@ fn load_source(config: &Config, source: &SourceConfig) -> Result<Source> {
         datasets::split(&data, config.seed, config.data.validation, config.data.test)?;
     let by_class = [train, validation, test].map(|part| data.class_indices(&part));
     Ok(Source { name: source.name.clone(), data, by_class })
+}
+
+/// Drops examples whose values equal an earlier one's: a twin could otherwise lie in train and in test.
+fn without_twins(data: &Dataset) -> Dataset {
+    let mut seen = std::collections::HashSet::new();
+    let mut row = vec![0f32; data.dim()];
+    let keep: Vec<usize> = (0..data.len())
+        .filter(|&i| {
+            data.write_features(i, &mut row);
+            let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
+            seen.insert(weights::digest::sha256(&bytes))
+        })
+        .collect();
+    data.take(&keep)
 }
 
 /// Replaces `${NAME}` by the environment's value.

@@ -18,17 +18,6 @@ pub fn nearest(theta: &[f32], rows: &[f32], length: usize, except: Option<usize>
         .min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
-/// Intersection over union of two sets of wrongly classified examples, given as predictions against labels.
-/// 1 when both err on the same examples, 0 when on none in common; 0 when neither errs.
-pub fn wrong_iou(a: &[u32], b: &[u32], labels: &[u32]) -> f64 {
-    let (mut both, mut either) = (0u32, 0u32);
-    for ((x, y), label) in a.iter().zip(b).zip(labels) {
-        both += u32::from(x != label && y != label);
-        either += u32::from(x != label || y != label);
-    }
-    if either == 0 { 0.0 } else { f64::from(both) / f64::from(either) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,11 +28,5 @@ mod tests {
         assert_eq!(nearest(&[0.0, 0.0], &rows, 2, None), Some((0, 0.0)));
         assert_eq!(nearest(&[0.0, 0.0], &rows, 2, Some(0)), Some((2, 1.0)));
         assert_eq!(nearest(&[0.0], &[], 1, None), None);
-    }
-
-    #[test]
-    fn iou_counts_shared_errors() {
-        assert_eq!(wrong_iou(&[1, 1, 0], &[1, 0, 1], &[0, 0, 0]), 1.0 / 3.0);
-        assert_eq!(wrong_iou(&[0], &[0], &[0]), 0.0);
     }
 }

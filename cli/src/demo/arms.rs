@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use datasets::Task;
 use inference::Generator;
+use rayon::prelude::*;
 use registry::embeddings::{self, SubjectKind};
 use registry::{Registry, VersionId, runs};
 use training::progress::Progress;
@@ -15,7 +16,7 @@ use weights::novelty;
 
 use super::Made;
 use super::client::Answer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Checkpoints that the average is taken of.
 const AVERAGED: usize = 16;
@@ -64,18 +65,20 @@ pub struct Comparison<'a> {
 
 impl Comparison<'_> {
     /// Runs of the zoo nearest to each task by dataset embedding, nearest first, from the registry.
+    /// The support images are those of the task's request.
     pub async fn neighbours(
         &self,
         registry: &Registry,
         version: VersionId,
         generator: &Generator,
     ) -> Result<Vec<Vec<usize>>> {
-        let mut rng = random::stream(1, "retrieval");
+        let validation: BTreeMap<&str, datasets::Dataset> =
+            self.made.sources.list().iter().map(|s| (s.name.as_str(), s.dataset(Part::Validation))).collect();
         let mut near = Vec::with_capacity(self.tasks.len());
-        for task in self.tasks {
-            let mut features = Vec::new();
-            let images = generator.manifest().encoder.images_per_class;
-            self.made.sources.task(task, Part::Validation)?.draw(images, &mut rng, &mut features);
+        for (seed, task) in self.tasks.iter().enumerate() {
+            let data = validation.get(task.source.as_str());
+            let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
+            let features = generator.features(data, &task.classes, seed as u64)?;
             let query = generator.embed(&features)?.dataset;
             let found = embeddings::nearest(registry, version, SubjectKind::Run, &query, AVERAGED as u32).await?;
             let mut indices = Vec::with_capacity(found.len());
@@ -105,6 +108,7 @@ impl Comparison<'_> {
             self.average(near, &last),
             self.shuffled(),
         ];
+        let arms: Vec<Arm> = arms.into_iter().filter(|arm| !arm.models.is_empty()).collect();
         let arms = self.measure(&arms)?;
         Ok(SetReport {
             tasks: names,
@@ -119,14 +123,17 @@ impl Comparison<'_> {
         Arm { name: "generated", models: models.collect() }
     }
 
-    /// The condition of another task: what was generated for one task is measured on the next.
+    /// The condition of another task: what was generated for one task is measured on the next; nothing for one task.
     fn shuffled(&self) -> Arm {
         let n = self.tasks.len();
-        let mut arm = self.generated();
-        for (task, _) in &mut arm.models {
+        let mut models = self.generated().models;
+        for (task, _) in &mut models {
             *task = (*task + 1) % n;
         }
-        Arm { name: "shuffled", ..arm }
+        if n < 2 {
+            models.clear();
+        }
+        Arm { name: "shuffled", models }
     }
 
     /// Models trained on these very tasks: the zoo's own, or for unseen tasks ones trained the same way.
@@ -198,13 +205,19 @@ impl Comparison<'_> {
         &self.made.trained.vectors.aligned[checkpoint * d..][..self.made.zoo.parameters()]
     }
 
-    /// Mean distance to the nearest zoo model in canonical form: of generated weights, and of zoo models themselves.
+    /// Mean distance, in canonical form, of generated weights to the nearest checkpoint that the generator learned
+    /// from, and of the zoo's models to the nearest of another run.
     fn novelty(&self, last: &[usize]) -> (f64, f64) {
         let d = self.made.zoo.parameters();
-        let rows: Vec<f32> = last.iter().flat_map(|&c| self.aligned(c).iter().copied()).collect();
+        let rows = |checkpoints: &[usize]| -> Vec<f32> {
+            checkpoints.iter().flat_map(|&c| self.aligned(c).iter().copied()).collect()
+        };
         let mean = |distances: Vec<f64>| distances.iter().sum::<f64>() / distances.len().max(1) as f64;
-        let first = self.answers.iter().filter_map(|a| a.theta.first());
-        let generated = first.filter_map(|w| novelty::nearest(w, &rows, d, None)).map(|(_, x)| x).collect();
+        let learned = rows(&self.made.trained.vectors.train);
+        let generated: Vec<&Vec<f32>> = self.answers.iter().flat_map(|a| &a.theta).collect();
+        let generated = generated.par_iter().filter_map(|w| novelty::nearest(w, &learned, d, None));
+        let generated = generated.map(|(_, x)| x).collect();
+        let rows = rows(last);
         let every = last.len().div_ceil(SPACING_SAMPLE).max(1);
         let zoo = (0..last.len()).step_by(every);
         let zoo = zoo.filter_map(|i| novelty::nearest(&rows[i * d..(i + 1) * d], &rows, d, Some(i))).map(|(_, x)| x);

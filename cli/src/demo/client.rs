@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use datasets::Task;
 use serde_json::{Value, json};
-use training::Config;
+use training::progress::Progress;
 
 use super::Made;
 use crate::error::{Error, Result};
@@ -37,9 +37,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API at `address`.
-    pub fn new(address: SocketAddr, config: &Config) -> Self {
-        Self { http: reqwest::Client::new(), base: format!("http://{address}"), generator: config.name.clone() }
+    /// A client of the API at `address` that asks for this generator.
+    pub fn new(address: SocketAddr, generator: String) -> Result<Self> {
+        // A proxy of the environment does not lead to this machine.
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { http, base: format!("http://{address}"), generator })
     }
 
     fn body(&self, made: &Made, task: &Task, datasets: &[(String, registry::DatasetId)]) -> Result<Value> {
@@ -51,9 +53,16 @@ impl Client {
     }
 
     /// Asks for weights for every task, and downloads them.
-    pub async fn ask_all(&self, made: &Made, tasks: &[Task], parts: &Parts<'_>) -> Result<Vec<Answer>> {
+    pub async fn ask_all(
+        &self,
+        made: &Made,
+        tasks: &[Task],
+        parts: &Parts<'_>,
+        progress: &Progress,
+    ) -> Result<Vec<Answer>> {
         let mut answers = Vec::with_capacity(tasks.len());
         for (seed, task) in tasks.iter().enumerate() {
+            progress.check()?;
             let mut dataset = self.body(made, task, parts.validation)?;
             dataset["seed"] = json!(seed);
             let e = &made.config.evaluation;
@@ -100,12 +109,13 @@ impl Client {
     /// Median time in ms of a request for one sample on a warm server, and the id of the last generation.
     pub async fn latency(&self, made: &Made, validation: &[(String, registry::DatasetId)]) -> Result<(f64, String)> {
         let (seen, _) = made.sources.tasks(&made.config)?;
+        let steps = made.config.diffusion.timesteps.min(20);
         let mut times = Vec::with_capacity(TIMED);
         let mut id = String::new();
         for i in 0..TIMED + TIMED / 5 {
             let dataset = self.body(made, &seen[i % seen.len()], validation)?;
             let request =
-                json!({ "generator": self.generator, "dataset": dataset, "count": 1, "seed": i, "steps": 20 });
+                json!({ "generator": self.generator, "dataset": dataset, "count": 1, "seed": i, "steps": steps });
             let start = Instant::now();
             let generation = self.post(&request).await?;
             if i >= TIMED / 5 {

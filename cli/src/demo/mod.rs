@@ -12,6 +12,7 @@ use api::{AppState, Settings};
 use datasets::Task;
 use inference::{Generator, Runtime};
 use registry::generators::GeneratorVersion;
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use training::progress::Progress;
@@ -53,6 +54,9 @@ pub struct Args {
     runtime: RuntimeArgs,
 }
 
+/// Marks a zoo whose generator was trained.
+const FINISHED: &str = "finished";
+
 /// Seconds of each stage, in order.
 #[derive(Debug, Default)]
 pub struct Clock {
@@ -92,26 +96,28 @@ struct Served {
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let config = crate::zoo::load_config(args.config.as_ref())?;
-    // What is missing is said before minutes are spent.
+    // What is missing or in use is said before minutes are spent.
     let runtime = args.runtime.open()?;
-    if args.database_url.is_none() {
-        registry::embedded::locate(args.postgres.clone())?;
-    }
+    let tokio = tokio_runtime()?;
+    let (listener, open) = tokio.block_on(async {
+        let listener = serve::bind(args.bind).await?;
+        Ok::<_, Error>((listener, args.registry().open().await?))
+    })?;
     let mut clock = Clock::default();
     let progress = progress()?;
     let made = make(config, &args.data_dir, &progress, &mut clock)?;
     let difference = train::verify(&runtime, &made.trained.bundle, &made.trained.probes)?;
     tracing::info!(difference, "graphs equal what was trained");
-    let tokio = tokio_runtime()?;
     let generator = Generator::load(&runtime, made.trained.bundle.clone())?;
-    let mut served = clock.time("register", || tokio.block_on(begin(&args, &made, &generator, runtime)))?;
+    let begun = || tokio.block_on(begin(listener, open, &made, &generator, runtime));
+    let mut served = clock.time("register", begun)?;
 
     let (seen, unseen) = tasks(&made)?;
-    let http = client::Client::new(served.address, &made.config);
+    let http = client::Client::new(served.address, served.reference())?;
     let mut reports = Vec::new();
     for (name, tasks) in [("seen", seen), ("unseen", unseen)] {
         let parts = client::Parts { validation: &served.validation, test: &served.test };
-        let answers = clock.time("requests", || tokio.block_on(http.ask_all(&made, &tasks, &parts)))?;
+        let answers = clock.time("requests", || tokio.block_on(http.ask_all(&made, &tasks, &parts, &progress)))?;
         let comparison = arms::Comparison {
             made: &made,
             tasks: &tasks,
@@ -140,27 +146,46 @@ pub fn run(args: Args) -> Result<()> {
 
 fn make(config: Config, dir: &Path, progress: &Progress, clock: &mut Clock) -> Result<Made> {
     let sources = clock.time("data", || Ok(Sources::load(&config)?))?;
-    let zoo_dir = dir.join("zoo");
-    // The demo trains there and then: a finished zoo of an earlier demo goes, an interrupted one continues.
-    if zoo::open(&zoo_dir).is_ok() || stages::zoo::differs(&config, &sources, &zoo_dir)? {
+    // Each configuration has a folder of its own. The demo trains there and then: what an earlier demo finished goes;
+    // one that was interrupted continues.
+    let text = serde_json::to_vec(&config).map_err(|e| Error::Internal(e.to_string()))?;
+    let zoo_dir = dir.join("zoos").join(&weights::digest::sha256(&text)["sha256:".len()..][..16]);
+    if zoo_dir.join(FINISHED).exists() || stages::zoo::differs(&config, &sources, &zoo_dir)? {
         std::fs::remove_dir_all(&zoo_dir).map_err(Error::io(&zoo_dir))?;
     }
     let zoo = clock.time("zoo", || Ok(zoo::build(&config, &sources, &zoo_dir, progress)?))?;
     let trained = stages::generator::train(&config, &zoo, &sources, &train::candle_device(), progress)?;
     clock.stages.extend(trained.seconds.iter().copied());
+    write_whole(&zoo_dir.join(FINISHED), b"")?;
     Ok(Made { config, sources, zoo, trained })
 }
 
+impl Args {
+    fn registry(&self) -> RegistryArgs {
+        RegistryArgs {
+            data_dir: self.data_dir.clone(),
+            database_url: self.database_url.clone(),
+            postgres: self.postgres.clone(),
+        }
+    }
+}
+
+impl Served {
+    /// The very version that was trained: the name alone means the latest.
+    fn reference(&self) -> String {
+        format!("{}@{}", self.version.generator, self.version.version)
+    }
+}
+
 /// Registers everything and starts the API.
-async fn begin(args: &Args, made: &Made, generator: &Generator, runtime: Runtime) -> Result<Served> {
-    let listener = serve::bind(args.bind).await?;
+async fn begin(
+    listener: TcpListener,
+    open: OpenRegistry,
+    made: &Made,
+    generator: &Generator,
+    runtime: Runtime,
+) -> Result<Served> {
     let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
-    let registry_args = RegistryArgs {
-        data_dir: args.data_dir.clone(),
-        database_url: args.database_url.clone(),
-        postgres: args.postgres.clone(),
-    };
-    let open = registry_args.open().await?;
     let registry = &open.registry;
     let (mut validation, mut test) = (Vec::new(), Vec::new());
     for source in made.sources.list() {
@@ -171,7 +196,7 @@ async fn begin(args: &Args, made: &Made, generator: &Generator, runtime: Runtime
     let zoo = publish::zoo(registry, &made.sources, &made.zoo).await?;
     let version = publish::generator(registry, &made.trained.bundle, &made.config.name, Some(zoo.id)).await?;
     publish::run_embeddings(registry, &version, zoo.id, generator, &made.zoo, &made.sources).await?;
-    let settings = Settings { bind: args.bind, ..Settings::default() };
+    let settings = Settings { bind: address, ..Settings::default() };
     let state = AppState::new(registry.clone(), runtime, settings);
     let (stop, stopped) = oneshot::channel();
     let shutdown = async {
@@ -209,12 +234,13 @@ fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Ma
     let base = format!("http://{}", served.address);
     if !args.serve {
         let dir = args.data_dir.display();
-        say(&format!("\nServe it again: weightsmith serve --data-dir {dir} --bind {}", served.address));
+        say(&format!("\nServe it again: make serve SERVE_ARGS=\"--data-dir {dir} --bind {}\"", served.address));
     }
     say(&format!("\n{base} (described at {base}/docs); three requests, the data being {source}:"));
     let body = serde_json::json!({
-        "generator": made.config.name, "dataset": { "id": id, "classes": classes }, "count": 1, "seed": 1
+        "generator": served.reference(), "dataset": { "id": id, "classes": classes }, "count": 1, "seed": 1
     });
+    let body = body.to_string().replace('\'', "'\\''");
     say(&format!("  curl -s {base}/v1/generators/{}", made.config.name));
     say(&format!("  curl -s -H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
     say(&format!("  curl -s -OJ {base}/v1/generations/{}/samples/0/file", served.example));

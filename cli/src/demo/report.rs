@@ -29,6 +29,15 @@ fn mean_std(values: &[(usize, f64)]) -> (f64, f64) {
     (mean, (values.iter().map(|v| (v.1 - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
+/// Mean over tasks of the standard deviation between the models of a task: the diversity of an arm.
+fn within(values: &[(usize, f64)]) -> f64 {
+    let mut by_task = std::collections::BTreeMap::<usize, Vec<(usize, f64)>>::new();
+    for &value in values {
+        by_task.entry(value.0).or_default().push(value);
+    }
+    by_task.values().map(|own| mean_std(own).1).sum::<f64>() / by_task.len().max(1) as f64
+}
+
 /// Mean over tasks of the best model of each.
 fn best(values: &[(usize, f64)]) -> f64 {
     let mut best = std::collections::BTreeMap::<usize, f64>::new();
@@ -96,7 +105,11 @@ impl Report {
 fn arm_json(arm: &ArmReport) -> Value {
     let epochs = arm.epochs.iter().map(|(epoch, values)| {
         let (mean, std) = mean_std(values);
-        (format!("epoch_{epoch}"), json!({ "mean": mean, "std": std, "best": best(values), "models": values.len() }))
+        (
+            format!("epoch_{epoch}"),
+            json!({ "mean": mean, "std": std, "std_within_task": within(values),
+            "best": best(values), "models": values.len() }),
+        )
     });
     Value::Object(epochs.collect())
 }
@@ -107,7 +120,7 @@ fn set_table(out: &mut String, name: &str, set: &SetReport) -> std::fmt::Result 
     for epoch in &epochs {
         write!(out, " {:>14}", format!("{epoch} epochs"))?;
     }
-    writeln!(out, " {:>14}", "best at 0")?;
+    writeln!(out, " {:>14} {:>12}", "best at 0", "± in a task")?;
     for arm in &set.arms {
         write!(out, "{:<10}", arm.name)?;
         for (_, values) in &arm.epochs {
@@ -117,7 +130,9 @@ fn set_table(out: &mut String, name: &str, set: &SetReport) -> std::fmt::Result 
         let first = arm.epochs.first().map(|(_, values)| values.as_slice()).unwrap_or_default();
         let models = first.len() as f64 / set.tasks.len() as f64;
         let best = format!("{:.1} of {models:.0}", 100.0 * best(first));
-        writeln!(out, " {:>14}", if models > 1.0 { best } else { "-".into() })?;
+        let within = format!("{:.1}", 100.0 * within(first));
+        let (best, within) = if models > 1.0 { (best, within) } else { ("-".into(), "-".into()) };
+        writeln!(out, " {best:>14} {within:>12}")?;
     }
     if let Some((generated, zoo)) = set.novelty {
         writeln!(out, "distance to the nearest zoo model: generated {generated:.2}, zoo models {zoo:.2}")?;

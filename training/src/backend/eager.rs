@@ -145,10 +145,6 @@ impl Backend for Eager<'_> {
         Ok(Tensor::cat(parts, axis)?)
     }
 
-    fn slice(&mut self, x: &Tensor, axis: usize, start: usize, end: usize) -> Result<Tensor> {
-        Ok(x.narrow(axis, start, end - start)?.contiguous()?)
-    }
-
     fn upsample2(&mut self, x: &Tensor) -> Result<Tensor> {
         let (n, c, h, w) = x.dims4()?;
         let x = x.reshape((n, c, h, 1, w, 1))?.broadcast_as((n, c, h, 2, w, 2))?;

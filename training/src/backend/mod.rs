@@ -96,8 +96,6 @@ pub trait Backend: Layers {
     fn permute(&mut self, x: &Self::T, order: &[usize]) -> Result<Self::T>;
     /// Joins along `axis`.
     fn concat(&mut self, parts: &[&Self::T], axis: usize) -> Result<Self::T>;
-    /// Range `[start, end)` along `axis`.
-    fn slice(&mut self, x: &Self::T, axis: usize, start: usize, end: usize) -> Result<Self::T>;
     /// Nearest-neighbour upsampling by 2: `[n, c, h, w]` → `[n, c, 2h, 2w]`.
     fn upsample2(&mut self, x: &Self::T) -> Result<Self::T>;
     /// Repeats a tensor of `rank` dimensions, the first being 1, along the leading dimension of `like`.

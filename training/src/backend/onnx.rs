@@ -240,11 +240,6 @@ impl Backend for Onnx<'_> {
         Ok(self.node("Concat", &inputs, vec![attr_int("axis", axis as i64)]))
     }
 
-    fn slice(&mut self, x: &String, axis: usize, start: usize, end: usize) -> Result<String> {
-        let (starts, ends, axes) = (self.ints(&[start as i64]), self.ints(&[end as i64]), self.ints(&[axis as i64]));
-        Ok(self.node("Slice", &[x, &starts, &ends, &axes], vec![]))
-    }
-
     fn upsample2(&mut self, x: &String) -> Result<String> {
         let scales = self.constant(&[1.0, 1.0, 2.0, 2.0], &[4])?;
         let attributes = vec![

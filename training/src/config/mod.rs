@@ -129,7 +129,8 @@ impl ArchitectureConfig {
             Self::Head => Architecture::Head { features: inputs, classes },
         };
         architecture.validate()?;
-        if architecture.input_dim() != inputs {
+        let image = matches!(architecture, Architecture::TinyCnn { .. });
+        if architecture.input_dim() != inputs || image && architecture.input_shape() != input_shape {
             let need = architecture.input_shape();
             return Err(Error::Config(format!(
                 "{} takes inputs of shape {need:?}, the data has {input_shape:?}; set `resize` for each source",
@@ -172,7 +173,7 @@ impl Default for ZooConfig {
 pub struct VectorsConfig {
     /// Sweeps of the alignment of hidden units to a reference; 0 for none.
     pub alignment_sweeps: usize,
-    /// Rounds of alignment: the first to the best checkpoint, each further one to the mean of the last.
+    /// Rounds of alignment: the first to the first checkpoint, each further one to the mean of the last.
     pub alignment_rounds: usize,
     /// Standardisation.
     pub standardise: StandardiseMode,

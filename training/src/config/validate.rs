@@ -17,6 +17,7 @@ impl Config {
         self.validate_sources()?;
         self.validate_counts()?;
         self.validate_numbers()?;
+        self.validate_evaluation()?;
         self.validate_networks()
     }
 
@@ -101,6 +102,15 @@ impl Config {
         need((0.0..1.0).contains(&self.diffusion.ema), "diffusion.ema must be at least 0 and below 1")?;
         let (start, end) = (self.diffusion.beta_start, self.diffusion.beta_end);
         need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")
+    }
+
+    fn validate_evaluation(&self) -> Result<()> {
+        let (e, d) = (&self.evaluation, &self.diffusion);
+        need(e.steps <= d.timesteps, "evaluation.steps cannot exceed diffusion.timesteps")?;
+        need(e.samples <= 256, "evaluation.samples must be at most 256, the server's limit")?;
+        need((0.0..=20.0).contains(&e.guidance), "evaluation.guidance must lie between 0 and 20")?;
+        let guided = e.guidance != 1.0;
+        need(!guided || d.condition_dropout > 0.0, "evaluation.guidance other than 1 needs diffusion.condition_dropout")
     }
 
     fn validate_networks(&self) -> Result<()> {

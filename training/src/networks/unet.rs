@@ -38,6 +38,9 @@ impl UnetConfig {
         if self.multipliers.is_empty() || self.multipliers.contains(&0) {
             return Err(Error::Config("the UNet needs at least one multiplier, each at least 1".into()));
         }
+        if self.multipliers.len() > 8 {
+            return Err(Error::Config("the UNet takes at most 8 multipliers".into()));
+        }
         let factor = 1 << (self.multipliers.len() - 1);
         if h % factor != 0 || w % factor != 0 {
             return Err(Error::Config(format!(

@@ -54,7 +54,8 @@ fn hold_out(config: &Config, zoo: &Zoo) -> (Vec<usize>, Vec<usize>) {
     (0..zoo.checkpoints.len()).partition(|&i| !held[zoo.checkpoints[i].run])
 }
 
-/// Weights of all checkpoints in canonical form, `[n × d]`: first against the best checkpoint, then against the mean.
+/// Weights of all checkpoints in canonical form, `[n × d]`: first against the first checkpoint (no accuracy decides,
+/// for accuracies are measured on test images), then against the mean.
 fn align(config: &Config, zoo: &Zoo) -> Result<Vec<f32>> {
     let d = zoo.parameters();
     let mut theta = zoo.theta.clone();
@@ -64,8 +65,7 @@ fn align(config: &Config, zoo: &Zoo) -> Result<Vec<f32>> {
         return Ok(theta);
     }
     let layout = zoo.architecture.layout();
-    let best = zoo.checkpoints.iter().enumerate().max_by(|a, b| a.1.accuracy.total_cmp(&b.1.accuracy));
-    let mut reference = zoo.weights(best.map_or(0, |(i, _)| i)).to_vec();
+    let mut reference = zoo.weights(0).to_vec();
     for _ in 0..config.vectors.alignment_rounds.max(1) {
         use rayon::prelude::*;
         theta

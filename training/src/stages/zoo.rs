@@ -2,6 +2,7 @@
 //! runs. A zoo that was interrupted continues with the groups that are missing, and ends the same.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -102,6 +103,7 @@ impl Zoo {
 pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress) -> Result<Zoo> {
     let header = header(config, sources)?;
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let _lock = lock(dir)?;
     let path = dir.join(HEADER);
     if path.exists() {
         if read_header(dir)? != header {
@@ -164,11 +166,30 @@ fn read_header(dir: &Path) -> Result<Header> {
     Ok(header)
 }
 
-/// Writes a whole file or none.
+/// Writes a whole file or none, also when the power fails.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
-    std::fs::write(&part, bytes).map_err(Error::io(&part))?;
-    std::fs::rename(&part, path).map_err(Error::io(path))
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let written = std::fs::File::create(&part).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&part, path)
+    });
+    if written.is_err() {
+        // What is left of it is of no use; the first error is the one to tell.
+        let _ = std::fs::remove_file(&part);
+    }
+    written.map_err(Error::io(path))
+}
+
+/// Holds the zoo's folder for this process.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file = std::fs::File::create(&path).map_err(Error::io(&path))?;
+    file.try_lock().map_err(|_| Error::Zoo {
+        path: dir.to_owned(),
+        reason: "another process builds it; wait for it, or choose another folder".into(),
+    })?;
+    Ok(file)
 }
 
 fn train_missing(config: &Config, sources: &Sources, header: &Header, dir: &Path, progress: &Progress) -> Result<()> {
@@ -310,15 +331,23 @@ struct Group {
 
 impl Group {
     fn read(path: &PathBuf, dir: &Path) -> Result<Self> {
+        let fail = |reason: String| Error::Zoo { path: dir.to_owned(), reason };
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let reason = "it is not finished; the same `zoo build` continues".to_owned();
-                return Err(Error::Zoo { path: dir.to_owned(), reason });
+                return Err(fail("it is not finished; the same `zoo build` continues".into()));
             }
             Err(e) => return Err(Error::io(path)(e)),
         };
-        let tensor = |name: &str| Ok::<_, Error>(tensors::named_from_safetensors(&bytes, name)?.1);
-        Ok(Self { accuracy: tensor("accuracy")?, loss: tensor("loss")?, theta: tensor("weights")? })
+        let tensor = |name: &str| -> weights::Result<Vec<f32>> {
+            let (_, values) = tensors::named_from_safetensors(&bytes, name)?;
+            weights::error::check_finite(name, &values)?;
+            Ok(values)
+        };
+        let read = || Ok(Self { accuracy: tensor("accuracy")?, loss: tensor("loss")?, theta: tensor("weights")? });
+        let damaged = |e: weights::Error| {
+            fail(format!("{} is damaged ({e}); remove it, and the same `zoo build` makes it anew", path.display()))
+        };
+        read().map_err(damaged)
     }
 }
