@@ -200,6 +200,14 @@ fn configurations_and_zoos() {
         (&["zoo", "build", "--config", &cnn, "--out", "out"], "config_invalid", "`resize`"),
     ]);
 
+    // Where the result cannot go is said before the work.
+    for (out, code) in [("/proc/no/such", "io"), ("/tmp", "not_a_file")] {
+        refuse_all(&[
+            (&["train", "--config", &config("tiny"), "--zoo", text(&tiny.zoo), "--out", out], code, "/"),
+            (&["demo", "--config", &config("tiny"), "--data-dir", "out", "--json", out], code, "/"),
+        ]);
+    }
+
     // A zoo that is not there, not finished, damaged, or of another configuration.
     let small = config("tiny");
     let train = |zoo: &str, code: &str, part: &str| {
@@ -216,7 +224,7 @@ fn configurations_and_zoos() {
     let group = tiny.zoo.join("group-0003.safetensors");
     let whole = std::fs::read(&group).unwrap();
     std::fs::write(&group, &whole[..whole.len() / 2]).unwrap();
-    train(text(&tiny.zoo), "safetensors_invalid", "safetensors");
+    train(text(&tiny.zoo), "zoo_invalid", "damaged");
     std::fs::remove_file(&group).unwrap();
     train(text(&tiny.zoo), "zoo_invalid", "the same `zoo build` continues");
 }

@@ -51,14 +51,18 @@ pub struct OpenRegistry {
 impl RegistryArgs {
     /// Connects; starts the private PostgreSQL first when there is no database URL.
     pub async fn open(&self) -> Result<OpenRegistry> {
-        std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir))?;
-        let (url, server) = match &self.database_url {
+        let make_dir = || std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir));
+        // An empty variable is one that is not set.
+        let (url, server) = match self.database_url.as_ref().filter(|url| !url.is_empty()) {
             Some(url) => (url.clone(), None),
             None => {
-                let server = EmbeddedPostgres::start(&embedded::locate(self.postgres.clone())?, &self.data_dir)?;
+                let postgres = embedded::locate(self.postgres.clone())?;
+                make_dir()?;
+                let server = EmbeddedPostgres::start(&postgres, &self.data_dir)?;
                 (server.url(), Some(server))
             }
         };
+        make_dir()?;
         let registry = Registry::connect(&url, &self.data_dir.join("artifacts")).await?;
         Ok(OpenRegistry { registry, server })
     }
@@ -122,11 +126,21 @@ pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Writes a whole file or none: to a temporary name in the same folder, then renamed.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Makes the folder of a file that long work will write, and refuses a name that cannot be a file's.
+pub fn prepare(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
     }
+    if path.is_dir() {
+        let text = format!("{} is a folder; name the file to write", path.display());
+        return Err(Error::input("not_a_file", text));
+    }
+    Ok(())
+}
+
+/// Writes a whole file or none: to a temporary name in the same folder, then renamed.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    prepare(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));

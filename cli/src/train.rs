@@ -8,7 +8,7 @@ use training::stages::generator::{self, Trained};
 use training::{Sources, stages};
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, progress, say, with_registry, write_whole};
+use crate::context::{RegistryArgs, RuntimeArgs, prepare, progress, say, with_registry, write_whole};
 use crate::error::{Error, Result};
 use crate::publish;
 use crate::zoo::load_config;
@@ -49,6 +49,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(training::Error::Zoo { path: args.zoo, reason: reason.into() }.into());
     }
     let runtime = args.runtime.open()?;
+    prepare(&args.out)?;
     let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?)?;
     let difference = verify(&runtime, &trained.bundle, &trained.probes)?;
     let mut tar = Vec::new();

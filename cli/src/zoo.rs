@@ -34,8 +34,9 @@ pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
     // Said now, and not by the registry when all is trained.
     let sources = config.data.sources.iter().map(|source| &source.name);
     for name in std::iter::once(&config.name).chain(sources) {
-        // The longest name that is derived from it.
-        registry::check_name(&format!("{name}-validation"))
+        // Also the longest name that is derived from it.
+        registry::check_name(name)
+            .and_then(|()| registry::check_name(&format!("{name}-validation")))
             .map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))?;
     }
     Ok(config)

@@ -20,7 +20,7 @@ use training::stages::generator::Trained;
 use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, stages};
 
-use crate::context::{OpenRegistry, RegistryArgs, RuntimeArgs, progress, say, tokio_runtime, write_whole};
+use crate::context::{OpenRegistry, RegistryArgs, RuntimeArgs, prepare, progress, say, tokio_runtime, write_whole};
 use crate::error::{Error, Result};
 use crate::{publish, serve, train};
 
@@ -96,16 +96,20 @@ struct Served {
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let config = crate::zoo::load_config(args.config.as_ref())?;
+    let mut clock = Clock::default();
+    let sources = clock.time("data", || Ok(Sources::load(&config)?))?;
     // What is missing or in use is said before minutes are spent.
+    if let Some(path) = &args.json {
+        prepare(path)?;
+    }
     let runtime = args.runtime.open()?;
     let tokio = tokio_runtime()?;
     let (listener, open) = tokio.block_on(async {
         let listener = serve::bind(args.bind).await?;
         Ok::<_, Error>((listener, args.registry().open().await?))
     })?;
-    let mut clock = Clock::default();
     let progress = progress()?;
-    let made = make(config, &args.data_dir, &progress, &mut clock)?;
+    let made = make(config, sources, &args.data_dir, &progress, &mut clock)?;
     let difference = train::verify(&runtime, &made.trained.bundle, &made.trained.probes)?;
     tracing::info!(difference, "graphs equal what was trained");
     let generator = Generator::load(&runtime, made.trained.bundle.clone())?;
@@ -144,8 +148,7 @@ pub fn run(args: Args) -> Result<()> {
     finish(&args, tokio, served, &made)
 }
 
-fn make(config: Config, dir: &Path, progress: &Progress, clock: &mut Clock) -> Result<Made> {
-    let sources = clock.time("data", || Ok(Sources::load(&config)?))?;
+fn make(config: Config, sources: Sources, dir: &Path, progress: &Progress, clock: &mut Clock) -> Result<Made> {
     // Each configuration has a folder of its own. The demo trains there and then: what an earlier demo finished goes;
     // one that was interrupted continues.
     let text = serde_json::to_vec(&config).map_err(|e| Error::Internal(e.to_string()))?;
