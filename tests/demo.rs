@@ -155,6 +155,20 @@ fn a_served_demo_answers_its_own_commands() {
 }
 
 #[test]
+fn an_interrupted_demo_ends_with_all_its_processes() {
+    let data = folder();
+    let args = ["demo", "--config", &config("small-digits"), "--data-dir", text(data.path())];
+    let mut demo = Running::start(weightsmith(args));
+    let zoo = data.path().join("zoos");
+    wait_until("the zoo is begun", Duration::from_secs(120), || !files_in(&zoo).is_empty());
+    assert!(!postgres(data.path()).is_empty());
+    demo.signal("INT");
+    assert_eq!(demo.end().code(), Some(130), "{}", demo.errors());
+    assert!(demo.errors().trim_end().ends_with("[interrupted]"), "{}", demo.errors());
+    assert_eq!(postgres(data.path()), Vec::<u32>::new(), "all its processes ended with it");
+}
+
+#[test]
 fn equal_seeds_give_equal_generators() {
     let (first, second) = (folder(), folder());
     let (a, digest_a) = train("tiny", first.path());

@@ -42,7 +42,7 @@ pub enum Error {
         step: usize,
     },
     /// The user asked to stop; what was finished is on disk.
-    #[error("interrupted; the same command continues")]
+    #[error("interrupted; the finished groups of a zoo are kept, and its build continues with them")]
     Interrupted,
 }
 
