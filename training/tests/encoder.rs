@@ -1,5 +1,8 @@
 //! The dataset encoder: class order survives it, and the order of images inside a class does not matter.
 
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use candle_core::{Device, Tensor};
 use training::backend::Eager;
 use training::networks::dataset_encoder::{EncoderShape, encode};

@@ -1,5 +1,8 @@
 //! Target networks: many at once equal each alone, alignment keeps their function, data is split and drawn honestly.
 
+// Helpers of tests are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use candle_core::{Device, Tensor};
 use datasets::Task;
 use training::backend::Eager;

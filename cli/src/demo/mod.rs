@@ -214,8 +214,8 @@ async fn begin(
 fn tasks(made: &Made) -> Result<(Vec<Task>, Vec<Task>)> {
     let (seen, unseen) = made.sources.tasks(&made.config)?;
     let pick = |tasks: Vec<Task>, n: usize| -> Vec<Task> {
-        let every = tasks.len().div_ceil(n.max(1)).max(1);
-        tasks.into_iter().step_by(every).take(n).collect()
+        let n = n.min(tasks.len());
+        (0..n).map(|i| tasks[i * tasks.len() / n].clone()).collect()
     };
     let e = &made.config.evaluation;
     Ok((pick(seen, e.seen_tasks), pick(unseen, e.unseen_tasks)))
