@@ -94,7 +94,11 @@ fn main() -> ExitCode {
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
             let text = error.to_string();
-            let lines: Vec<&str> = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage")).collect();
+            let lines: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|l| !l.starts_with("Usage") && !l.starts_with("For more"))
+                .collect();
             let line = lines.join(" ");
             context::complain(&format!(
                 "weightsmith: {}; see --help [usage]",

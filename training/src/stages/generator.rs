@@ -140,6 +140,7 @@ fn manifest(
             "zoo": { "name": zoo.name, "digest": zoo.digest, "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() },
             "datasets": data,
             "version": env!("CARGO_PKG_VERSION"),
+            "revision": env!("WEIGHTSMITH_REVISION"),
         }),
         metrics,
         files: BTreeMap::new(),
