@@ -188,7 +188,7 @@ pub fn fit(
     Ok(snapshots)
 }
 
-/// Models that one thread advances together in [`fit_and_score`].
+/// Most models that one thread advances together in [`fit_and_score`]; fewer where a step's inputs are large.
 const FIT_GROUP: usize = 128;
 
 /// Fits models as [`fit`] does, on all cores, and scores them on `test` after each number of epochs in `stops`:
@@ -210,11 +210,12 @@ pub fn fit_and_score(
     use rayon::prelude::*;
     let d = architecture.layout().parameters();
     let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
-    let starts: Vec<usize> = (0..train.len()).step_by(FIT_GROUP).collect();
+    let group = (PASS_VALUES / (recipe.batch * architecture.input_dim()).max(1)).clamp(1, FIT_GROUP);
+    let starts: Vec<usize> = (0..train.len()).step_by(group).collect();
     let groups = starts
         .par_iter()
         .map(|&start| {
-            let range = start..train.len().min(start + FIT_GROUP);
+            let range = start..train.len().min(start + group);
             let models = range.len();
             let own = theta[range.start * d..range.end * d].to_vec();
             let mut on_step = || progress.advance(models);
