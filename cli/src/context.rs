@@ -49,11 +49,23 @@ pub struct OpenRegistry {
 }
 
 impl RegistryArgs {
+    /// The database's URL; an empty variable is one that is not set.
+    fn url(&self) -> Option<&String> {
+        self.database_url.as_ref().filter(|url| !url.is_empty())
+    }
+
+    /// Says what is missing before long work whose result goes into the registry.
+    pub fn check(&self) -> Result<()> {
+        if self.url().is_none() {
+            embedded::locate(self.postgres.clone())?;
+        }
+        Ok(())
+    }
+
     /// Connects; starts the private PostgreSQL first when there is no database URL.
     pub async fn open(&self) -> Result<OpenRegistry> {
         let make_dir = || std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir));
-        // An empty variable is one that is not set.
-        let (url, server) = match self.database_url.as_ref().filter(|url| !url.is_empty()) {
+        let (url, server) = match self.url() {
             Some(url) => (url.clone(), None),
             None => {
                 let postgres = embedded::locate(self.postgres.clone())?;

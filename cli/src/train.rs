@@ -49,8 +49,8 @@ pub fn run(args: Args) -> Result<()> {
         return Err(training::Error::Zoo { path: args.zoo, reason: reason.into() }.into());
     }
     let runtime = args.runtime.open()?;
-    if args.register && args.registry.database_url.is_none() {
-        registry::embedded::locate(args.registry.postgres.clone())?;
+    if args.register {
+        args.registry.check()?;
     }
     prepare(&args.out)?;
     let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?)?;

@@ -1,11 +1,10 @@
-//! AdamW in one pass per tensor on the CPU, the exponential moving average of parameters, learning-rate schedules.
+//! AdamW in one pass per tensor on the CPU, the exponential moving average of parameters, learning-rate schedule.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::params::Params;
@@ -194,32 +193,14 @@ impl Ema {
     }
 }
 
-/// Learning rate over the steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum LrSchedule {
-    /// The same all the time.
-    Constant,
-    /// Linear warm-up over the first tenth, then cosine to zero.
-    #[default]
-    Cosine,
-}
-
-impl LrSchedule {
-    /// Learning rate at `step` of `steps`.
-    pub fn at(self, base: f64, step: usize, steps: usize) -> f64 {
-        match self {
-            Self::Constant => base,
-            Self::Cosine => {
-                let warm = (steps / 10).max(1);
-                if step < warm {
-                    return base * (step + 1) as f64 / warm as f64;
-                }
-                let t = (step - warm) as f64 / (steps - warm).max(1) as f64;
-                base * (0.5 + 0.5 * (std::f64::consts::PI * t).cos()).max(1e-3)
-            }
-        }
+/// Learning rate at `step` of `steps`: linear warm-up over the first tenth, then cosine to a thousandth.
+pub fn cosine(base: f64, step: usize, steps: usize) -> f64 {
+    let warm = (steps / 10).max(1);
+    if step < warm {
+        return base * (step + 1) as f64 / warm as f64;
     }
+    let t = (step - warm) as f64 / (steps - warm).max(1) as f64;
+    base * (0.5 + 0.5 * (std::f64::consts::PI * t).cos()).max(1e-3)
 }
 
 #[cfg(test)]
@@ -274,7 +255,7 @@ mod tests {
 
     #[test]
     fn cosine_warms_up_and_ends_low() {
-        let at = |s| LrSchedule::Cosine.at(1.0, s, 100);
+        let at = |s| cosine(1.0, s, 100);
         assert!(at(0) < 0.2 && (at(10) - 1.0).abs() < 1e-9 && at(99) < 0.01);
     }
 }

@@ -82,11 +82,6 @@ impl Params {
         self.vars.values().cloned().collect()
     }
 
-    /// Number of values.
-    pub fn count(&self) -> usize {
-        self.vars.values().map(|v| v.elem_count()).sum()
-    }
-
     /// Names with copies of the values (for EMA and best-so-far snapshots).
     ///
     /// # Errors

@@ -7,12 +7,6 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Whether `text` has the form of a digest.
-pub fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
-}
-
 /// Digest of a vector of weights: the little-endian bytes of its values.
 pub fn of_weights(theta: &[f32]) -> String {
     let mut hasher = Sha256::new();

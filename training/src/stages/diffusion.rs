@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::denoiser::{DenoiserShape, denoise};
-use crate::optim::{AdamConfig, AdamW, Ema, LrSchedule};
+use crate::optim::{self, AdamConfig, AdamW, Ema};
 use crate::params::Params;
 use crate::progress::Progress;
 use crate::random;
@@ -146,7 +146,7 @@ pub fn train(
     let mut smooth = None;
     for step in 0..settings.steps {
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("denoiser", step), |s| data.loss(s))?;
-        let lr = LrSchedule::Cosine.at(settings.lr, step, settings.steps);
+        let lr = optim::cosine(settings.lr, step, settings.steps);
         let mut grads = grads.as_slice();
         for learner in &mut learners {
             let (own, rest) = grads.split_at(learner.params.vars().len());
@@ -203,9 +203,8 @@ impl Batches<'_> {
     /// Squared error of the prediction on one shard (Eq. 3).
     fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
         let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
-        let n = shards::share(self.config.diffusion.batch);
-        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
-        let tasks = picked.iter().map(|&i| &self.zoo.runs[self.zoo.checkpoints[i as usize].run].task);
+        let picked = shards::pick(self.train, self.config.diffusion.batch, rng);
+        let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let features = encoder.support(self.sources, tasks, Part::Train, rng)?;
         let (_, condition) = encoder.encode(&features)?;
         let condition = if self.joint { condition } else { condition.detach() };

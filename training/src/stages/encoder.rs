@@ -2,7 +2,6 @@
 
 use candle_core::{D, Device, Tensor};
 use datasets::Task;
-use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::shards::{self, Shard};
@@ -13,7 +12,7 @@ use crate::config::Config;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
-use crate::optim::{AdamConfig, AdamW, LrSchedule};
+use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::{Init, Params};
 use crate::progress::Progress;
 use crate::random;
@@ -98,7 +97,7 @@ pub fn train(
     let stage = progress.stage("dataset encoder", settings.steps, 0);
     for step in 0..settings.steps {
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("dataset encoder", step), |s| batch.loss(s))?;
-        adam.step(&grads, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             stage.message(format!("contrastive loss {loss:.3}"));
         }
@@ -122,10 +121,8 @@ impl Batches<'_> {
     /// The contrastive loss of one shard, whose datasets are each other's negatives.
     fn loss(&self, shard: &mut Shard<Encoder>) -> Result<Tensor> {
         let (encoder, rng, device) = (&mut shard.networks, &mut shard.rng, self.latents.device());
-        let n = shards::share(self.config.encoder.batch);
-        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
-        let tasks: Vec<&Task> =
-            picked.iter().map(|&i| &self.zoo.runs[self.zoo.checkpoints[i as usize].run].task).collect();
+        let picked = shards::pick(self.train, self.config.encoder.batch, rng);
+        let tasks: Vec<&Task> = picked.iter().map(|&i| self.zoo.task(i as usize)).collect();
         let features = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
         let (dataset, _) = encoder.encode(&features)?;
         let z = self.latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;

@@ -3,6 +3,7 @@
 //! work; the number of shards does not depend on the machine, so equal seeds give equal networks.
 
 use candle_core::{Tensor, Var};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
@@ -29,8 +30,13 @@ pub fn shards<N>(seed: u64, stage: &str, networks: impl Fn() -> N) -> Vec<Shard<
 }
 
 /// Examples of one shard of a batch.
-pub fn share(batch: usize) -> usize {
+fn share(batch: usize) -> usize {
     batch.div_ceil(SHARDS).max(1)
+}
+
+/// One shard's part of a batch: checkpoints drawn from `train`, with replacement.
+pub fn pick(train: &[usize], batch: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
+    (0..share(batch)).map(|_| train[rng.random_range(0..train.len())] as u32).collect()
 }
 
 /// Gradients by parameter, in the order of the parameters; none where the loss does not depend on it.

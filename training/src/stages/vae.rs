@@ -3,7 +3,6 @@
 //! empty; the behaviour loss and a large β make its points working networks.
 
 use candle_core::{D, Device, Tensor};
-use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use weights::Layout;
 
@@ -16,7 +15,7 @@ use crate::config::{Config, VaeConfig};
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::vae::{VaeShape, decode, encode};
-use crate::optim::{AdamConfig, AdamW, LrSchedule};
+use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
 use crate::progress::Progress;
 use crate::random;
@@ -119,10 +118,7 @@ impl Vae {
         let x = Tensor::from_vec(rows, (checkpoints.len(), length), self.params.device())?;
         let z = self.encode(&x)?.0;
         let theta = self.weights(&z)?.narrow(1, 0, zoo.parameters())?.flatten_all()?.to_vec1::<f32>()?;
-        let tasks = checkpoints
-            .iter()
-            .map(|&i| sources.task(&zoo.runs[zoo.checkpoints[i].run].task, part))
-            .collect::<Result<Vec<_>>>()?;
+        let tasks = checkpoints.iter().map(|&i| sources.task(zoo.task(i), part)).collect::<Result<Vec<_>>>()?;
         let per_class = tasks.iter().map(|t| t.per_class()).min().unwrap_or(0);
         let scores = score(&zoo.architecture, &tasks, &theta, per_class)?;
         Ok(scores.iter().map(|s| s.accuracy).sum::<f64>() / scores.len() as f64)
@@ -161,7 +157,7 @@ pub fn train(
     let stage = progress.stage("VAE", settings.steps, 0);
     for step in 0..settings.steps {
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("VAE", step), |s| batch.loss(s))?;
-        adam.step(&grads, LrSchedule::Cosine.at(settings.lr, step, settings.steps))?;
+        adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             stage.message(format!("loss {loss:.4}, held-out accuracy {:.3}", best.accuracy));
         }
@@ -222,8 +218,7 @@ impl Batches<'_> {
     fn loss(&self, shard: &mut Shard<Vae>) -> Result<Tensor> {
         let (vae, rng, settings) = (&mut shard.networks, &mut shard.rng, self.settings);
         let device = self.x.device();
-        let n = shards::share(settings.batch);
-        let picked: Vec<u32> = (0..n).map(|_| self.train[rng.random_range(0..self.train.len())] as u32).collect();
+        let picked = shards::pick(self.train, settings.batch, rng);
         let x = self.x.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
         let noise = random::normal(x.dims(), device, rng)?;
         let (mean, log_variance) = vae.encode(&(&x + noise.affine(settings.input_noise, 0.0)?)?)?;
@@ -248,8 +243,11 @@ impl Batches<'_> {
         let models = ((picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
         let mut images = Vec::new();
         for &i in &picked[..models] {
-            let run = &self.zoo.runs[self.zoo.checkpoints[i as usize].run];
-            self.sources.task(&run.task, Part::Train)?.draw(self.settings.behaviour_images, rng, &mut images);
+            self.sources.task(self.zoo.task(i as usize), Part::Train)?.draw(
+                self.settings.behaviour_images,
+                rng,
+                &mut images,
+            );
         }
         let images = fit::inputs(architecture, images, models, original.device())?;
         let original = original.narrow(0, 0, models)?;

@@ -90,6 +90,11 @@ impl Zoo {
         &self.theta[checkpoint * d..(checkpoint + 1) * d]
     }
 
+    /// The task that a checkpoint's run learned.
+    pub fn task(&self, checkpoint: usize) -> &Task {
+        &self.runs[self.checkpoints[checkpoint].run].task
+    }
+
     /// Mean accuracy of all checkpoints.
     pub fn mean_accuracy(&self) -> f64 {
         self.checkpoints.iter().map(|c| c.accuracy).sum::<f64>() / self.checkpoints.len().max(1) as f64
