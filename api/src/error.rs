@@ -220,6 +220,7 @@ fn registry_status(error: &registry::Error) -> StatusCode {
     match error {
         E::NotFound { .. } => StatusCode::NOT_FOUND,
         E::AlreadyExists { .. } => StatusCode::CONFLICT,
+        E::NotOwner { .. } | E::NameNotAllowed { .. } => StatusCode::FORBIDDEN,
         E::Conflict { .. } => StatusCode::PRECONDITION_FAILED,
         E::InvalidCursor | E::Input(_) => StatusCode::BAD_REQUEST,
         E::InvalidName { .. } | E::InvalidReference(_) | E::InvalidValue { .. } => StatusCode::UNPROCESSABLE_ENTITY,

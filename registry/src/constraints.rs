@@ -23,6 +23,8 @@ enum Meaning {
 use Meaning::{Missing, MissingArtifact, Name, Rule, Taken};
 
 const ACCURACY: &str = "give a fraction between 0 and 1";
+const TAGS: &str =
+    "give at most 50, each of 1 to 100 lowercase letters, digits and - _ . : /, beginning with a letter or digit";
 const COUNTING: &str = "give 0 or more";
 
 #[rustfmt::skip]
@@ -59,7 +61,11 @@ const TABLE: &[(&str, Meaning)] = &[
     ("checkpoints_artifact_digest_fkey", MissingArtifact),
     ("generators_pkey", Taken("generator")),
     ("generators_name_key", Taken("generator")),
-    ("generators_description_valid", Rule("description", "use at most 10000 characters")),
+    ("description_valid", Rule("description", "use at most 10000 characters")),
+    ("tag_list_valid", Rule("tags", TAGS)),
+    ("visibility_valid", Rule("visibility", "use public or private")),
+    ("audit_pkey", Taken("audit entry")),
+    ("checkpoints_zoo_id_fkey", Missing("zoo")),
     ("generators_last_version_valid", Rule("last_version", COUNTING)),
     ("generators_last_version_grows", Rule("last_version", "version numbers only grow")),
     ("generator_versions_pkey", Taken("generator version")),

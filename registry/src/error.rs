@@ -39,6 +39,24 @@ pub enum Error {
         /// Where it is, in words.
         actual: String,
     },
+    /// The resource belongs to someone else.
+    #[error("the {resource} `{name}` belongs to {owner}: ask its owner or an administrator to change it")]
+    NotOwner {
+        /// The kind of thing.
+        resource: &'static str,
+        /// Its name or id.
+        name: String,
+        /// Whose it is.
+        owner: String,
+    },
+    /// A name outside the caller's patterns.
+    #[error("the token does not allow the name `{name}`: use one that matches {patterns}")]
+    NameNotAllowed {
+        /// The refused name.
+        name: String,
+        /// What is allowed.
+        patterns: String,
+    },
     /// A cursor that no list gave out.
     #[error("the cursor is not one this list gave out: pass next_cursor of the page before, or none to begin")]
     InvalidCursor,
@@ -158,6 +176,8 @@ impl Error {
             Self::NotFound { .. } => "not_found",
             Self::AlreadyExists { .. } => "already_exists",
             Self::Conflict { .. } => "conflict",
+            Self::NotOwner { .. } => "not_owner",
+            Self::NameNotAllowed { .. } => "name_not_allowed",
             Self::InvalidCursor => "invalid_cursor",
             Self::InvalidName { .. } => "invalid_name",
             Self::InvalidReference(_) => "invalid_reference",

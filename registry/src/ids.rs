@@ -80,6 +80,15 @@ id!(
     GenerationId
 );
 
+id!(
+    /// Identifies a token.
+    TokenId
+);
+id!(
+    /// Identifies a job.
+    JobId
+);
+
 /// A seed of 64 unsigned bits; Postgres keeps it as the `bigint` with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -6,6 +6,8 @@
 pub mod aliases;
 pub mod architectures;
 pub mod artifacts;
+pub mod audit;
+mod caller;
 pub mod checkpoints;
 #[doc(hidden)]
 pub mod constraints;
@@ -16,10 +18,12 @@ mod error;
 pub mod generations;
 pub mod generators;
 mod ids;
+pub mod listing;
 mod migrations;
 mod names;
 mod page;
 pub mod runs;
+mod write;
 pub mod zoos;
 
 use std::path::Path;
@@ -29,10 +33,15 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
+pub use caller::{Access, Caller};
 pub use error::{Error, Result};
-pub use ids::{ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, RunId, Seed, VersionId, ZooId};
+pub use ids::{
+    ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, JobId, RunId, Seed, TokenId, VersionId, ZooId,
+};
+pub use listing::ListRequest;
 pub use names::{GeneratorRef, Selector, check as check_name};
 pub use page::{MAX_LIMIT, Page, PageRequest};
+pub use write::{Change, Write};
 
 /// Connections a process holds at most.
 const CONNECTIONS: u32 = 16;
