@@ -68,8 +68,11 @@ const SELECT: &str = "SELECT c.id, r.zoo_id, c.run_id, r.index AS run_index, r.d
 
 pub(crate) async fn insert(connection: &mut PgConnection, new: Vec<(RunId, &NewCheckpoint)>) -> Result<()> {
     sqlx::query(
-        "INSERT INTO checkpoints (id, run_id, epoch, accuracy, loss, artifact_digest)
-         SELECT * FROM UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::real[], $5::real[], $6::text[])",
+        "INSERT INTO checkpoints (id, run_id, zoo_id, epoch, accuracy, loss, artifact_digest)
+         SELECT c.id, c.run_id, r.zoo_id, c.epoch, c.accuracy, c.loss, c.digest
+         FROM UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::real[], $5::real[], $6::text[])
+              AS c (id, run_id, epoch, accuracy, loss, digest)
+         JOIN runs r ON r.id = c.run_id",
     )
     .bind(new.iter().map(|_| CheckpointId::generate()).collect::<Vec<_>>())
     .bind(new.iter().map(|(run, _)| *run).collect::<Vec<_>>())
