@@ -41,8 +41,11 @@ pub enum Error {
         /// Optimiser step.
         step: usize,
     },
-    /// The user asked to stop; what was finished is on disk.
-    #[error("interrupted; the finished groups of a zoo are kept, and its build continues with them")]
+    /// Snapshots cannot be kept or read.
+    #[error("snapshots: {0}")]
+    Snapshots(String),
+    /// The user asked to stop; what was done so far is kept where snapshots are.
+    #[error("interrupted; the same command continues where it stopped")]
     Interrupted,
 }
 
@@ -63,6 +66,7 @@ impl Error {
             Self::Io { .. } => "io",
             Self::Zoo { .. } => "zoo_invalid",
             Self::Diverged { .. } => "diverged",
+            Self::Snapshots(_) => "snapshots_unavailable",
             Self::Interrupted => "interrupted",
         }
     }

@@ -12,9 +12,11 @@ pub mod optim;
 pub mod params;
 pub mod progress;
 pub mod random;
+pub mod snapshots;
 pub mod stages;
 pub mod threads;
 
 pub use config::Config;
 pub use data::{Part, Source, Sources, TaskData};
 pub use error::{Error, Result};
+pub use snapshots::{Folder, Keep, Snapshots};
