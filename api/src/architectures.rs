@@ -75,6 +75,7 @@ struct ListQuery {
 /// By name.
 #[utoipa::path(
     get, path = "/v1/architectures", operation_id = "listArchitectures", tag = "architectures", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of architectures.", body = Listing<Architecture>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "mlp-64-32-5",
@@ -93,6 +94,7 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
 #[utoipa::path(
     get, path = "/v1/architectures/{name}", operation_id = "getArchitecture", tag = "architectures",
     params(("name" = String, Path, description = "Its name.", example = "mlp-64-32-5")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The architecture.", body = Architecture, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "mlp-64-32-5",
         "config": {"kind": "mlp", "inputs": 64, "hidden": [32], "classes": 5, "activation": "relu"},

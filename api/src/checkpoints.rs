@@ -119,6 +119,7 @@ impl ListQuery {
 /// In the order of their registration.
 #[utoipa::path(
     get, path = "/v1/checkpoints", operation_id = "listCheckpoints", tag = "checkpoints", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of checkpoints.", body = Listing<Checkpoint>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
@@ -140,6 +141,7 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
 #[utoipa::path(
     get, path = "/v1/checkpoints/{id}", operation_id = "getCheckpoint", tag = "checkpoints",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The checkpoint.", body = Checkpoint, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
         "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0,
@@ -159,6 +161,7 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
 #[utoipa::path(
     get, path = "/v1/checkpoints/{id}/file", operation_id = "downloadCheckpoint", tag = "checkpoints",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The file.", body = Binary, content_type = "application/vnd.safetensors"),
               (status = 206, description = "The range asked for.", body = Binary,
                content_type = "application/vnd.safetensors"),
@@ -174,6 +177,7 @@ async fn get_file(state: State<AppState>, id: Path<Uuid>, method: Method, header
 #[utoipa::path(
     head, path = "/v1/checkpoints/{id}/file", operation_id = "headCheckpointFile", tag = "checkpoints",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The headers of the download."),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]

@@ -111,6 +111,7 @@ struct ListQuery {
 /// Newest first.
 #[utoipa::path(
     get, path = "/v1/datasets", operation_id = "listDatasets", tag = "datasets", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of datasets.", body = Listing<Dataset>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
@@ -129,6 +130,7 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
 #[utoipa::path(
     get, path = "/v1/datasets/{id}", operation_id = "getDataset", tag = "datasets",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The dataset.", body = Dataset, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
         "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "examples": 1797,
@@ -147,6 +149,7 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
     request_body(content = NewDataset, description = "Name and labelled data.", example = json!({
         "name": "two-digits", "classes": ["3", "1"],
         "images": [{"class": "3", "data": "iVBORw0KGgo…"}, {"class": "1", "data": "iVBORw0KGgo…"}]})),
+    security(("token" = ["train"])),
     responses(
         (status = 201, description = "Registered.", body = Dataset,
          headers(("Location" = String, description = "The dataset's address.")), example = json!({

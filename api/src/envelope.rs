@@ -21,6 +21,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over from a client.
 const MAX_ID: usize = 128;
 
+/// Id of the request, in its extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) String);
+
 /// What a problem says about its request.
 struct Origin {
     id: String,
@@ -35,12 +39,13 @@ pub(crate) fn wrap(router: Router, limit: Duration) -> Router {
 }
 
 /// Runs a request inside its envelope, for at most `limit`.
-async fn envelope(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+async fn envelope(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
     let origin = Origin {
         id: request_id(request.headers()),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
     };
+    request.extensions_mut().insert(RequestId(origin.id.clone()));
     let span = tracing::info_span!("request", id = %origin.id, method = %origin.method, path = %origin.path);
     async move {
         let start = Instant::now();

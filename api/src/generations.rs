@@ -200,6 +200,7 @@ struct ListQuery {
 /// Newest first, without their samples.
 #[utoipa::path(
     get, path = "/v1/generations", operation_id = "listGenerations", tag = "generations", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of generations.", body = Listing<GenerationSummary>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",
@@ -237,6 +238,7 @@ async fn list(
 #[utoipa::path(
     get, path = "/v1/generations/{id}", operation_id = "getGeneration", tag = "generations",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The generation.", body = Generation), GetProblems)
 )]
 async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Generation>> {
@@ -259,6 +261,7 @@ async fn with_samples(state: &AppState, row: rows::Generation) -> Result<Generat
         "generator": "digits@latest",
         "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4", "0", "7"]},
         "count": 1, "sampler": "ddim", "steps": 20, "seed": 7, "evaluate": true})),
+    security(("token" = ["generate"])),
     responses(
         (status = 201, description = "Generated.", body = Generation,
          headers(("Location" = String, description = "The generation's address.")), example = json!({

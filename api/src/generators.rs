@@ -149,6 +149,7 @@ struct PageQuery {
 /// By name.
 #[utoipa::path(
     get, path = "/v1/generators", operation_id = "listGenerators", tag = "generators", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of generators.", body = Listing<Generator>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
@@ -166,6 +167,7 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
 #[utoipa::path(
     get, path = "/v1/generators/{name}", operation_id = "getGenerator", tag = "generators",
     params(("name" = String, Path, description = "Its name.", example = "digits")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The generator.", body = Generator, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
         "description": "5-way classifiers of handwritten digits", "versions": 3, "latest": 3,
@@ -181,6 +183,7 @@ async fn get(State(state): State<AppState>, Path(name): Path<String>) -> Result<
 #[utoipa::path(
     get, path = "/v1/generators/{name}/versions", operation_id = "listGeneratorVersions", tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"), PageQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of versions.", body = Listing<VersionSummary>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "generator": "digits", "version": 3,
@@ -205,6 +208,7 @@ async fn list_versions(
     get, path = "/v1/generators/{name}/versions/{version}", operation_id = "getGeneratorVersion", tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = String, Path, description = "A number, an alias, or `latest`.", example = "3")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The version.", body = Version, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "generator": "digits", "version": 3,
         "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -232,6 +236,7 @@ async fn resolve(state: &AppState, name: &str, version: &str) -> Result<rows::Ge
     tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = String, Path, description = "A number, an alias, or `latest`.", example = "3")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The bundle.", body = Binary, content_type = "application/x-tar"),
               (status = 206, description = "The range asked for.", body = Binary, content_type = "application/x-tar"),
               (status = 304, description = "The bundle is the one that `If-None-Match` names."), FileProblems)
@@ -253,6 +258,7 @@ async fn get_bundle(
     tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = String, Path, description = "A number, an alias, or `latest`.", example = "3")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The headers of the download."),
               (status = 304, description = "The bundle is the one that `If-None-Match` names."), FileProblems)
 )]

@@ -68,6 +68,7 @@ pub(crate) fn device(runtime: &inference::Runtime) -> String {
 /// For a supervisor that restarts a server that no longer answers. Touches nothing else.
 #[utoipa::path(
     get, path = "/health/live", operation_id = "getHealthLive", tag = "health",
+    security(()),
     responses((status = 200, description = "The process answers.", body = Live,
                example = json!({"status": "live", "version": "0.1.0"})), AnyProblems)
 )]
@@ -80,6 +81,7 @@ async fn live() -> Json<Live> {
 /// Asks the database, and says which device and execution provider are really used.
 #[utoipa::path(
     get, path = "/health/ready", operation_id = "getHealthReady", tag = "health",
+    security(()),
     responses((status = 200, description = "The server can do its work.", body = Ready,
                example = json!({"status": "ready", "database": "ok",
                    "runtime": {"version": "1.32.0", "provider": "cpu", "device": "CPU, 2 threads"}})), ReadyProblems)

@@ -7,6 +7,7 @@
 //! One file a resource, with the name it has in `registry`.
 
 mod architectures;
+mod auth;
 mod cache;
 mod checkpoints;
 mod datasets;
@@ -26,6 +27,7 @@ pub mod server;
 mod state;
 mod zoos;
 
+pub use auth::AuthSettings;
 pub use error::{Error, Result};
 pub use generations::Recorded;
 pub use openapi::{openapi, openapi_json};

@@ -2,11 +2,12 @@
 
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::Problem;
 use crate::state::AppState;
-use crate::{architectures, checkpoints, datasets, generations, generators, health, zoos};
+use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, zoos};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -27,9 +28,27 @@ use crate::{architectures, checkpoints, datasets, generations, generators, healt
         (name = "architectures", description = "Networks that weights are generated for."),
         (name = "health", description = "Liveness and readiness."),
     ),
-    components(schemas(Problem))
+    components(schemas(Problem)),
+    modifiers(&Scheme)
 )]
 struct Document;
+
+/// Adds the security scheme that operations refer to.
+struct Scheme;
+
+impl utoipa::Modify for Scheme {
+    fn modify(&self, document: &mut OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "A token from `weightsmith token create` or `POST /v1/tokens`. Its scopes are read, generate, train \
+                 and administer; administer includes the others.",
+            ))
+            .build();
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(auth::SCHEME, SecurityScheme::Http(scheme));
+    }
+}
 
 /// All routes with their descriptions.
 pub(crate) fn described() -> OpenApiRouter<AppState> {

@@ -1,17 +1,20 @@
 //! The router, and serving it.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
+use crate::auth::{self, Guard};
 use crate::envelope;
 use crate::error::{Error, Result};
 use crate::openapi::{described, openapi_json};
@@ -20,9 +23,12 @@ use crate::state::AppState;
 /// The whole API: resources, `/openapi.json`, and Swagger UI at `/docs`.
 pub fn router(state: AppState) -> Router {
     let document = bytes::Bytes::from(openapi_json());
-    let (resources, _) = described().split_for_parts();
+    let (resources, description) = described().split_for_parts();
+    let guard = Guard::new(state.clone(), &description);
     let timeout = state.settings().timeout;
     let router = resources
+        // Before the open routes: what is added after a layer is outside it.
+        .layer(from_fn_with_state(guard, auth::authorise))
         .route("/openapi.json", get(|| async move { ([(CONTENT_TYPE, "application/json")], document) }))
         .merge(SwaggerUi::new("/docs").config(Config::from("/openapi.json")))
         .fallback(|request: Request| async move { Error::UnknownRoute(request.uri().path().to_owned()) })
@@ -55,7 +61,8 @@ pub async fn serve(
             tracing::debug!(%error, "TCP_NODELAY is not possible");
         }
     });
-    let server = axum::serve(listener, router(state)).with_graceful_shutdown(signal);
+    let server = axum::serve(listener, router(state).into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(signal);
     tokio::select! {
         ended = async { server.await } => ended.map_err(Error::Serve),
         () = after(stopped, grace) => {

@@ -9,6 +9,7 @@ use inference::{Generator, Runtime, SampleLimits};
 use registry::Registry;
 use registry::generators::GeneratorVersion;
 
+use crate::auth::AuthSettings;
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::limits::{Work, blocking};
@@ -19,7 +20,7 @@ const LARGEST_CACHED_DATASET: i64 = 256 << 20;
 /// What an operator may choose about serving.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Address to listen on; loopback by default, for there is no authentication.
+    /// Address to listen on.
     pub bind: SocketAddr,
     /// Most bytes of a request's body.
     pub body_limit: usize,
@@ -41,6 +42,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Limits of labelled data that clients send.
     pub datasets: datasets::Limits,
+    /// How clients prove who they are.
+    pub auth: AuthSettings,
 }
 
 impl Default for Settings {
@@ -62,6 +65,7 @@ impl Default for Settings {
                 max_decompressed_bytes: 256 << 20,
                 ..datasets::Limits::default()
             },
+            auth: AuthSettings::default(),
         }
     }
 }

@@ -128,6 +128,7 @@ struct RunsQuery {
 /// By name.
 #[utoipa::path(
     get, path = "/v1/zoos", operation_id = "listZoos", tag = "zoos", params(ListQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of zoos.", body = Listing<Zoo>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
@@ -146,6 +147,7 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
 #[utoipa::path(
     get, path = "/v1/zoos/{id}", operation_id = "getZoo", tag = "zoos",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The zoo.", body = Zoo, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
         "architecture_id": "0199a1f6-3c5e-7d0a-9a53-000000000001", "config": {"seed": 7},
@@ -163,6 +165,7 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
     get, path = "/v1/zoos/{id}/runs", operation_id = "listZooRuns", tag = "zoos",
     params(("id" = Uuid, Path, description = "The zoo's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            RunsQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of runs.", body = Listing<Run>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",

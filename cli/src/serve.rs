@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use api::{AppState, Settings};
+use api::{AppState, AuthSettings, Settings};
 use tokio::net::TcpListener;
 
 use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
@@ -37,6 +37,7 @@ pub fn run(args: Args) -> Result<()> {
         body_limit: args.body_limit,
         max_count: args.max_count,
         queue: args.queue,
+        auth: AuthSettings { open: true, ..AuthSettings::default() },
         ..Settings::default()
     };
     if !args.bind.ip().is_loopback() {

@@ -23,6 +23,7 @@ mod migrations;
 mod names;
 mod page;
 pub mod runs;
+pub mod tokens;
 mod write;
 pub mod zoos;
 

@@ -87,6 +87,7 @@ pub(crate) struct SampleMetadata {
     get, path = "/v1/generations/{id}/samples/{index}/file", operation_id = "downloadSample", tag = "generations",
     params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The file.", body = Binary, content_type = "application/vnd.safetensors"),
               (status = 206, description = "The range asked for.", body = Binary,
                content_type = "application/vnd.safetensors"),
@@ -108,6 +109,7 @@ async fn get_file(
     head, path = "/v1/generations/{id}/samples/{index}/file", operation_id = "headSampleFile", tag = "generations",
     params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The headers of the download."),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]
@@ -140,6 +142,7 @@ async fn file(
     tag = "generations",
     params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The metadata.", body = SampleMetadata, example = json!({
         "metadata": {"architecture": "mlp-64-32-5", "seed": "7", "index": "0", "sampler": "ddim", "steps": "20"},
         "tensors": {"layers.0.weight": {"dtype": "F32", "shape": [32, 64], "data_offsets": [0, 8192]}}})), GetProblems)

@@ -88,6 +88,7 @@ pub(crate) struct AliasTarget {
 #[utoipa::path(
     get, path = "/v1/generators/{name}/aliases", operation_id = "listAliases", tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The aliases.", body = Listing<Alias>, example = json!({
         "items": [{"generator": "digits", "alias": "champion", "version": 3,
                    "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z"}],
@@ -105,6 +106,7 @@ async fn list(State(state): State<AppState>, Path(name): Path<String>) -> Result
     get, path = "/v1/generators/{name}/aliases/{alias}", operation_id = "getAlias", tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("alias" = String, Path, description = "The alias.", example = "champion")),
+    security(("token" = ["read"])),
     responses((status = 200, description = "The alias.", body = Alias,
                headers(("ETag" = String, description = "Its state, for `If-Match`.")), example = json!({
         "generator": "digits", "alias": "champion", "version": 3,
@@ -126,6 +128,7 @@ async fn get(State(state): State<AppState>, Path((name, alias)): Path<(String, S
            ("If-Match" = Option<String>, Header, description = "The `ETag` it has to have, or `*`.", example = "\"2\""),
            ("If-None-Match" = Option<String>, Header, description = "`*`: it must not exist.", example = "*")),
     request_body(content = AliasTarget, description = "Where it shall point.", example = json!({"version": 3})),
+    security(("token" = ["train"])),
     responses((status = 200, description = "Moved, or there already.", body = Alias,
                headers(("ETag" = String, description = "Its state, for `If-Match`.")), example = json!({
                    "generator": "digits", "alias": "champion", "version": 3,
@@ -190,6 +193,7 @@ fn condition(headers: &HeaderMap) -> Result<Condition> {
     get, path = "/v1/generators/{name}/aliases/{alias}/history", operation_id = "listAliasHistory", tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("alias" = String, Path, description = "The alias.", example = "champion"), PageQuery),
+    security(("token" = ["read"])),
     responses((status = 200, description = "A page of moves.", body = Listing<AliasChange>, example = json!({
         "items": [{"previous": 2, "version": 3, "created_at": "2026-01-02T00:00:00Z"}],
         "next_cursor": null})), SubListProblems)
