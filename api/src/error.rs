@@ -219,7 +219,7 @@ fn registry_status(error: &registry::Error) -> StatusCode {
     use registry::Error as E;
     match error {
         E::NotFound { .. } => StatusCode::NOT_FOUND,
-        E::AlreadyExists { .. } => StatusCode::CONFLICT,
+        E::AlreadyExists { .. } | E::JobFinished { .. } | E::JobLost(_) => StatusCode::CONFLICT,
         E::NotOwner { .. } | E::NameNotAllowed { .. } => StatusCode::FORBIDDEN,
         E::Conflict { .. } => StatusCode::PRECONDITION_FAILED,
         E::InvalidCursor | E::Input(_) => StatusCode::BAD_REQUEST,

@@ -93,6 +93,23 @@ const TABLE: &[(&str, Meaning)] = &[
     ("samples_accuracy_valid", Rule("accuracy", ACCURACY)),
     ("samples_generation_id_fkey", Missing("generation")),
     ("samples_artifact_digest_fkey", MissingArtifact),
+    ("jobs_pkey", Taken("job")),
+    ("jobs_kind_valid", Rule("kind", "use zoo_build, train, import, evaluate or generate")),
+    ("jobs_state_valid", Rule("state", "use queued, running, succeeded, failed or cancelled")),
+    ("jobs_claim_valid", Rule("claim", "exactly a running job has one")),
+    ("jobs_finished_valid", Rule("finished_at", "exactly a job that has ended has it")),
+    ("jobs_attempts_valid", Rule("attempts", COUNTING)),
+    ("jobs_max_attempts_valid", Rule("max_attempts", "give 1 to 100")),
+    ("jobs_deadline_valid", Rule("deadline", "give a time that is still to come")),
+    ("jobs_webhook_valid", Rule("webhook", "give url and secret")),
+    ("job_events_pkey", Taken("job event")),
+    ("job_events_job_id_fkey", Missing("job")),
+    ("job_snapshots_pkey", Taken("job snapshot")),
+    ("job_snapshots_job_id_fkey", Missing("job")),
+    ("job_snapshots_artifact_digest_fkey", MissingArtifact),
+    ("job_deliveries_pkey", Taken("delivery")),
+    ("job_deliveries_attempt_valid", Rule("attempt", "deliveries begin at 1")),
+    ("job_deliveries_job_id_fkey", Missing("job")),
 ];
 
 /// The error behind a violated constraint; `None` for any other failure of the database.

@@ -57,6 +57,20 @@ pub enum Error {
         /// What is allowed.
         patterns: String,
     },
+    /// The job has ended already.
+    #[error("the job `{id}` has ended ({state}): there is nothing left to cancel")]
+    JobFinished {
+        /// The job's id.
+        id: String,
+        /// How it ended.
+        state: String,
+    },
+    /// Another worker has taken the job over.
+    #[error("the job `{0}` is no longer this worker's: another has taken it over, or it has ended")]
+    JobLost(String),
+    /// The dispatcher of jobs failed.
+    #[error("jobs cannot be dispatched: check the database, and see the server's log")]
+    Dispatch(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A cursor that no list gave out.
     #[error("the cursor is not one this list gave out: pass next_cursor of the page before, or none to begin")]
     InvalidCursor,
@@ -178,6 +192,9 @@ impl Error {
             Self::Conflict { .. } => "conflict",
             Self::NotOwner { .. } => "not_owner",
             Self::NameNotAllowed { .. } => "name_not_allowed",
+            Self::JobFinished { .. } => "job_finished",
+            Self::JobLost(_) => "job_lost",
+            Self::Dispatch(_) => "dispatch",
             Self::InvalidCursor => "invalid_cursor",
             Self::InvalidName { .. } => "invalid_name",
             Self::InvalidReference(_) => "invalid_reference",

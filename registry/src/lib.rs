@@ -18,6 +18,7 @@ mod error;
 pub mod generations;
 pub mod generators;
 mod ids;
+pub mod jobs;
 pub mod listing;
 mod migrations;
 mod names;
@@ -40,6 +41,7 @@ pub use ids::{
     ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, JobId, RunId, Seed, TokenId, VersionId, ZooId,
 };
 pub use listing::ListRequest;
+pub use migrations::run as migrate;
 pub use names::{GeneratorRef, Selector, check as check_name};
 pub use page::{MAX_LIMIT, Page, PageRequest};
 pub use write::{Change, Write};

@@ -3,6 +3,7 @@
 use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migrator};
 
+use crate::jobs::SCHEMA;
 use crate::{Error, Result};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -10,16 +11,31 @@ static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 /// Postgres' `insufficient_privilege`: only a superuser may add the extension.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// Runs the migrations that are missing. Several processes may call it at once.
-pub(crate) async fn run(pool: &PgPool) -> Result<()> {
+/// Held while the dispatcher's schema is made: "WSGW".
+const DISPATCHER_LOCK: i64 = 0x5753_4757;
+
+/// Brings a database's schema up to date, with that of the dispatcher of jobs. Several processes may call it at once.
+///
+/// # Errors
+/// `schema_newer`, `schema_mismatch`, `pgvector_missing`, `dispatch`, `database`, `database_unavailable`.
+pub async fn run(pool: &PgPool) -> Result<()> {
     refuse_newer(pool).await?;
     require_pgvector(pool).await?;
     match MIGRATOR.run(pool).await {
-        Ok(()) => Ok(()),
+        Ok(()) => dispatcher(pool).await,
         Err(MigrateError::Execute(error)) => Err(error.into()),
         Err(MigrateError::ExecuteMigration(error, _)) => Err(explain(error)),
         Err(error) => Err(Error::SchemaMismatch(error)),
     }
+}
+
+/// Runs graphile_worker's own migrations, one process at a time.
+async fn dispatcher(pool: &PgPool) -> Result<()> {
+    let mut lock = pool.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(DISPATCHER_LOCK).execute(&mut *lock).await?;
+    let utils = graphile_worker::WorkerUtils::new(pool.clone(), SCHEMA);
+    utils.migrate().await.map_err(|error| Error::Dispatch(Box::new(error)))?;
+    Ok(lock.commit().await?)
 }
 
 async fn refuse_newer(pool: &PgPool) -> Result<()> {

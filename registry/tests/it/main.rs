@@ -13,4 +13,5 @@ mod embeddings;
 mod fixtures;
 mod generations;
 mod generators;
+mod jobs;
 mod zoos;
