@@ -4,12 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
 use inference::{Device, Runtime};
 use registry::Registry;
 use registry::embedded::{self, EmbeddedPostgres};
 use training::progress::Progress;
+use training::snapshots::{self, Folder, Keep};
 
 use crate::error::{Error, Result};
 
@@ -94,6 +96,61 @@ impl RuntimeArgs {
     /// Loads ONNX Runtime.
     pub fn open(&self) -> Result<Runtime> {
         Ok(Runtime::new(&inference::locate_library(self.ort.clone())?, self.device, self.threads)?)
+    }
+}
+
+/// Where a training that was stopped goes on from.
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotArgs {
+    /// Folder of snapshots: the same command continues from them after a crash or Ctrl-C, with the same result
+    /// [default: OUT.snapshots].
+    #[arg(long, value_name = "DIR")]
+    pub snapshots: Option<PathBuf>,
+    /// Seconds between two snapshots.
+    #[arg(long, value_name = "SECONDS", default_value_t = snapshots::EVERY.as_secs_f64())]
+    pub snapshot_every: f64,
+}
+
+/// Snapshots in a folder that no other process uses.
+pub struct OpenSnapshots {
+    folder: Folder,
+    every: Duration,
+    _lock: std::fs::File,
+}
+
+impl SnapshotArgs {
+    /// Says what is wrong before anything is made.
+    pub fn check(&self) -> Result<()> {
+        self.every().map(|_| ())
+    }
+
+    fn every(&self) -> Result<Duration> {
+        Duration::try_from_secs_f64(self.snapshot_every)
+            .map_err(|_| Error::input("option_invalid", "--snapshot-every must be a number of seconds from 0"))
+    }
+
+    /// Makes and locks the folder; `out` is the training's output.
+    pub fn open(&self, out: &Path) -> Result<OpenSnapshots> {
+        let every = self.every()?;
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let folder = self.snapshots.clone().unwrap_or_else(|| out.with_file_name(format!("{name}.snapshots")));
+        let folder = Folder::new(folder);
+        let lock = folder.lock()?;
+        Ok(OpenSnapshots { folder, every, _lock: lock })
+    }
+}
+
+impl OpenSnapshots {
+    /// For the training.
+    pub fn keep(&self) -> Keep<'_> {
+        Keep::new(&self.folder, self.every)
+    }
+
+    /// Removes what is of no more use once the result is stored.
+    pub fn finish(self) -> Result<()> {
+        self.keep().clear()?;
+        self.folder.remove_empty();
+        Ok(())
     }
 }
 

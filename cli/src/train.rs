@@ -8,7 +8,7 @@ use training::stages::generator::{self, Trained};
 use training::{Sources, stages};
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, prepare, progress, say, with_registry, write_whole};
+use crate::context::{RegistryArgs, RuntimeArgs, SnapshotArgs, prepare, progress, say, with_registry, write_whole};
 use crate::error::{Error, Result};
 use crate::publish;
 use crate::zoo::load_config;
@@ -30,6 +30,8 @@ pub struct Args {
     #[arg(long)]
     register: bool,
     #[command(flatten)]
+    snapshots: SnapshotArgs,
+    #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
@@ -41,6 +43,7 @@ const PARITY: f32 = 1e-4;
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
+    args.snapshots.check()?;
     let config = load_config(args.config.as_ref())?;
     let sources = Sources::load(&config)?;
     let zoo = stages::zoo::open(&args.zoo)?;
@@ -53,7 +56,8 @@ pub fn run(args: Args) -> Result<()> {
         args.registry.check()?;
     }
     prepare(&args.out)?;
-    let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?)?;
+    let snapshots = args.snapshots.open(&args.out)?;
+    let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?, snapshots.keep())?;
     let difference = verify(&runtime, &trained.bundle, &trained.probes)?;
     let mut tar = Vec::new();
     trained.bundle.write_tar(&mut tar)?;
@@ -69,7 +73,7 @@ pub fn run(args: Args) -> Result<()> {
         })?;
         say(&format!("registered as {}@{}", version.generator, version.version));
     }
-    Ok(())
+    snapshots.finish()
 }
 
 fn report(args: &Args, trained: &Trained, difference: f32) {

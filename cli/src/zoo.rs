@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use training::{Config, Sources, stages};
 
-use crate::context::{progress, say};
+use crate::context::{SnapshotArgs, progress, say};
 use crate::error::{Error, Result};
 
 /// Commands on zoos.
@@ -20,6 +20,8 @@ pub enum Command {
         /// Folder of the zoo.
         #[arg(long)]
         out: PathBuf,
+        #[command(flatten)]
+        snapshots: SnapshotArgs,
     },
 }
 
@@ -44,10 +46,16 @@ pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
 
 /// Runs a command.
 pub fn run(command: Command) -> Result<()> {
-    let Command::Build { config, out } = command;
+    let Command::Build { config, out, snapshots } = command;
+    snapshots.check()?;
     let config = load_config(config.as_ref())?;
     let sources = Sources::load(&config)?;
-    let zoo = stages::zoo::build(&config, &sources, &out, &progress()?)?;
+    if stages::zoo::differs(&config, &sources, &out)? {
+        let reason = "it was built with another configuration or other data; choose another folder, or remove it";
+        return Err(training::Error::Zoo { path: out, reason: reason.into() }.into());
+    }
+    let snapshots = snapshots.open(&out)?;
+    let zoo = stages::zoo::build(&config, &sources, &out, &progress()?, snapshots.keep())?;
     say(&format!(
         "{}: {} runs, {} checkpoints of {} ({} parameters), mean test accuracy {:.2} %, {}",
         out.display(),
@@ -58,5 +66,5 @@ pub fn run(command: Command) -> Result<()> {
         100.0 * zoo.mean_accuracy(),
         zoo.digest
     ));
-    Ok(())
+    snapshots.finish()
 }

@@ -52,9 +52,12 @@ fn train_as(config: &str) -> (Trained, Zoo, Sources) {
     let config = Config::parse(config).unwrap();
     let sources = Sources::load(&config).unwrap();
     let (folder, silent) = (tempfile::tempdir().unwrap(), training::progress::Progress::silent());
-    let zoo = training::stages::zoo::build(&config, &sources, folder.path(), &silent).unwrap();
+    let zoo =
+        training::stages::zoo::build(&config, &sources, folder.path(), &silent, training::Keep::nothing()).unwrap();
     let device = candle_core::Device::Cpu;
-    let trained = training::stages::generator::train(&config, &zoo, &sources, &device, &silent).unwrap();
+    let trained =
+        training::stages::generator::train(&config, &zoo, &sources, &device, &silent, training::Keep::nothing())
+            .unwrap();
     (trained, zoo, sources)
 }
 

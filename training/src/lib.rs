@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod curve;
 mod data;
 pub mod error;
 pub mod export;
@@ -17,6 +18,7 @@ pub mod stages;
 pub mod threads;
 
 pub use config::Config;
+pub use curve::Curve;
 pub use data::{Part, Source, Sources, TaskData};
 pub use error::{Error, Result};
 pub use snapshots::{Folder, Keep, Snapshots};

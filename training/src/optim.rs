@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::params::Params;
+use crate::snapshots::Snapshot;
 
 /// AdamW's constants but the learning rate.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +73,41 @@ impl AdamW {
         })
     }
 
+    /// Puts moments and step into a snapshot.
+    ///
+    /// # Errors
+    /// When a step failed half-way.
+    pub fn save(&self, prefix: &str, snapshot: &mut Snapshot) -> Result<()> {
+        let (mut m, mut v) = (Vec::new(), Vec::new());
+        for slot in &self.slots {
+            let moments = slot.moments.lock().map_err(|_| lost())?;
+            m.extend_from_slice(&moments.0);
+            v.extend_from_slice(&moments.1);
+        }
+        snapshot.put(&format!("{prefix}.m"), m);
+        snapshot.put(&format!("{prefix}.v"), v);
+        snapshot.put_count(&format!("{prefix}.step"), self.step as u64);
+        Ok(())
+    }
+
+    /// Takes moments and step out of a snapshot.
+    ///
+    /// # Errors
+    /// When it holds those of other parameters.
+    pub fn restore(&mut self, prefix: &str, snapshot: &mut Snapshot) -> Result<()> {
+        let n = self.slots.iter().map(|slot| slot.var.elem_count()).sum();
+        let m = snapshot.take_len(&format!("{prefix}.m"), n)?;
+        let v = snapshot.take_len(&format!("{prefix}.v"), n)?;
+        self.step = snapshot.count(&format!("{prefix}.step"))? as i32;
+        let mut at = 0;
+        for slot in &self.slots {
+            let end = at + slot.var.elem_count();
+            *slot.moments.lock().map_err(|_| lost())? = (m[at..end].to_vec(), v[at..end].to_vec());
+            at = end;
+        }
+        Ok(())
+    }
+
     fn clip_scale(&self, grads: &[Option<Tensor>]) -> Result<f64> {
         if self.config.clip <= 0.0 {
             return Ok(1.0);
@@ -85,6 +121,10 @@ impl AdamW {
         let square: f64 = squares.iter().sum();
         Ok((self.config.clip / square.sqrt().max(1e-12)).min(1.0))
     }
+}
+
+fn lost() -> candle_core::Error {
+    candle_core::Error::Msg("optimiser state lost".into())
 }
 
 struct AdamOp<'a> {
@@ -104,7 +144,7 @@ impl InplaceOp2 for AdamOp<'_> {
 
     fn cpu_fwd(&self, p: &mut CpuStorage, pl: &Layout, g: &CpuStorage, gl: &Layout) -> candle_core::Result<()> {
         let (p, g) = slices(p, pl, g, gl)?;
-        let mut moments = self.moments.lock().map_err(|_| candle_core::Error::Msg("optimiser state lost".into()))?;
+        let mut moments = self.moments.lock().map_err(|_| lost())?;
         let (m, v) = &mut *moments;
         let (b1, b2) = (self.c.beta1 as f32, self.c.beta2 as f32);
         let (step, eps) = ((self.lr / self.bias1) as f32, self.c.eps as f32);
@@ -184,6 +224,25 @@ impl Ema {
         })
     }
 
+    /// Puts average and step into a snapshot.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn save(&self, prefix: &str, snapshot: &mut Snapshot) -> Result<()> {
+        snapshot.put_count(&format!("{prefix}.step"), self.step);
+        snapshot.put_all(prefix, &self.average)
+    }
+
+    /// Takes average and step out of a snapshot.
+    ///
+    /// # Errors
+    /// When it holds those of other parameters.
+    pub fn restore(&mut self, prefix: &str, snapshot: &mut Snapshot, device: &Device) -> Result<()> {
+        self.step = snapshot.count(&format!("{prefix}.step"))?;
+        self.average = snapshot.take_like(prefix, &self.average, device)?;
+        Ok(())
+    }
+
     /// Sets the parameters to the average.
     ///
     /// # Errors
@@ -206,7 +265,6 @@ pub fn cosine(base: f64, step: usize, steps: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn one_step_equals_the_formula() {

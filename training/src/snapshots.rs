@@ -5,6 +5,7 @@
 mod folder;
 mod format;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use folder::Folder;
@@ -35,6 +36,11 @@ pub trait Snapshots: Sync {
     /// # Errors
     /// When the place cannot be written.
     fn remove(&self, name: &str) -> Result<()>;
+
+    /// How errors name the place.
+    fn place(&self) -> PathBuf {
+        PathBuf::from("its store")
+    }
 
     /// Whether something is stored under `name`.
     ///

@@ -84,9 +84,12 @@ fn graphs(name: &str, networks: &str, folder: &Path) -> Vec<String> {
     let config = Config::parse(&format!("{CONFIG}\n{networks}")).unwrap();
     let sources = Sources::load(&config).unwrap();
     let silent = Progress::silent();
-    let zoo = stages::zoo::build(&config, &sources, &folder.join(format!("{name}-zoo")), &silent).unwrap();
+    let zoo =
+        stages::zoo::build(&config, &sources, &folder.join(format!("{name}-zoo")), &silent, training::Keep::nothing())
+            .unwrap();
     let device = candle_core::Device::Cpu;
-    let trained = stages::generator::train(&config, &zoo, &sources, &device, &silent).unwrap();
+    let trained =
+        stages::generator::train(&config, &zoo, &sources, &device, &silent, training::Keep::nothing()).unwrap();
     let files = trained.bundle.entries().filter(|(file, _)| file.ends_with(".onnx"));
     files.map(|(file, bytes)| write(folder, &format!("{name}-{}", file.replace('/', "-")), bytes)).collect()
 }

@@ -28,6 +28,9 @@ pub mod files {
     /// Tensors `mean` and `std`, `[length]` each.
     pub const STANDARDISATION: &str = "standardisation.safetensors";
 
+    /// The loss of each training step: `{"format": 1, "stages": [{"stage", "steps", "step": […], "loss": […]}]}`.
+    pub const TRAINING_CURVE: &str = "training_curve.json";
+
     /// The forward graph of an architecture: one input per parameter, named and shaped as in the layout, and
     /// `input [batch, …]` → `logits [batch, classes]`.
     pub fn forward(architecture: &str) -> String {

@@ -197,9 +197,12 @@ pub fn trained() -> &'static Bundle {
         let config = training::Config::parse(CONFIG).unwrap();
         let sources = training::Sources::load(&config).unwrap();
         let (folder, silent) = (tempfile::tempdir().unwrap(), training::progress::Progress::silent());
-        let zoo = training::stages::zoo::build(&config, &sources, folder.path(), &silent).unwrap();
+        let zoo =
+            training::stages::zoo::build(&config, &sources, folder.path(), &silent, training::Keep::nothing()).unwrap();
         let device = candle_core::Device::Cpu;
-        training::stages::generator::train(&config, &zoo, &sources, &device, &silent).unwrap().bundle
+        training::stages::generator::train(&config, &zoo, &sources, &device, &silent, training::Keep::nothing())
+            .unwrap()
+            .bundle
     })
 }
 

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use training::progress::Progress;
+use training::snapshots::{self, Folder, Keep};
 use training::stages::generator::Trained;
 use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, stages};
@@ -156,10 +157,15 @@ fn make(config: Config, sources: Sources, dir: &Path, progress: &Progress, clock
     if zoo_dir.join(FINISHED).exists() || stages::zoo::differs(&config, &sources, &zoo_dir)? {
         std::fs::remove_dir_all(&zoo_dir).map_err(Error::io(&zoo_dir))?;
     }
-    let zoo = clock.time("zoo", || Ok(zoo::build(&config, &sources, &zoo_dir, progress)?))?;
-    let trained = stages::generator::train(&config, &zoo, &sources, &train::candle_device(), progress)?;
+    // Beside the zoo: an interrupted demo continues inside its groups and stages too.
+    let folder = Folder::new(zoo_dir.with_extension("snapshots"));
+    let keep = Keep::new(&folder, snapshots::EVERY);
+    let zoo = clock.time("zoo", || Ok(zoo::build(&config, &sources, &zoo_dir, progress, keep)?))?;
+    let trained = stages::generator::train(&config, &zoo, &sources, &train::candle_device(), progress, keep)?;
     clock.stages.extend(trained.seconds.iter().copied());
     write_whole(&zoo_dir.join(FINISHED), b"")?;
+    keep.clear()?;
+    folder.remove_empty();
     Ok(Made { config, sources, zoo, trained })
 }
 

@@ -103,6 +103,10 @@ impl Snapshots for Folder {
         }
     }
 
+    fn place(&self) -> PathBuf {
+        self.dir.clone()
+    }
+
     fn has(&self, name: &str) -> Result<bool> {
         let path = self.dir.join(name);
         path.try_exists().map_err(Error::io(path))

@@ -8,6 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use weights::{digest, tensors};
 
 use crate::error::{Error, Result};
+use crate::params::Params;
 use crate::random;
 
 /// Version of the format; another one is passed over.
@@ -137,6 +138,32 @@ impl Snapshot {
             }
         }
         Ok(out)
+    }
+
+    /// Sets all of `params` to the tensors under `prefix`.
+    ///
+    /// # Errors
+    /// When one is missing or has another shape: then none is changed.
+    pub fn restore(&mut self, prefix: &str, params: &Params) -> Result<()> {
+        let found = self.take_like(prefix, &params.snapshot()?, params.device())?;
+        params.restore(&found)
+    }
+
+    /// Takes the tensors under `prefix` out, which must have the names and shapes of `like`.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn take_like(
+        &mut self,
+        prefix: &str,
+        like: &BTreeMap<String, Tensor>,
+        device: &Device,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let found = self.take_all(prefix, device)?;
+        let shapes = |all: &BTreeMap<String, Tensor>| -> Vec<(String, Vec<usize>)> {
+            all.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect()
+        };
+        if shapes(&found) == shapes(like) { Ok(found) } else { Err(damaged(prefix)) }
     }
 
     /// Adds a number, exactly.

@@ -5,19 +5,20 @@ use candle_core::{Device, Tensor, Var};
 use rand::Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
+use super::course::{Course, Given};
 use super::encoder::Encoder;
 use super::shards::{self, Shard};
-use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::Config;
+use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::denoiser::{DenoiserShape, denoise};
 use crate::optim::{self, AdamConfig, AdamW, Ema};
 use crate::params::Params;
-use crate::progress::Progress;
 use crate::random;
+use crate::snapshots::Snapshot;
 
 /// A trained denoiser. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -97,15 +98,8 @@ impl Batch {
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
-pub fn train(
-    config: &Config,
-    zoo: &Zoo,
-    vectors: &Vectors,
-    sources: &Sources,
-    latents: &Tensor,
-    encoder: &mut Encoder,
-    progress: &Progress,
-) -> Result<Denoiser> {
+pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Result<(Denoiser, Curve)> {
+    let Given { config, zoo, vectors, sources, .. } = *given;
     let device: &Device = latents.device();
     let settings = &config.diffusion;
     let scale = unit_scale(latents, &vectors.train)?;
@@ -142,9 +136,13 @@ pub fn train(
     }
     let vars: Vec<Var> = learners.iter().flat_map(|l| l.params.vars()).collect();
     let mut shards = shards::shards(config.seed, "diffusion", || (denoiser.clone(), encoder.clone()));
-    let stage = progress.stage("denoiser", settings.steps, 0);
-    let mut smooth = None;
-    for step in 0..settings.steps {
+    let mut course = Course::begin(given, "denoiser", settings.steps, |snapshot| {
+        learners.iter_mut().enumerate().try_for_each(|(i, learner)| learner.restore(i, snapshot))?;
+        shards::restore(&mut shards, snapshot)
+    })?;
+    let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
+    let mut smooth = course.losses().iter().copied().fold(None, smoother);
+    for step in course.steps() {
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("denoiser", step), |s| data.loss(s))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
         let mut grads = grads.as_slice();
@@ -153,18 +151,20 @@ pub fn train(
             learner.step(own, lr)?;
             grads = rest;
         }
-        let mean = smooth.map_or(loss, |s: f32| 0.98 * s + 0.02 * loss);
-        smooth = Some(mean);
-        if step % 20 == 0 {
-            stage.message(format!("loss {mean:.4}"));
+        smooth = smoother(smooth, loss);
+        if let Some(mean) = smooth.filter(|_| step % 20 == 0) {
+            course.message(format!("loss {mean:.4}"));
         }
-        stage.advance(1)?;
+        course.made(step, loss, |snapshot| {
+            learners.iter().enumerate().try_for_each(|(i, learner)| learner.save(i, snapshot))?;
+            shards::save(&shards, snapshot);
+            Ok(())
+        })?;
     }
-    stage.finish();
     for learner in &learners {
         learner.ema.apply(&learner.params)?;
     }
-    Ok(denoiser)
+    Ok((denoiser, course.finish()))
 }
 
 /// A network that learns, with its optimiser and moving average.
@@ -184,6 +184,18 @@ impl Learner {
     fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
         self.adam.step(grads, lr * self.rate)?;
         self.ema.update(&self.params)
+    }
+
+    fn save(&self, index: usize, snapshot: &mut Snapshot) -> Result<()> {
+        snapshot.put_all(&format!("params{index}"), &self.params.snapshot()?)?;
+        self.adam.save(&format!("adam{index}"), snapshot)?;
+        self.ema.save(&format!("ema{index}"), snapshot)
+    }
+
+    fn restore(&mut self, index: usize, snapshot: &mut Snapshot) -> Result<()> {
+        snapshot.restore(&format!("params{index}"), &self.params)?;
+        self.adam.restore(&format!("adam{index}"), snapshot)?;
+        self.ema.restore(&format!("ema{index}"), snapshot, self.params.device())
     }
 }
 

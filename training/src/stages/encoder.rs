@@ -4,17 +4,17 @@ use candle_core::{D, Device, Tensor};
 use datasets::Task;
 use rand_chacha::ChaCha8Rng;
 
+use super::course::{Course, Given};
 use super::shards::{self, Shard};
-use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::{Backend, Eager};
 use crate::config::Config;
+use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::{Init, Params};
-use crate::progress::Progress;
 use crate::random;
 
 /// A trained dataset encoder. A clone shares its parameters.
@@ -75,14 +75,8 @@ impl Encoder {
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
-pub fn train(
-    config: &Config,
-    zoo: &Zoo,
-    vectors: &Vectors,
-    sources: &Sources,
-    latents: &Tensor,
-    progress: &Progress,
-) -> Result<Encoder> {
+pub fn train(given: &Given<'_>, latents: &Tensor) -> Result<(Encoder, Curve)> {
+    let Given { config, zoo, vectors, sources, .. } = *given;
     let settings = &config.encoder;
     let encoder = Encoder::new(config, zoo, latents.device());
     let batch = Batches { config, zoo, sources, train: &vectors.train, latents: latents.flatten_from(1)? };
@@ -94,17 +88,25 @@ pub fn train(
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut adam = AdamW::new(vars.clone(), decay);
     let mut shards = shards::shards(config.seed, "encoder", || encoder.clone());
-    let stage = progress.stage("dataset encoder", settings.steps, 0);
-    for step in 0..settings.steps {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("dataset encoder", step), |s| batch.loss(s))?;
+    let mut course = Course::begin(given, "encoder", settings.steps, |snapshot| {
+        snapshot.restore("params", &encoder.params)?;
+        adam.restore("adam", snapshot)?;
+        shards::restore(&mut shards, snapshot)
+    })?;
+    for step in course.steps() {
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("encoder", step), |s| batch.loss(s))?;
         adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
-            stage.message(format!("contrastive loss {loss:.3}"));
+            course.message(format!("contrastive loss {loss:.3}"));
         }
-        stage.advance(1)?;
+        course.made(step, loss, |snapshot| {
+            snapshot.put_all("params", &encoder.params.snapshot()?)?;
+            adam.save("adam", snapshot)?;
+            shards::save(&shards, snapshot);
+            Ok(())
+        })?;
     }
-    stage.finish();
-    Ok(encoder)
+    Ok((encoder, course.finish()))
 }
 
 /// What the batches are drawn from.

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::networks::target;
 use crate::optim::{AdamConfig, AdamW};
 use crate::random;
+use crate::snapshots::Snapshot;
 
 /// How models are fitted.
 #[derive(Debug, Clone)]
@@ -117,15 +118,175 @@ struct Epochs {
 }
 
 impl Epochs {
-    fn fill(&mut self, task: &TaskData<'_>, step: usize, per_class: usize, out: &mut Vec<f32>) {
+    /// A new epoch begins.
+    fn shuffle(&mut self) {
         for list in &mut self.lists {
-            if step == 0 {
-                list.shuffle(&mut self.rng);
-            }
+            list.shuffle(&mut self.rng);
+        }
+    }
+
+    fn fill(&mut self, task: &TaskData<'_>, step: usize, per_class: usize, out: &mut Vec<f32>) {
+        if step == 0 {
+            self.shuffle();
+        }
+        for list in &self.lists {
             for i in step * per_class..(step + 1) * per_class {
                 task.push(list[i % list.len()], out);
             }
         }
+    }
+}
+
+/// Models that are fitted together: their weights, optimiser and place in the data.
+pub struct Fit<'a> {
+    architecture: &'a Architecture,
+    layout: Layout,
+    tasks: &'a [TaskData<'a>],
+    recipe: &'a Recipe,
+    stops: &'a [usize],
+    vars: Vec<Var>,
+    params: Vec<Tensor>,
+    adam: AdamW,
+    orders: Vec<Epochs>,
+    per_class: usize,
+    target: Tensor,
+    step: usize,
+    kept: Vec<Vec<f32>>,
+}
+
+impl<'a> Fit<'a> {
+    /// Models with weights `theta` (`[m·d]`), one per task, whose weights after each number of epochs in `stops`
+    /// (ascending; 0 gives the start) are asked for.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn new(
+        architecture: &'a Architecture,
+        tasks: &'a [TaskData<'a>],
+        theta: Vec<f32>,
+        seeds: &[u64],
+        recipe: &'a Recipe,
+        stops: &'a [usize],
+    ) -> Result<Self> {
+        let device = Device::Cpu;
+        let layout = architecture.layout();
+        let start = Tensor::from_vec(theta, (tasks.len(), layout.parameters()), &device)?;
+        let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
+        let order = |(task, &seed): (&TaskData<'_>, &u64)| Epochs {
+            rng: random::stream(seed, "batches"),
+            lists: task.index_lists(),
+        };
+        let per_class = (recipe.batch / architecture.classes()).max(1);
+        Ok(Self {
+            adam: AdamW::new(vars.clone(), AdamConfig::default()),
+            params: vars.iter().map(|v| v.as_tensor().clone()).collect(),
+            orders: tasks.iter().zip(seeds).map(order).collect(),
+            target: one_hot(architecture.classes(), per_class, &device)?,
+            step: 0,
+            kept: Vec::new(),
+            architecture,
+            layout,
+            tasks,
+            recipe,
+            stops,
+            vars,
+            per_class,
+        })
+    }
+
+    /// Steps of an epoch.
+    fn epoch(&self) -> usize {
+        self.recipe.steps_per_epoch.max(1)
+    }
+
+    /// Trains to the last stop and returns the weights (`[m·d]`) after each. `on_step` is called after each step,
+    /// with the mean loss of the models.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when the loss is not finite; whatever `on_step` returns.
+    pub fn run(mut self, on_step: &mut dyn FnMut(&Self, f32) -> Result<()>) -> Result<Vec<Vec<f32>>> {
+        let end = self.stops.last().copied().unwrap_or(0) * self.epoch();
+        loop {
+            if self.step.is_multiple_of(self.epoch()) && self.stops.contains(&(self.step / self.epoch())) {
+                self.kept.push(self.theta()?);
+            }
+            if self.step >= end {
+                return Ok(self.kept);
+            }
+            let loss = self.advance()?;
+            on_step(&self, loss)?;
+        }
+    }
+
+    fn advance(&mut self) -> Result<f32> {
+        let (models, classes) = (self.tasks.len(), self.architecture.classes());
+        let step = self.step % self.epoch();
+        let mut x = Vec::with_capacity(models * self.per_class * classes * self.architecture.input_dim());
+        for (order, task) in self.orders.iter_mut().zip(self.tasks) {
+            order.fill(task, step, self.per_class, &mut x);
+        }
+        let x = inputs(self.architecture, x, models, &Device::Cpu)?;
+        let y = target::forward(&mut Models, self.architecture, &self.params, &x)?;
+        // Summed over models: each has its own parameters, so each gets its own gradient.
+        let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
+        let n = (self.per_class * classes) as f64;
+        let loss = (log_p.broadcast_mul(&self.target)?.sum_all()? * (-1.0 / n))?;
+        let grads = loss.backward()?;
+        let grads: Vec<_> = self.vars.iter().map(|v| grads.get(v).cloned()).collect();
+        self.adam.step(&grads, self.recipe.lr)?;
+        let loss = loss.to_scalar::<f32>()?;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { stage: "fit", step: self.step });
+        }
+        self.step += 1;
+        Ok(loss / models.max(1) as f32)
+    }
+
+    /// The weights now, `[m·d]`.
+    fn theta(&self) -> Result<Vec<f32>> {
+        join(&self.params, self.tasks.len())
+    }
+
+    /// Steps that were made.
+    pub fn steps(&self) -> usize {
+        self.step
+    }
+
+    /// What [`Self::restore`] needs to go on from here.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::new(self.step);
+        snapshot.put("theta", self.theta()?);
+        self.adam.save("adam", &mut snapshot)?;
+        for (i, kept) in self.kept.iter().enumerate() {
+            snapshot.put(&format!("kept.{i}"), kept.clone());
+        }
+        Ok(snapshot)
+    }
+
+    /// Goes on from a snapshot; only for models that were just made. The order of the data is not part of it: the
+    /// shuffles up to there are done again.
+    ///
+    /// # Errors
+    /// When the snapshot is of other models.
+    pub fn restore(&mut self, mut snapshot: Snapshot) -> Result<()> {
+        let (models, d) = (self.tasks.len(), self.layout.parameters());
+        let theta = Tensor::from_vec(snapshot.take_len("theta", models * d)?, (models, d), &Device::Cpu)?;
+        self.adam.restore("adam", &mut snapshot)?;
+        // Those at the very place of the snapshot are taken when training goes on.
+        let passed = self.stops.iter().filter(|&&stop| stop * self.epoch() < snapshot.step).count();
+        self.kept = (0..passed).map(|i| snapshot.take_len(&format!("kept.{i}"), models * d)).collect::<Result<_>>()?;
+        for (var, value) in self.vars.iter().zip(split(&theta, &self.layout)?) {
+            var.set(&value)?;
+        }
+        let begun = snapshot.step.div_ceil(self.epoch());
+        for order in &mut self.orders {
+            (0..begun).for_each(|_| order.shuffle());
+        }
+        self.step = snapshot.step;
+        Ok(())
     }
 }
 
@@ -143,49 +304,7 @@ pub fn fit(
     stops: &[usize],
     on_step: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
-    let device = Device::Cpu;
-    let layout = architecture.layout();
-    let (models, classes) = (tasks.len(), architecture.classes());
-    let start = Tensor::from_vec(theta, (models, layout.parameters()), &device)?;
-    let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
-    let mut adam = AdamW::new(vars.clone(), AdamConfig::default());
-    let params: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let mut orders: Vec<Epochs> = tasks
-        .iter()
-        .zip(seeds)
-        .map(|(task, &seed)| Epochs { rng: random::stream(seed, "batches"), lists: task.index_lists() })
-        .collect();
-    let per_class = (recipe.batch / classes).max(1);
-    let target = one_hot(classes, per_class, &device)?;
-    let mut snapshots = Vec::new();
-    let last = stops.last().copied().unwrap_or(0);
-    for epoch in 0..=last {
-        if stops.contains(&epoch) {
-            snapshots.push(join(&params, models)?);
-        }
-        if epoch == last {
-            break;
-        }
-        for step in 0..recipe.steps_per_epoch {
-            let mut x = Vec::with_capacity(models * per_class * classes * architecture.input_dim());
-            for (order, task) in orders.iter_mut().zip(tasks) {
-                order.fill(task, step, per_class, &mut x);
-            }
-            let x = inputs(architecture, x, models, &device)?;
-            let y = target::forward(&mut Models, architecture, &params, &x)?;
-            // Summed over models: each has its own parameters, so each gets its own gradient.
-            let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
-            let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / (per_class * classes) as f64))?;
-            let grads = loss.backward()?;
-            let grads: Vec<_> = vars.iter().map(|v| grads.get(v).cloned()).collect();
-            adam.step(&grads, recipe.lr)?;
-            if !loss.to_scalar::<f32>()?.is_finite() {
-                return Err(Error::Diverged { stage: "fit", step: epoch * recipe.steps_per_epoch + step });
-            }
-            on_step()?;
-        }
-    }
-    Ok(snapshots)
+    Fit::new(architecture, tasks, theta, seeds, recipe, stops)?.run(&mut |_, _| on_step())
 }
 
 /// Most models that one thread advances together in [`fit_and_score`]; fewer where a step's inputs are large.

@@ -7,16 +7,19 @@ use serde_json::json;
 use weights::manifest::{ArchitectureEntry, EncoderContract, FORMAT, Modality, files};
 use weights::{Bundle, Manifest, tensors};
 
+use super::course::Given;
 use super::diffusion::{self, Denoiser};
 use super::encoder::{self, Encoder};
 use super::vae::{self, Vae};
 use super::vectors::{self, Vectors};
 use super::zoo::Zoo;
 use crate::config::Config;
+use crate::curve::{self, Curve};
 use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
 use crate::export::{self, Probe};
 use crate::progress::Progress;
+use crate::snapshots::Keep;
 
 /// A trained generator with what later comparisons need.
 #[derive(Debug)]
@@ -27,28 +30,48 @@ pub struct Trained {
     pub probes: Vec<Probe>,
     /// The zoo's vectors.
     pub vectors: Vectors,
+    /// The loss of each step, by stage; also a file of the bundle.
+    pub curve: Vec<Curve>,
     /// Seconds of each stage.
     pub seconds: Vec<(&'static str, f64)>,
 }
 
-/// Trains a generator on a zoo.
+/// Trains a generator on a zoo, or continues from the snapshots in `keep`: the result is the same. They stay until
+/// [`Keep::clear`], so that what comes after training can fail and be done again.
 ///
 /// # Errors
 /// Those of the stages.
-pub fn train(config: &Config, zoo: &Zoo, sources: &Sources, device: &Device, progress: &Progress) -> Result<Trained> {
+pub fn train(
+    config: &Config,
+    zoo: &Zoo,
+    sources: &Sources,
+    device: &Device,
+    progress: &Progress,
+    keep: Keep<'_>,
+) -> Result<Trained> {
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
-    let vectors = timed.run("align", || vectors::vectorise(config, zoo))?;
-    let mut vae = timed.run("vae", || vae::train(config, zoo, &vectors, sources, device, progress))?;
+    let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
+    let identity = identity(config, zoo)?;
+    let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
+    let (mut vae, vae_curve) = timed.run("vae", || vae::train(&given, device))?;
     let latents = vae.means(&vectors)?;
-    let mut encoder = timed.run("encoder", || encoder::train(config, zoo, &vectors, sources, &latents, progress))?;
-    let mut denoiser =
-        timed.run("denoiser", || diffusion::train(config, zoo, &vectors, sources, &latents, &mut encoder, progress))?;
+    let (mut encoder, encoder_curve) = timed.run("encoder", || encoder::train(&given, &latents))?;
+    let (mut denoiser, denoiser_curve) = timed.run("denoiser", || diffusion::train(&given, &latents, &mut encoder))?;
+    let curve = vec![vae_curve, encoder_curve, denoiser_curve];
     let metrics = metrics(zoo, &vectors, sources, &mut vae)?;
-    let files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
+    let mut files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
+    files.insert(files::TRAINING_CURVE.into(), curve::to_json(&curve)?);
     let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
     let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
-    Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, seconds })
+    Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
+}
+
+/// Digest of all that the networks depend on.
+fn identity(config: &Config, zoo: &Zoo) -> Result<String> {
+    let parts = json!([config, zoo.digest, env!("CARGO_PKG_VERSION")]);
+    let text = serde_json::to_vec(&parts).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(weights::digest::sha256(&text))
 }
 
 struct Timed<'a> {

@@ -1,6 +1,7 @@
 //! The stages of training, in order: zoo, vectors, VAE, dataset encoder, denoiser; and the fitting of many models at
 //! once that zoo and fine-tuning share.
 
+mod course;
 pub mod diffusion;
 pub mod encoder;
 pub mod fit;
@@ -9,3 +10,5 @@ pub mod shards;
 pub mod vae;
 pub mod vectors;
 pub mod zoo;
+
+pub use course::Given;

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::random;
+use crate::snapshots::Snapshot;
 
 /// Shards of each batch.
 pub const SHARDS: usize = 2;
@@ -27,6 +28,24 @@ pub fn shards<N>(seed: u64, stage: &str, networks: impl Fn() -> N) -> Vec<Shard<
     (0..SHARDS)
         .map(|i| Shard { networks: networks(), rng: random::stream(seed, &format!("{stage} shard {i}")) })
         .collect()
+}
+
+/// Puts the streams of all shards into a snapshot.
+pub fn save<N>(shards: &[Shard<N>], snapshot: &mut Snapshot) {
+    for (i, shard) in shards.iter().enumerate() {
+        snapshot.put_rng(&format!("shard.{i}"), &shard.rng);
+    }
+}
+
+/// Sets the streams of all shards to those of a snapshot.
+///
+/// # Errors
+/// When it lacks one.
+pub fn restore<N>(shards: &mut [Shard<N>], snapshot: &Snapshot) -> Result<()> {
+    for (i, shard) in shards.iter_mut().enumerate() {
+        shard.rng = snapshot.rng(&format!("shard.{i}"))?;
+    }
+    Ok(())
 }
 
 /// Examples of one shard of a batch.

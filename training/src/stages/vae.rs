@@ -6,19 +6,21 @@ use candle_core::{D, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use weights::Layout;
 
+use super::course::{Course, Given};
 use super::fit::{self, score};
 use super::shards::{self, Shard};
 use super::vectors::Vectors;
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::{Config, VaeConfig};
+use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::vae::{VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
-use crate::progress::Progress;
 use crate::random;
+use crate::snapshots::Snapshot;
 
 /// A trained VAE. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -129,14 +131,8 @@ impl Vae {
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
-pub fn train(
-    config: &Config,
-    zoo: &Zoo,
-    vectors: &Vectors,
-    sources: &Sources,
-    device: &Device,
-    progress: &Progress,
-) -> Result<Vae> {
+pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
+    let Given { config, zoo, vectors, sources, .. } = *given;
     let mut vae = Vae::new(config, vectors, device)?;
     vae.create()?;
     let length = vectors.vectorise.length;
@@ -154,23 +150,32 @@ pub fn train(
     let mut adam = AdamW::new(vars.clone(), decay);
     let mut shards = shards::shards(config.seed, "vae", || vae.clone());
     let mut best = Best::default();
-    let stage = progress.stage("VAE", settings.steps, 0);
-    for step in 0..settings.steps {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("VAE", step), |s| batch.loss(s))?;
+    let mut course = Course::begin(given, "vae", settings.steps, |snapshot| {
+        snapshot.restore("params", &vae.params)?;
+        adam.restore("adam", snapshot)?;
+        shards::restore(&mut shards, snapshot)?;
+        best.restore(snapshot, device)
+    })?;
+    for step in course.steps() {
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s))?;
         adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
-            stage.message(format!("loss {loss:.4}, held-out accuracy {:.3}", best.accuracy));
+            course.message(format!("loss {loss:.4}, held-out accuracy {:.3}", best.accuracy));
         }
         if (step + 1) % (settings.steps / CHECKS).max(1) == 0 || step + 1 == settings.steps {
             let held_out = &vectors.held_out[..vectors.held_out.len().min(CHECKED)];
             let accuracy = vae.reconstruction_accuracy(zoo, vectors, sources, held_out, Part::Validation)?;
             best.offer(accuracy, &vae.params)?;
         }
-        stage.advance(1)?;
+        course.made(step, loss, |snapshot| {
+            snapshot.put_all("params", &vae.params.snapshot()?)?;
+            adam.save("adam", snapshot)?;
+            shards::save(&shards, snapshot);
+            best.save(snapshot)
+        })?;
     }
-    stage.finish();
     vae.params.restore(&best.snapshot)?;
-    Ok(vae)
+    Ok((vae, course.finish()))
 }
 
 /// Times that held-out runs are looked at.
@@ -193,6 +198,17 @@ impl Best {
             self.accuracy = accuracy;
             self.snapshot = params.snapshot()?;
         }
+        Ok(())
+    }
+
+    fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
+        snapshot.put_f64("best.accuracy", self.accuracy);
+        snapshot.put_all("best", &self.snapshot)
+    }
+
+    fn restore(&mut self, snapshot: &mut Snapshot, device: &Device) -> Result<()> {
+        self.accuracy = snapshot.f64("best.accuracy")?;
+        self.snapshot = snapshot.take_all("best", device)?;
         Ok(())
     }
 }

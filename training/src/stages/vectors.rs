@@ -7,6 +7,7 @@ use weights::{Standardisation, canonical};
 use super::zoo::Zoo;
 use crate::config::Config;
 use crate::error::Result;
+use crate::progress::Progress;
 use crate::random;
 
 /// The zoo as vectors.
@@ -29,12 +30,12 @@ pub struct Vectors {
 /// Aligns, pads and standardises a zoo.
 ///
 /// # Errors
-/// When the zoo is empty.
-pub fn vectorise(config: &Config, zoo: &Zoo) -> Result<Vectors> {
+/// When the zoo is empty; [`Error::Interrupted`](crate::Error::Interrupted).
+pub fn vectorise(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vectors> {
     let vectorise = Vectorise::model_wise(&[zoo.parameters()]);
     let length = vectorise.length;
     let (train, held_out) = hold_out(config, zoo);
-    let aligned = align(config, zoo)?;
+    let aligned = align(config, zoo, progress)?;
     let rows: Vec<f32> = train.iter().flat_map(|&i| aligned[i * length..(i + 1) * length].iter().copied()).collect();
     let standardisation = Standardisation::fit(&rows, length, &zoo.architecture.layout(), config.vectors.standardise)?;
     let mut x = aligned.clone();
@@ -56,7 +57,7 @@ fn hold_out(config: &Config, zoo: &Zoo) -> (Vec<usize>, Vec<usize>) {
 
 /// Weights of all checkpoints in canonical form, `[n × d]`: first against the first checkpoint (no accuracy decides,
 /// for accuracies are measured on test images), then against the mean.
-fn align(config: &Config, zoo: &Zoo) -> Result<Vec<f32>> {
+fn align(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vec<f32>> {
     let d = zoo.parameters();
     let mut theta = zoo.theta.clone();
     let groups = zoo.architecture.hidden_groups();
@@ -68,9 +69,10 @@ fn align(config: &Config, zoo: &Zoo) -> Result<Vec<f32>> {
     let mut reference = zoo.weights(0).to_vec();
     for _ in 0..config.vectors.alignment_rounds.max(1) {
         use rayon::prelude::*;
-        theta
-            .par_chunks_exact_mut(d)
-            .try_for_each(|row| canonical::align(row, &reference, &layout, &groups, sweeps).map(|_| ()))?;
+        theta.par_chunks_exact_mut(d).try_for_each(|row| {
+            canonical::align(row, &reference, &layout, &groups, sweeps)?;
+            progress.check()
+        })?;
         reference = mean(&theta, d);
     }
     Ok(theta)

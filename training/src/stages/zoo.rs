@@ -2,8 +2,7 @@
 //! runs. A zoo that was interrupted continues with the groups that are missing, and ends the same.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,12 +11,13 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use weights::{Architecture, tensors};
 
-use super::fit::{Recipe, fit, init_theta, score};
+use super::fit::{Fit, Recipe, init_theta, score};
 use crate::config::Config;
-use crate::data::{Part, Sources};
+use crate::data::{Part, Sources, TaskData};
 use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
 use crate::random;
+use crate::snapshots::{Folder, Keep, Snapshots};
 
 /// A training run: one task, one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,26 +101,52 @@ impl Zoo {
     }
 }
 
-/// Trains the zoo of `config` in `dir`, or what is missing of it, on all cores.
+/// Trains the zoo of `config` in `dir`, or what is missing of it, on all cores. Groups that are under way keep
+/// snapshots in `keep`.
 ///
 /// # Errors
 /// [`Error::Zoo`] when `dir` holds another zoo; [`Error::Interrupted`] leaves the finished groups.
-pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress) -> Result<Zoo> {
+pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress, keep: Keep<'_>) -> Result<Zoo> {
+    // A configuration that makes no zoo leaves no folder.
+    header(config, sources)?;
+    let folder = Folder::new(dir);
+    let _lock = folder.lock().map_err(|error| match error {
+        Error::Snapshots(_) => Error::Zoo {
+            path: dir.to_owned(),
+            reason: "another process builds it; wait for it, or choose another folder".into(),
+        },
+        other => other,
+    })?;
+    build_in(config, sources, &folder, progress, keep)
+}
+
+/// Trains the zoo of `config` in a store of files that can be another machine's, or what is missing of it. `keep` may
+/// be over the same store.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_in(
+    config: &Config,
+    sources: &Sources,
+    store: &dyn Snapshots,
+    progress: &Progress,
+    keep: Keep<'_>,
+) -> Result<Zoo> {
     let header = header(config, sources)?;
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let _lock = lock(dir)?;
-    let path = dir.join(HEADER);
-    if path.exists() {
-        if read_header(dir)? != header {
+    if store.has(HEADER)? {
+        if read_header(store)? != header {
             let reason = "it was built with another configuration or other data; choose another folder, or remove it";
-            return Err(Error::Zoo { path: dir.to_owned(), reason: reason.into() });
+            return Err(Error::Zoo { path: store.place(), reason: reason.into() });
         }
     } else {
         let text = serde_json::to_vec_pretty(&header).map_err(|e| Error::Config(e.to_string()))?;
-        write_whole(&path, &text)?;
+        store.save(HEADER, &text)?;
     }
-    train_missing(config, sources, &header, dir, progress)?;
-    open(dir)
+    let text = serde_json::to_vec(&header).map_err(|e| Error::Config(e.to_string()))?;
+    let identity = weights::digest::sha256(&text);
+    let builder = Builder { config, sources, header: &header, identity: &identity, store, progress, keep };
+    builder.train_missing()?;
+    open_in(store)
 }
 
 /// Whether `dir` holds the zoo, or part of it, of another configuration or of other data.
@@ -129,7 +155,8 @@ pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress
 /// When the configuration makes no zoo.
 pub fn differs(config: &Config, sources: &Sources, dir: &Path) -> Result<bool> {
     let header = header(config, sources)?;
-    Ok(dir.join(HEADER).exists() && read_header(dir).map_or(true, |found| found != header))
+    let folder = Folder::new(dir);
+    Ok(folder.has(HEADER)? && read_header(&folder).map_or(true, |found| found != header))
 }
 
 fn header(config: &Config, sources: &Sources) -> Result<Header> {
@@ -159,10 +186,12 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
     })
 }
 
-fn read_header(dir: &Path) -> Result<Header> {
-    let path = dir.join(HEADER);
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    let damaged = |e: String| Error::Zoo { path: dir.to_owned(), reason: format!("{HEADER} cannot be read: {e}") };
+fn read_header(store: &dyn Snapshots) -> Result<Header> {
+    let Some(text) = store.load(HEADER)? else {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(Error::io(store.place().join(HEADER))(missing));
+    };
+    let damaged = |e: String| Error::Zoo { path: store.place(), reason: format!("{HEADER} cannot be read: {e}") };
     let header: Header = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
     header.architecture.validate()?;
     if header.group == 0 || header.epochs.is_empty() || header.runs.is_empty() {
@@ -171,107 +200,105 @@ fn read_header(dir: &Path) -> Result<Header> {
     Ok(header)
 }
 
-/// Writes a whole file or none, also when the power fails.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension(format!("{}.part", std::process::id()));
-    let written = std::fs::File::create(&part).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&part, path)
-    });
-    if written.is_err() {
-        // What is left of it is of no use; the first error is the one to tell.
-        let _ = std::fs::remove_file(&part);
-    }
-    written.map_err(Error::io(path))
+/// A zoo under way.
+struct Builder<'a> {
+    config: &'a Config,
+    sources: &'a Sources,
+    header: &'a Header,
+    identity: &'a str,
+    store: &'a dyn Snapshots,
+    progress: &'a Progress,
+    keep: Keep<'a>,
 }
 
-/// Holds the zoo's folder for this process.
-fn lock(dir: &Path) -> Result<std::fs::File> {
-    let path = dir.join("lock");
-    let file = std::fs::File::create(&path).map_err(Error::io(&path))?;
-    file.try_lock().map_err(|_| Error::Zoo {
-        path: dir.to_owned(),
-        reason: "another process builds it; wait for it, or choose another folder".into(),
-    })?;
-    Ok(file)
-}
-
-fn train_missing(config: &Config, sources: &Sources, header: &Header, dir: &Path, progress: &Progress) -> Result<()> {
-    let groups = header.runs.len().div_ceil(header.group);
-    let missing: Vec<usize> = (0..groups).filter(|&g| !dir.join(group_file(g)).exists()).collect();
-    if missing.is_empty() {
-        return Ok(());
+impl Builder<'_> {
+    fn runs(&self, group: usize) -> &[Run] {
+        let (all, first) = (&self.header.runs, group * self.header.group);
+        &all[first..all.len().min(first + self.header.group)]
     }
-    let all = header.runs.iter().map(|r| sources.task(&r.task, Part::Train)).collect::<Result<Vec<_>>>()?;
-    let recipe = Recipe::new(config.zoo.batch, config.zoo.lr, &all);
-    let steps = recipe.steps_per_epoch * config.zoo.epochs;
-    let runs_in = |g: usize| header.runs.len().min((g + 1) * header.group) - g * header.group;
-    let todo: usize = missing.iter().map(|&g| runs_in(g) * steps).sum();
-    let total = header.runs.len() * steps;
-    let stage = progress.stage("zoo (model steps)", total, total - todo);
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let work = || {
-        while let Some(&group) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = train_group(config, sources, header, group, &recipe, dir, &mut |n| stage.advance(n));
-            if let Err(error) = result {
-                // The other workers stop at their next group; the first error is the one to tell.
-                next.store(missing.len(), Ordering::Relaxed);
-                if let Ok(mut slot) = failure.lock() {
-                    slot.get_or_insert(error);
-                }
-                return;
+
+    fn train_missing(&self) -> Result<()> {
+        let runs = &self.header.runs;
+        let mut missing = Vec::new();
+        for group in 0..runs.len().div_ceil(self.header.group) {
+            if !self.store.has(&group_file(group))? {
+                missing.push(group);
             }
         }
-    };
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(work);
+        if missing.is_empty() {
+            return Ok(());
         }
-    });
-    stage.finish();
-    match failure.into_inner() {
-        Ok(None) => Ok(()),
-        Ok(Some(error)) => Err(error),
-        Err(_) => Err(Error::Config("a zoo worker stopped without a word".into())),
+        let all = runs.iter().map(|r| self.sources.task(&r.task, Part::Train)).collect::<Result<Vec<_>>>()?;
+        let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &all);
+        let steps = recipe.steps_per_epoch * self.config.zoo.epochs;
+        let todo: usize = missing.iter().map(|&g| self.runs(g).len() * steps).sum();
+        let total = runs.len() * steps;
+        let stage = self.progress.stage("zoo", total, total - todo);
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let work = || {
+            while let Some(&group) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.train_group(group, &recipe, &stage) {
+                    // The other workers stop at their next group; the first error is the one to tell.
+                    next.store(missing.len(), Ordering::Relaxed);
+                    if let Ok(mut slot) = failure.lock() {
+                        slot.get_or_insert(error);
+                    }
+                    return;
+                }
+            }
+        };
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(work);
+            }
+        });
+        stage.finish();
+        match failure.into_inner() {
+            Ok(None) => Ok(()),
+            Ok(Some(error)) => Err(error),
+            Err(_) => Err(Error::Config("a zoo worker stopped without a word".into())),
+        }
     }
-}
 
-fn train_group(
-    config: &Config,
-    sources: &Sources,
-    header: &Header,
-    group: usize,
-    recipe: &Recipe,
-    dir: &Path,
-    advance: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<()> {
-    let first = group * header.group;
-    let runs = &header.runs[first..header.runs.len().min(first + header.group)];
-    let train = runs.iter().map(|r| sources.task(&r.task, Part::Train)).collect::<Result<Vec<_>>>()?;
-    let test = runs.iter().map(|r| sources.task(&r.task, Part::Test)).collect::<Result<Vec<_>>>()?;
-    let seeds: Vec<u64> = runs.iter().map(|r| r.seed).collect();
-    let theta = initial(config, &header.architecture, &seeds);
-    let stops = &header.epochs;
-    let kept = fit(&header.architecture, &train, theta, &seeds, recipe, stops, &mut || advance(runs.len()))?;
-    let per_class = test.iter().map(|t| t.per_class()).min().unwrap_or(0);
-    let (mut accuracy, mut loss, mut all) = (Vec::new(), Vec::new(), Vec::new());
-    for theta in &kept {
-        for s in score(&header.architecture, &test, theta, per_class)? {
-            accuracy.push(s.accuracy as f32);
-            loss.push(s.loss as f32);
+    fn train_group(&self, group: usize, recipe: &Recipe, stage: &Stage) -> Result<()> {
+        let (runs, architecture) = (self.runs(group), &self.header.architecture);
+        let tasks = |part| runs.iter().map(|r| self.sources.task(&r.task, part)).collect::<Result<Vec<_>>>();
+        let (train, test) = (tasks(Part::Train)?, tasks(Part::Test)?);
+        let seeds: Vec<u64> = runs.iter().map(|r| r.seed).collect();
+        let theta = initial(self.config, architecture, &seeds);
+        let mut models = Fit::new(architecture, &train, theta, &seeds, recipe, &self.header.epochs)?;
+        let mut keeper = self.keep.stage(format!("group-{group:04}"), self.identity, self.progress);
+        if let Some(snapshot) = keeper.load()? {
+            models.restore(snapshot)?;
+            stage.resumed(models.steps() * runs.len());
         }
-        all.extend_from_slice(theta);
+        let kept = models
+            .run(&mut |models, loss| keeper.after(stage.advance_with(runs.len(), loss), false, || models.snapshot()))?;
+        self.store.save(&group_file(group), &self.finished(group, &kept, &test)?)?;
+        keeper.remove();
+        Ok(())
     }
-    weights::error::check_finite("a checkpoint", &all)?;
-    let (k, m, d) = (kept.len(), runs.len(), all.len() / kept.len() / runs.len());
-    let bytes = tensors::named_to_safetensors(
-        &[("accuracy", &[k, m], &accuracy), ("loss", &[k, m], &loss), ("weights", &[k, m, d], &all)],
-        &BTreeMap::from([("first_run".to_owned(), first.to_string())]),
-    );
-    write_whole(&dir.join(group_file(group)), &bytes)
+
+    /// The file of a group whose weights after each of the last epochs are `kept`.
+    fn finished(&self, group: usize, kept: &[Vec<f32>], test: &[TaskData<'_>]) -> Result<Vec<u8>> {
+        let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
+        let (mut accuracy, mut loss, mut all) = (Vec::new(), Vec::new(), Vec::new());
+        for theta in kept {
+            for s in score(&self.header.architecture, test, theta, per_class)? {
+                accuracy.push(s.accuracy as f32);
+                loss.push(s.loss as f32);
+            }
+            all.extend_from_slice(theta);
+        }
+        weights::error::check_finite("a checkpoint", &all)?;
+        let (k, m, d) = (kept.len(), test.len(), all.len() / kept.len() / test.len());
+        Ok(tensors::named_to_safetensors(
+            &[("accuracy", &[k, m], &accuracy), ("loss", &[k, m], &loss), ("weights", &[k, m, d], &all)],
+            &BTreeMap::from([("first_run".to_owned(), (group * self.header.group).to_string())]),
+        ))
+    }
 }
 
 /// Starting weights (`[m·d]`) of runs with these seeds.
@@ -290,18 +317,26 @@ pub fn initial(config: &Config, architecture: &Architecture, seeds: &[u64]) -> V
 /// # Errors
 /// [`Error::Zoo`] when a group is missing or damaged.
 pub fn open(dir: &Path) -> Result<Zoo> {
-    let header = read_header(dir)?;
+    open_in(&Folder::new(dir))
+}
+
+/// Reads a finished zoo from a store of files.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
+    let header = read_header(store)?;
     let d = header.architecture.layout().parameters();
     let (n, k) = (header.runs.len(), header.epochs.len());
     let mut checkpoints = Vec::with_capacity(n * k);
     let mut theta = Vec::with_capacity(n * k * d);
     for group in 0..n.div_ceil(header.group) {
-        let part = Group::read(&dir.join(group_file(group)), dir)?;
+        let part = Group::read(store, &group_file(group))?;
         let first = group * header.group;
         let models = n.min(first + header.group) - first;
         if part.theta.len() != k * models * d || part.accuracy.len() != k * models {
             let reason = format!("{} does not fit {HEADER}; remove it and build again", group_file(group));
-            return Err(Error::Zoo { path: dir.to_owned(), reason });
+            return Err(Error::Zoo { path: store.place(), reason });
         }
         for model in 0..models {
             for (i, &epoch) in header.epochs.iter().enumerate() {
@@ -335,14 +370,10 @@ struct Group {
 }
 
 impl Group {
-    fn read(path: &PathBuf, dir: &Path) -> Result<Self> {
-        let fail = |reason: String| Error::Zoo { path: dir.to_owned(), reason };
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(fail("it is not finished; the same `zoo build` continues".into()));
-            }
-            Err(e) => return Err(Error::io(path)(e)),
+    fn read(store: &dyn Snapshots, name: &str) -> Result<Self> {
+        let fail = |reason: String| Error::Zoo { path: store.place(), reason };
+        let Some(bytes) = store.load(name)? else {
+            return Err(fail("it is not finished; the same `zoo build` continues".into()));
         };
         let tensor = |name: &str| -> weights::Result<Vec<f32>> {
             let (_, values) = tensors::named_from_safetensors(&bytes, name)?;
@@ -351,7 +382,7 @@ impl Group {
         };
         let read = || Ok(Self { accuracy: tensor("accuracy")?, loss: tensor("loss")?, theta: tensor("weights")? });
         let damaged = |e: weights::Error| {
-            fail(format!("{} is damaged ({e}); remove it, and the same `zoo build` makes it anew", path.display()))
+            fail(format!("{name} is damaged ({e}); remove it, and the same `zoo build` makes it anew"))
         };
         read().map_err(damaged)
     }
