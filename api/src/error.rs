@@ -103,6 +103,14 @@ pub enum Error {
     /// Too many requests wait.
     #[error("{0} requests are waiting already, which is the limit: try again in a second")]
     Busy(usize),
+    /// A request with the same idempotency key is under way.
+    #[error(
+        "a request with this Idempotency-Key is under way: wait for its answer, or send the same again in a second"
+    )]
+    IdempotencyInFlight,
+    /// An idempotency key was used for another request.
+    #[error("this Idempotency-Key was used with {0}: give each request a key of its own")]
+    IdempotencyKeyReused(&'static str),
     /// The request took too long.
     #[error("the request took longer than the limit of {0} seconds: ask for less at a time")]
     Timeout(u64),
@@ -168,6 +176,8 @@ impl Error {
             Self::AliasAbsent => "conflict",
             Self::RangeNotSatisfiable { .. } => "range_not_satisfiable",
             Self::Busy(_) => "busy",
+            Self::IdempotencyInFlight => "idempotency_in_flight",
+            Self::IdempotencyKeyReused(_) => "idempotency_key_reused",
             Self::Timeout(_) => "timeout",
             Self::Cancelled => "cancelled",
             Self::Internal(_) | Self::Serve(_) => "internal",
@@ -193,9 +203,12 @@ impl Error {
             | Self::HeaderInvalid { .. } => StatusCode::BAD_REQUEST,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::JsonInvalid(_) | Self::ValueInvalid(_) | Self::Base64(..) | Self::EvaluationMissing { .. } => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::JsonInvalid(_)
+            | Self::ValueInvalid(_)
+            | Self::Base64(..)
+            | Self::EvaluationMissing { .. }
+            | Self::IdempotencyKeyReused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::IdempotencyInFlight => StatusCode::CONFLICT,
             Self::AliasAbsent => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -219,7 +232,7 @@ fn registry_status(error: &registry::Error) -> StatusCode {
     use registry::Error as E;
     match error {
         E::NotFound { .. } => StatusCode::NOT_FOUND,
-        E::AlreadyExists { .. } | E::JobFinished { .. } | E::JobLost(_) => StatusCode::CONFLICT,
+        E::AlreadyExists { .. } | E::JobFinished { .. } | E::JobLost(_) | E::ClaimLost => StatusCode::CONFLICT,
         E::NotOwner { .. } | E::NameNotAllowed { .. } => StatusCode::FORBIDDEN,
         E::Conflict { .. } => StatusCode::PRECONDITION_FAILED,
         E::InvalidCursor | E::Input(_) => StatusCode::BAD_REQUEST,
@@ -266,7 +279,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
         let header = match &self {
-            Self::Busy(_) => Some((RETRY_AFTER, "1".to_owned())),
+            Self::Busy(_) | Self::IdempotencyInFlight => Some((RETRY_AFTER, "1".to_owned())),
             Self::MethodNotAllowed { allow, .. } => Some((ALLOW, allow.clone())),
             Self::RangeNotSatisfiable { size } => Some((CONTENT_RANGE, format!("bytes */{size}"))),
             _ => None,

@@ -6,6 +6,7 @@
 //!
 //! One file a resource, with the name it has in `registry`.
 
+mod answer;
 mod architectures;
 mod auth;
 mod cache;
@@ -18,6 +19,7 @@ mod files;
 mod generations;
 mod generators;
 mod health;
+mod idempotency;
 mod inline;
 mod limits;
 mod openapi;

@@ -17,6 +17,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 use crate::auth::{self, Guard};
 use crate::envelope;
 use crate::error::{Error, Result};
+use crate::idempotency;
 use crate::openapi::{described, openapi_json};
 use crate::state::AppState;
 
@@ -27,6 +28,7 @@ pub fn router(state: AppState) -> Router {
     let guard = Guard::new(state.clone(), &description);
     let timeout = state.settings().timeout;
     let router = resources
+        .layer(from_fn_with_state(state.clone(), idempotency::layer))
         // Before the open routes: what is added after a layer is outside it.
         .layer(from_fn_with_state(guard, auth::authorise))
         .route("/openapi.json", get(|| async move { ([(CONTENT_TYPE, "application/json")], document) }))
@@ -47,7 +49,7 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let grace = state.settings().grace;
+    let (grace, registry) = (state.settings().grace, state.registry().clone());
     let (stopping, stopped) = watch::channel(false);
     let signal = async move {
         shutdown.await;
@@ -63,7 +65,9 @@ pub async fn serve(
     });
     let server = axum::serve(listener, router(state).into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(signal);
+    // Ends with this function, as its branch of the select does.
     tokio::select! {
+        () = idempotency::sweep(registry) => Ok(()),
         ended = async { server.await } => ended.map_err(Error::Serve),
         () = after(stopped, grace) => {
             tracing::warn!("requests under way were cut off");

@@ -88,6 +88,8 @@ const TABLE: &[(&str, Meaning)] = &[
     ("generations_version_id_fkey", Missing("generator version")),
     ("generations_dataset_id_fkey", Missing("dataset")),
     ("samples_pkey", Taken("sample")),
+    ("idempotency_pkey", Taken("idempotency key")),
+    ("idempotency_answer_whole", Rule("answer", "an answer has a status, headers and a body")),
     ("samples_index_valid", Rule("index", COUNTING)),
     ("samples_size_valid", Rule("size", COUNTING)),
     ("samples_accuracy_valid", Rule("accuracy", ACCURACY)),

@@ -105,6 +105,9 @@ pub enum Error {
         /// Bytes there are.
         size: u64,
     },
+    /// Another request has taken the idempotency key over.
+    #[error("the request took so long that its Idempotency-Key was given to another: see what became of that one")]
+    ClaimLost,
     /// More bytes than the caller's limit.
     #[error("the content is larger than the limit of {limit} bytes: send less")]
     TooLarge {
@@ -200,6 +203,7 @@ impl Error {
             Self::InvalidReference(_) => "invalid_reference",
             Self::InvalidValue { .. } => "invalid_value",
             Self::InvalidRange { .. } => "invalid_range",
+            Self::ClaimLost => "claim_lost",
             Self::TooLarge { .. } => "too_large",
             Self::SchemaNewer { .. } => "schema_newer",
             Self::SchemaMismatch(_) => "schema_mismatch",

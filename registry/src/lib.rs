@@ -17,6 +17,7 @@ pub mod embeddings;
 mod error;
 pub mod generations;
 pub mod generators;
+pub mod idempotency;
 mod ids;
 pub mod jobs;
 pub mod listing;

@@ -6,6 +6,7 @@
 mod catalogue;
 mod files;
 mod generations;
+mod idempotency;
 mod openapi;
 mod refusals;
 mod serving;

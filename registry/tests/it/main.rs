@@ -13,5 +13,6 @@ mod embeddings;
 mod fixtures;
 mod generations;
 mod generators;
+mod idempotency;
 mod jobs;
 mod zoos;
