@@ -234,6 +234,8 @@ fn registry_status(error: &registry::Error) -> StatusCode {
         E::NotFound { .. } => StatusCode::NOT_FOUND,
         E::AlreadyExists { .. } | E::JobFinished { .. } | E::JobLost(_) | E::ClaimLost => StatusCode::CONFLICT,
         E::NotOwner { .. } | E::NameNotAllowed { .. } => StatusCode::FORBIDDEN,
+        E::TokenInvalid | E::TokenExpired | E::TokenRevoked => StatusCode::UNAUTHORIZED,
+        E::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,
         E::Conflict { .. } => StatusCode::PRECONDITION_FAILED,
         E::InvalidCursor | E::Input(_) => StatusCode::BAD_REQUEST,
         E::InvalidName { .. } | E::InvalidReference(_) | E::InvalidValue { .. } => StatusCode::UNPROCESSABLE_ENTITY,

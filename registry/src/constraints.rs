@@ -25,6 +25,8 @@ use Meaning::{Missing, MissingArtifact, Name, Rule, Taken};
 const ACCURACY: &str = "give a fraction between 0 and 1";
 const TAGS: &str =
     "give at most 50, each of 1 to 100 lowercase letters, digits and - _ . : /, beginning with a letter or digit";
+const OWNER: &str = "use 1 to 100 letters, digits and . _ @ + -, beginning with a letter or digit";
+const PATTERNS: &str = "give at most 50, each of 1 to 200 lowercase letters, digits, - _ and *";
 const COUNTING: &str = "give 0 or more";
 
 #[rustfmt::skip]
@@ -65,6 +67,20 @@ const TABLE: &[(&str, Meaning)] = &[
     ("tag_list_valid", Rule("tags", TAGS)),
     ("visibility_valid", Rule("visibility", "use public or private")),
     ("audit_pkey", Taken("audit entry")),
+    ("tokens_pkey", Taken("token")),
+    ("tokens_prefix_key", Taken("token")),
+    ("tokens_name_valid", Rule("name", "use 1 to 100 printable ASCII characters")),
+    ("tokens_sha256_valid", Rule("sha256", "give 32 bytes")),
+    ("tokens_owner_valid", Rule("owner", OWNER)),
+    ("tokens_scopes_valid", Rule("scopes", "give at least one of read, generate, train and administer")),
+    ("tokens_patterns_valid", Rule("patterns", PATTERNS)),
+    ("tokens_administrator_valid", Rule("patterns", "a token that administers sees all names: give none")),
+    ("tokens_samples_per_day_valid", Rule("samples_per_day", COUNTING)),
+    ("tokens_compute_seconds_per_day_valid", Rule("compute_seconds_per_day", COUNTING)),
+    ("usage_pkey", Taken("usage")),
+    ("usage_token_id_fkey", Missing("token")),
+    ("usage_samples_valid", Rule("samples", COUNTING)),
+    ("usage_compute_seconds_valid", Rule("compute_seconds", COUNTING)),
     ("checkpoints_zoo_id_fkey", Missing("zoo")),
     ("generators_last_version_valid", Rule("last_version", COUNTING)),
     ("generators_last_version_grows", Rule("last_version", "version numbers only grow")),

@@ -71,6 +71,29 @@ pub enum Error {
     /// The dispatcher of jobs failed.
     #[error("jobs cannot be dispatched: check the database, and see the server's log")]
     Dispatch(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Not a token of this server.
+    #[error("the token is not valid: send `Authorization: Bearer` with one that this server made")]
+    TokenInvalid,
+    /// A token whose time is over.
+    #[error("the token has expired: ask an administrator for a new one")]
+    TokenExpired,
+    /// A token that was withdrawn.
+    #[error("the token was revoked: ask an administrator for a new one")]
+    TokenRevoked,
+    /// The day's quota does not cover what was asked for.
+    #[error(
+        "the token's quota of {limit} {what} a day has {left} left: ask for less, or again in {reset_seconds} seconds"
+    )]
+    QuotaExceeded {
+        /// What is counted: `samples` or `compute seconds`.
+        what: &'static str,
+        /// How many a day.
+        limit: i64,
+        /// How many are left today.
+        left: i64,
+        /// Seconds until the day (UTC) ends.
+        reset_seconds: u64,
+    },
     /// A cursor that no list gave out.
     #[error("the cursor is not one this list gave out: pass next_cursor of the page before, or none to begin")]
     InvalidCursor,
@@ -198,6 +221,10 @@ impl Error {
             Self::JobFinished { .. } => "job_finished",
             Self::JobLost(_) => "job_lost",
             Self::Dispatch(_) => "dispatch",
+            Self::TokenInvalid => "token_invalid",
+            Self::TokenExpired => "token_expired",
+            Self::TokenRevoked => "token_revoked",
+            Self::QuotaExceeded { .. } => "quota_exceeded",
             Self::InvalidCursor => "invalid_cursor",
             Self::InvalidName { .. } => "invalid_name",
             Self::InvalidReference(_) => "invalid_reference",

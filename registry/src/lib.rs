@@ -24,6 +24,7 @@ pub mod listing;
 mod migrations;
 mod names;
 mod page;
+pub mod quotas;
 pub mod runs;
 pub mod tokens;
 mod write;

@@ -15,4 +15,6 @@ mod generations;
 mod generators;
 mod idempotency;
 mod jobs;
+mod quotas;
+mod tokens;
 mod zoos;
