@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 
 /// Where the registry is.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Database")]
 pub struct RegistryArgs {
     /// Folder of the registry: artifacts, and the private PostgreSQL when there is no database URL.
     #[arg(long, env = "WEIGHTSMITH_DATA_DIR", default_value = ".weightsmith/data")]
@@ -31,6 +32,7 @@ pub struct RegistryArgs {
 
 /// How graphs run.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Runtime")]
 pub struct RuntimeArgs {
     /// The ONNX Runtime library, or the folder that holds it.
     #[arg(long, env = "WEIGHTSMITH_ORT")]

@@ -3,6 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod config;
 mod context;
 mod demo;
 mod error;
@@ -16,7 +17,7 @@ mod zoo;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::context::say;
 use crate::error::Result;
@@ -25,12 +26,8 @@ use crate::error::Result;
 #[derive(Debug, Parser)]
 #[command(name = "weightsmith", version, max_term_width = 110)]
 struct Cli {
-    /// What to log, as in `info` or `weightsmith=debug,sqlx=warn`.
-    #[arg(long, global = true, env = "WEIGHTSMITH_LOG", default_value = "warn")]
-    log: String,
-    /// Log as JSON lines.
-    #[arg(long, global = true, env = "WEIGHTSMITH_LOG_JSON")]
-    log_json: bool,
+    #[command(flatten)]
+    log: config::LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -73,46 +70,59 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-fn init_log(cli: &Cli) -> Result<()> {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let filter = EnvFilter::try_new(&cli.log)
-        .map_err(|e| error::Error::input("log_filter_invalid", format!("--log {}: {e}", cli.log)))?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if cli.log_json {
-        builder.json().init();
-    } else {
-        builder.init();
-    }
-    Ok(())
-}
-
 fn main() -> ExitCode {
     training::threads::configure();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        // Help and version are no errors.
-        Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => {
-            let text = error.to_string();
-            let lines: Vec<&str> = text
-                .lines()
-                .map(str::trim)
-                .take_while(|l| !l.starts_with("Usage") && !l.starts_with("For more"))
-                .collect();
-            let line = lines.join(" ");
-            context::complain(&format!(
-                "weightsmith: {}; see --help [usage]",
-                line.trim_start_matches("error: ").trim()
-            ));
-            return ExitCode::from(2);
-        }
-    };
-    let result = init_log(&cli).and_then(|()| run(cli.command));
-    match result {
+    match start() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err(Failure::Usage(line)) => {
+            context::complain(&format!("weightsmith: {line}; see --help [usage]"));
+            ExitCode::from(2)
+        }
+        Err(Failure::Command(error)) => {
             context::complain(&format!("weightsmith: {error} [{}]", error.code()));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Why the program ends badly.
+enum Failure {
+    /// The command line cannot be read.
+    Usage(String),
+    /// The command failed.
+    Command(error::Error),
+}
+
+impl From<error::Error> for Failure {
+    fn from(error: error::Error) -> Self {
+        Self::Command(error)
+    }
+}
+
+fn start() -> std::result::Result<(), Failure> {
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(std::env::args_os());
+    let matches = parsed.map_err(|error| usage(&error))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| usage(&error))?;
+    config::check_environment(&command)?;
+    if let (Command::Serve(args), Some(serve), Some((_, matches))) =
+        (&cli.command, command.find_subcommand("serve"), matches.subcommand())
+        && args.print_config
+    {
+        say(config::print(serve, matches).trim_end());
+        return Ok(());
+    }
+    cli.log.init()?;
+    Ok(run(cli.command)?)
+}
+
+/// What is wrong with the command line, in one line. Help and version are no errors, and end the program here.
+fn usage(error: &clap::Error) -> Failure {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    let text = error.to_string();
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage") && !l.starts_with("For more")).collect();
+    Failure::Usage(lines.join(" ").trim_start_matches("error: ").trim().to_owned())
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use api::{AppState, AuthSettings, Settings};
 use tokio::net::TcpListener;
 
+use crate::config::{LimitArgs, ServerArgs};
 use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
 
@@ -12,39 +13,34 @@ use crate::error::{Error, Result};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  weightsmith serve --data-dir .weightsmith/demo --bind 127.0.0.1:8080")]
 pub struct Args {
-    /// Address to listen on. There is no authentication yet: keep it on loopback.
-    #[arg(long, env = "WEIGHTSMITH_BIND", default_value = "127.0.0.1:8080")]
-    bind: SocketAddr,
-    /// Largest request body in bytes.
-    #[arg(long, env = "WEIGHTSMITH_BODY_LIMIT", default_value_t = Settings::default().body_limit)]
-    body_limit: usize,
-    /// Most samples of one generation.
-    #[arg(long, env = "WEIGHTSMITH_MAX_COUNT", default_value_t = Settings::default().max_count)]
-    max_count: usize,
-    /// Requests that may wait for a place to work; more get 429.
-    #[arg(long, env = "WEIGHTSMITH_QUEUE", default_value_t = Settings::default().queue)]
-    queue: usize,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
+    /// Print the effective configuration, and where each value comes from, and do nothing else.
+    #[arg(long, help_heading = "Other")]
+    pub print_config: bool,
+}
+
+impl Args {
+    fn settings(&self) -> Settings {
+        let settings = Settings { auth: AuthSettings { open: true, ..AuthSettings::default() }, ..Settings::default() };
+        self.limits.apply(self.server.apply(settings))
+    }
 }
 
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: Args) -> Result<()> {
-    let settings = Settings {
-        bind: args.bind,
-        body_limit: args.body_limit,
-        max_count: args.max_count,
-        queue: args.queue,
-        auth: AuthSettings { open: true, ..AuthSettings::default() },
-        ..Settings::default()
-    };
-    if !args.bind.ip().is_loopback() {
-        tracing::warn!(bind = %args.bind, "anyone who reaches this address can use and change the registry");
+    let settings = args.settings();
+    if !settings.bind.ip().is_loopback() {
+        tracing::warn!(bind = %settings.bind, "anyone who reaches this address can use and change the registry");
     }
     tokio_runtime()?.block_on(async {
-        let listener = bind(args.bind).await?;
+        let listener = bind(settings.bind).await?;
         let runtime = args.runtime.open()?;
         let open = args.registry.open().await?;
         let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;

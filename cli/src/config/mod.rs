@@ -1,0 +1,84 @@
+//! Configuration: one struct of flags for each concern, which a command flattens.
+//!
+//! A setting is a field with `#[arg(long, env = "WEIGHTSMITH_…")]` and a default, in a struct with
+//! `#[command(next_help_heading = "Concern")]`. Nothing else is needed: `--print-config` and the refusal of unknown
+//! variables read clap's definitions. A secret has `hide_env_values = true`, and is then not printed.
+
+mod duration;
+mod environment;
+mod log;
+mod print;
+
+use std::net::SocketAddr;
+
+use api::Settings;
+
+pub use duration::Span;
+pub use environment::check as check_environment;
+pub use log::LogArgs;
+pub use print::print;
+
+/// The HTTP server.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerArgs {
+    /// Address to listen on.
+    #[arg(long, env = "WEIGHTSMITH_BIND", default_value_t = Settings::default().bind)]
+    pub bind: SocketAddr,
+    /// Longest time to answer a request, such as `90s` or `5m`; a download under way is not cut off.
+    #[arg(long, env = "WEIGHTSMITH_TIMEOUT", default_value_t = Span(Settings::default().timeout))]
+    pub timeout: Span,
+    /// How long requests under way may go on after the signal to stop.
+    #[arg(long, env = "WEIGHTSMITH_GRACE", default_value_t = Span(Settings::default().grace))]
+    pub grace: Span,
+}
+
+/// What one request may ask for, and how much is done at a time.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Largest JSON body in bytes.
+    #[arg(long, env = "WEIGHTSMITH_BODY_LIMIT", default_value_t = Settings::default().body_limit)]
+    pub body_limit: usize,
+    /// Most samples of one generation.
+    #[arg(long, env = "WEIGHTSMITH_MAX_COUNT", default_value_t = Settings::default().max_count)]
+    pub max_count: usize,
+    /// Most sampling steps of one generation.
+    #[arg(long, env = "WEIGHTSMITH_MAX_STEPS", default_value_t = Settings::default().max_steps)]
+    pub max_steps: usize,
+    /// Requests that may wait for a place to work; more get 429.
+    #[arg(long, env = "WEIGHTSMITH_QUEUE", default_value_t = Settings::default().queue)]
+    pub queue: usize,
+    /// Requests that work at a time; 0 for as many as a graph has sessions.
+    #[arg(long, env = "WEIGHTSMITH_WORKERS", default_value_t = Settings::default().workers)]
+    pub workers: usize,
+    /// Generators kept loaded.
+    #[arg(long, env = "WEIGHTSMITH_GENERATORS_CACHED", default_value_t = Settings::default().generators_cached)]
+    pub generators_cached: usize,
+    /// Registered datasets kept in memory.
+    #[arg(long, env = "WEIGHTSMITH_DATASETS_CACHED", default_value_t = Settings::default().datasets_cached)]
+    pub datasets_cached: usize,
+}
+
+impl ServerArgs {
+    /// Puts these into the settings.
+    pub fn apply(&self, settings: Settings) -> Settings {
+        Settings { bind: self.bind, timeout: self.timeout.0, grace: self.grace.0, ..settings }
+    }
+}
+
+impl LimitArgs {
+    /// Puts these into the settings.
+    pub fn apply(&self, settings: Settings) -> Settings {
+        Settings {
+            body_limit: self.body_limit,
+            max_count: self.max_count,
+            max_steps: self.max_steps,
+            queue: self.queue,
+            workers: self.workers,
+            generators_cached: self.generators_cached,
+            datasets_cached: self.datasets_cached,
+            ..settings
+        }
+    }
+}
