@@ -130,7 +130,9 @@ pub async fn run(
         options.queues.iter().fold(worker, |worker, queue| worker.add_accepted_flag(queue))
     });
     let webhooks = keep_running(&context, || {
-        worker(&context, DELIVERIES, options.grace).define_job::<Deliver>().add_accepted_flag(webhooks::FLAG)
+        // Half a second is soon enough, and listening would hold a connection.
+        let worker = worker(&context, DELIVERIES, options.grace).use_notification_delivery(false);
+        worker.define_job::<Deliver>().add_accepted_flag(webhooks::FLAG)
     });
     let (jobs, webhooks, ()) = tokio::join!(jobs, webhooks, sweeping);
     jobs.and(webhooks)
