@@ -21,6 +21,7 @@ mod generators;
 mod health;
 mod idempotency;
 mod inline;
+pub mod jobs;
 mod limits;
 mod openapi;
 mod page;

@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::Problem;
 use crate::state::AppState;
-use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, zoos};
+use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, jobs, zoos};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -26,6 +26,7 @@ use crate::{architectures, auth, checkpoints, datasets, generations, generators,
         (name = "zoos", description = "Populations of trained models."),
         (name = "checkpoints", description = "Weights of trained models."),
         (name = "architectures", description = "Networks that weights are generated for."),
+        (name = "jobs", description = "Long work: watched, cancelled, resumed."),
         (name = "health", description = "Liveness and readiness."),
     ),
     components(schemas(Problem)),
@@ -59,6 +60,7 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(zoos::routes())
         .merge(checkpoints::routes())
         .merge(architectures::routes())
+        .merge(jobs::routes())
         .merge(health::routes())
 }
 

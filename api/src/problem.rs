@@ -83,6 +83,12 @@ const NOT_FOUND: Kind = (
     "not_found",
     "there is no generator `digit`: list them to see which there are",
 );
+const ENDED: Kind = (
+    409,
+    "The job has ended already.",
+    "job_finished",
+    "the job `0199a1f6-3c5e-7d0a-9a53-00000000000a` has ended (succeeded): there is nothing left to cancel",
+);
 const PRECONDITION: Kind = (
     412,
     "The resource is not in the state that the request expects.",
@@ -166,6 +172,8 @@ problems! {
     FileProblems = [MALFORMED, NOT_FOUND, RANGE, INTERNAL, UNAVAILABLE];
     /// Problems of sending data.
     CreateProblems = [MALFORMED, NOT_FOUND, TOO_LARGE, MEDIA, INVALID, BUSY, INTERNAL, UNAVAILABLE];
+    /// Problems of cancelling a job.
+    CancelProblems = [MALFORMED, NOT_FOUND, ENDED, INTERNAL, UNAVAILABLE];
     /// Problems of moving an alias.
     AliasProblems = [MALFORMED, NOT_FOUND, PRECONDITION, TOO_LARGE, MEDIA, INVALID, INTERNAL, UNAVAILABLE];
     /// Problems of asking for readiness.

@@ -51,9 +51,11 @@ pub async fn serve(
 ) -> Result<()> {
     let (grace, registry) = (state.settings().grace, state.registry().clone());
     let (stopping, stopped) = watch::channel(false);
+    let served = state.clone();
     let signal = async move {
         shutdown.await;
         tracing::info!("stopping");
+        served.stop();
         // Nobody listens any more when the server has ended by itself.
         let _ = stopping.send(true);
     };

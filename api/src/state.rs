@@ -1,13 +1,15 @@
 //! What all handlers share.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use datasets::Dataset;
 use inference::{Generator, Runtime, SampleLimits};
-use registry::Registry;
 use registry::generators::GeneratorVersion;
+use registry::jobs::Watch;
+use registry::{JobId, Registry};
+use tokio::sync::{broadcast, watch};
 
 use crate::auth::AuthSettings;
 use crate::cache::Cache;
@@ -81,6 +83,8 @@ struct Inner {
     work: Work,
     generators: Cache<Generator>,
     datasets: Cache<Dataset>,
+    jobs: OnceLock<Watch>,
+    stopping: watch::Sender<bool>,
 }
 
 impl AppState {
@@ -93,6 +97,8 @@ impl AppState {
             work: Work::new(workers, settings.queue),
             generators: Cache::new(settings.generators_cached),
             datasets: Cache::new(settings.datasets_cached),
+            jobs: OnceLock::new(),
+            stopping: watch::Sender::new(false),
             registry,
             runtime,
             settings,
@@ -115,6 +121,20 @@ impl AppState {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    /// Says which jobs have news. The first call, on an async runtime, begins to listen.
+    pub(crate) fn job_notices(&self) -> broadcast::Receiver<JobId> {
+        self.0.jobs.get_or_init(|| Watch::start(self.registry())).subscribe()
+    }
+
+    /// Becomes true when the server stops: answers without an end end then.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.0.stopping.subscribe()
+    }
+
+    pub(crate) fn stop(&self) {
+        self.0.stopping.send_replace(true);
     }
 
     pub(crate) fn work(&self) -> &Work {

@@ -70,7 +70,16 @@ impl Sources {
     /// # Errors
     /// When a source cannot be read, an environment variable is not set, or sources differ in shape.
     pub fn load(config: &Config) -> Result<Self> {
-        let list = config.data.sources.iter().map(|source| load_source(config, source)).collect::<Result<Vec<_>>>()?;
+        Self::load_with(config, &mut |source| Ok(datasets::load_source(&expand(&source.from)?)?))
+    }
+
+    /// As [`Sources::load`], with data from `read`: for sources that are not files, such as those of a registry.
+    ///
+    /// # Errors
+    /// As [`Sources::load`], and those of `read`.
+    pub fn load_with(config: &Config, read: &mut dyn FnMut(&SourceConfig) -> Result<Dataset>) -> Result<Self> {
+        let sources = config.data.sources.iter();
+        let list = sources.map(|source| prepare(config, source, read(source)?)).collect::<Result<Vec<_>>>()?;
         if let Some(other) = list.iter().find(|s| s.data.shape != list[0].data.shape) {
             return Err(Error::Config(format!(
                 "source {} has examples of shape {:?}, {} of {:?}; set `resize` so that all are equal",
@@ -159,8 +168,7 @@ fn check_sets(source: &str, n: usize, k: usize) -> Result<()> {
     Ok(())
 }
 
-fn load_source(config: &Config, source: &SourceConfig) -> Result<Source> {
-    let mut data = datasets::load_source(&expand(&source.from)?)?;
+fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<Source> {
     if let Some([height, width]) = source.resize
         && data.shape[1..] != [height, width]
     {

@@ -73,10 +73,21 @@ pub struct SourceConfig {
     /// Name.
     pub name: String,
     /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`; `${VARIABLE}` is replaced from the environment.
+    /// In jobs: `digits`, or `registered:` and the name or id of a dataset.
     pub from: String,
     /// Height and width that images are resized to.
     #[serde(default)]
     pub resize: Option<[usize; 2]>,
+}
+
+/// What begins the `from` of a source that is a dataset of the registry.
+pub const REGISTERED: &str = "registered:";
+
+impl SourceConfig {
+    /// The id or name of the registered dataset, when the source is one.
+    pub fn registered(&self) -> Option<&str> {
+        self.from.strip_prefix(REGISTERED)
+    }
 }
 
 /// Which tasks the zoo is trained on.
@@ -384,6 +395,16 @@ impl Config {
     /// [`Error::Config`] with the line of a wrong key, or with the value that makes no sense.
     pub fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text).map_err(|e| Error::Config(e.to_string().trim().replace('\n', " ")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads and checks a configuration in JSON, of the same form.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the wrong key, or with the value that makes no sense.
+    pub fn from_json(json: &serde_json::Value) -> Result<Self> {
+        let config = Self::deserialize(json).map_err(|e| Error::Config(e.to_string()))?;
         config.validate()?;
         Ok(config)
     }
