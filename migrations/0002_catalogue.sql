@@ -102,3 +102,38 @@ CREATE TABLE audit (
 CREATE INDEX audit_at_idx ON audit (at, id);
 CREATE INDEX audit_resource_idx ON audit (resource, resource_id, at, id);
 CREATE INDEX audit_actor_idx ON audit (actor, at, id);
+
+-- How many runs and checkpoints a zoo has is on every list of zoos: counted once when they come and go, by statement.
+ALTER TABLE zoos
+    ADD COLUMN runs bigint NOT NULL DEFAULT 0,
+    ADD COLUMN checkpoints bigint NOT NULL DEFAULT 0;
+UPDATE zoos SET
+    runs = (SELECT count(*) FROM runs r WHERE r.zoo_id = zoos.id),
+    checkpoints = (SELECT count(*) FROM checkpoints c WHERE c.zoo_id = zoos.id);
+
+CREATE FUNCTION zoos_count() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sign int := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
+BEGIN
+    EXECUTE format('UPDATE zoos SET %1$I = zoos.%1$I + $1 * n.count
+        FROM (SELECT zoo_id, count(*) AS count FROM changed GROUP BY zoo_id ORDER BY zoo_id) n
+        WHERE zoos.id = n.zoo_id', TG_TABLE_NAME) USING sign;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER runs_counted AFTER INSERT ON runs REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION zoos_count();
+CREATE TRIGGER runs_uncounted AFTER DELETE ON runs REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION zoos_count();
+CREATE TRIGGER checkpoints_counted AFTER INSERT ON checkpoints REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION zoos_count();
+CREATE TRIGGER checkpoints_uncounted AFTER DELETE ON checkpoints REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION zoos_count();
+
+-- Orders of the lists: (expression, id) for each.
+CREATE INDEX architectures_created_at_idx ON architectures (created_at, id);
+CREATE INDEX zoos_created_at_idx ON zoos (created_at, id);
+CREATE INDEX generators_created_at_idx ON generators (created_at, id);
+CREATE INDEX datasets_name_id_idx ON datasets (name, id);
+CREATE INDEX datasets_examples_idx ON datasets (examples, id);
+CREATE INDEX checkpoints_accuracy_idx ON checkpoints (accuracy, id);
+CREATE INDEX checkpoints_zoo_accuracy_idx ON checkpoints (zoo_id, accuracy, id);

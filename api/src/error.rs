@@ -232,7 +232,13 @@ fn registry_status(error: &registry::Error) -> StatusCode {
     use registry::Error as E;
     match error {
         E::NotFound { .. } => StatusCode::NOT_FOUND,
-        E::AlreadyExists { .. } | E::JobFinished { .. } | E::JobLost(_) | E::ClaimLost => StatusCode::CONFLICT,
+        E::AlreadyExists { .. }
+        | E::JobFinished { .. }
+        | E::JobLost(_)
+        | E::ClaimLost
+        | E::NotDeleted { .. }
+        | E::InUse { .. }
+        | E::Yanked { .. } => StatusCode::CONFLICT,
         E::NotOwner { .. } | E::NameNotAllowed { .. } => StatusCode::FORBIDDEN,
         E::TokenInvalid | E::TokenExpired | E::TokenRevoked => StatusCode::UNAUTHORIZED,
         E::QuotaExceeded { .. } => StatusCode::TOO_MANY_REQUESTS,

@@ -2,9 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
+use serde_json::json;
 
-use crate::{Error, GeneratorId, Page, PageRequest, Registry, Result, generators, names};
+use crate::listing::{Kind, Listed, Order, Query, Sight};
+use crate::{Caller, Change, Error, GeneratorId, ListRequest, Page, Registry, Result, Write, generators, names};
 
 /// An alias.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -28,8 +29,10 @@ pub struct AliasChange {
     id: uuid::Uuid,
     /// Where it pointed before; `None` when it was new.
     pub previous: Option<i32>,
-    /// Where it pointed from then on.
-    pub version: i32,
+    /// Where it pointed from then on; `None` when it was removed.
+    pub version: Option<i32>,
+    /// Who moved it.
+    pub actor: String,
     /// When.
     pub created_at: DateTime<Utc>,
 }
@@ -48,41 +51,74 @@ pub enum Expected {
 /// Points an alias to a version; returns where it pointed before.
 ///
 /// # Errors
-/// `invalid_name`, `not_found` (generator, version), `conflict` when it is not where `expected` says.
+/// `invalid_name`, `not_found` (generator, version), `not_owner`, `yanked`, `conflict` when it is not where `expected`
+/// says.
 pub async fn set(
-    registry: &Registry,
+    write: &mut Write,
     generator: &str,
     alias: &str,
     version: i32,
     expected: Expected,
 ) -> Result<Option<i32>> {
     names::check_alias(alias)?;
-    let mut transaction = registry.pool().begin().await?;
     // The lock on the generator makes reading and moving one step.
-    let id = generators::lock(&mut transaction, generator).await?;
-    require_version(&mut transaction, id, generator, version).await?;
-    let previous: Option<i32> =
-        sqlx::query_scalar("SELECT version FROM aliases WHERE generator_id = $1 AND alias = $2")
-            .bind(id)
-            .bind(alias)
-            .fetch_optional(&mut *transaction)
-            .await?;
+    let id = generators::lock(write, generator).await?;
+    let previous = current(write, id, alias).await?;
     check_expected(generator, alias, previous, expected)?;
     if previous != Some(version) {
-        write(&mut transaction, id, alias, previous, version).await?;
+        require_version(write, id, generator, version).await?;
+        // clock_timestamp, not now(): the transaction may have begun before an earlier move was committed.
+        sqlx::query(
+            "INSERT INTO aliases (generator_id, alias, version) VALUES ($1, $2, $3)
+             ON CONFLICT (generator_id, alias) DO UPDATE SET version = $3, updated_at = clock_timestamp()",
+        )
+        .bind(id)
+        .bind(alias)
+        .bind(version)
+        .execute(write.connection())
+        .await?;
+        record(write, id, generator, alias, previous, Some(version)).await?;
     }
-    transaction.commit().await?;
     Ok(previous)
 }
 
-async fn require_version(connection: &mut PgConnection, id: GeneratorId, generator: &str, version: i32) -> Result<()> {
-    let found: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM generator_versions WHERE generator_id = $1 AND version = $2)")
-            .bind(id)
-            .bind(version)
-            .fetch_one(connection)
-            .await?;
-    if found { Ok(()) } else { Err(Error::not_found("generator version", format!("{generator}@{version}"))) }
+/// Removes an alias; its history stays.
+///
+/// # Errors
+/// `not_found` (generator, alias), `not_owner`, `conflict` when it is not where `expected` says.
+pub async fn remove(write: &mut Write, generator: &str, alias: &str, expected: Expected) -> Result<()> {
+    let id = generators::lock(write, generator).await?;
+    let previous = current(write, id, alias).await?;
+    if previous.is_none() {
+        return Err(Error::not_found("generator alias", format!("{generator}@{alias}")));
+    }
+    check_expected(generator, alias, previous, expected)?;
+    sqlx::query("DELETE FROM aliases WHERE generator_id = $1 AND alias = $2")
+        .bind(id)
+        .bind(alias)
+        .execute(write.connection())
+        .await?;
+    record(write, id, generator, alias, previous, None).await
+}
+
+async fn current(write: &mut Write, id: GeneratorId, alias: &str) -> Result<Option<i32>> {
+    let sql = "SELECT version FROM aliases WHERE generator_id = $1 AND alias = $2";
+    Ok(sqlx::query_scalar(sql).bind(id).bind(alias).fetch_optional(write.connection()).await?)
+}
+
+async fn require_version(write: &mut Write, id: GeneratorId, generator: &str, version: i32) -> Result<()> {
+    let yanked: Option<bool> = sqlx::query_scalar(
+        "SELECT yanked_at IS NOT NULL FROM generator_versions WHERE generator_id = $1 AND version = $2 FOR KEY SHARE",
+    )
+    .bind(id)
+    .bind(version)
+    .fetch_optional(write.connection())
+    .await?;
+    match yanked {
+        Some(false) => Ok(()),
+        Some(true) => Err(Error::Yanked { generator: generator.into(), version }),
+        None => Err(Error::not_found("generator version", format!("{generator}@{version}"))),
+    }
 }
 
 fn check_expected(generator: &str, alias: &str, actual: Option<i32>, expected: Expected) -> Result<()> {
@@ -107,43 +143,58 @@ fn check_expected(generator: &str, alias: &str, actual: Option<i32>, expected: E
     })
 }
 
-async fn write(
-    connection: &mut PgConnection,
+/// Keeps a move, in the alias' history and in the audit trail.
+async fn record(
+    write: &mut Write,
     id: GeneratorId,
+    generator: &str,
     alias: &str,
     previous: Option<i32>,
-    version: i32,
+    version: Option<i32>,
 ) -> Result<()> {
-    // clock_timestamp, not now(): the transaction may have begun before an earlier move was committed.
+    let actor = write.caller().name.clone();
     sqlx::query(
-        "INSERT INTO aliases (generator_id, alias, version) VALUES ($1, $2, $3)
-         ON CONFLICT (generator_id, alias) DO UPDATE SET version = $3, updated_at = clock_timestamp()",
-    )
-    .bind(id)
-    .bind(alias)
-    .bind(version)
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query(
-        "INSERT INTO alias_history (id, generator_id, alias, previous, version, created_at)
-         VALUES ($1, $2, $3, $4, $5, clock_timestamp())",
+        "INSERT INTO alias_history (id, generator_id, alias, previous, version, actor, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp())",
     )
     .bind(uuid::Uuid::now_v7())
     .bind(id)
     .bind(alias)
     .bind(previous)
     .bind(version)
-    .execute(connection)
+    .bind(actor)
+    .execute(write.connection())
     .await?;
-    Ok(())
+    let state = |version: Option<i32>| version.map(|version| json!({"version": version}));
+    let action = if version.is_some() { "alias.move" } else { "alias.remove" };
+    write
+        .audit(Change {
+            action: action.into(),
+            resource: "generator alias",
+            id: format!("{generator}@{alias}"),
+            before: state(previous),
+            after: state(version),
+        })
+        .await
 }
+
+const HISTORY: Listed = Listed {
+    columns: "h.id, h.previous, h.version, h.actor, h.created_at",
+    from: "FROM alias_history h",
+    alias: "h",
+    sight: Sight::Checked,
+    deletable: false,
+    described: false,
+    orders: &[Order { field: "created_at", column: "h.created_at", kind: Kind::Time }],
+    default_order: "-created_at",
+};
 
 /// One alias of a generator.
 ///
 /// # Errors
 /// `not_found` (generator, alias).
-pub async fn get(registry: &Registry, generator: &str, alias: &str) -> Result<Alias> {
-    let found = list(registry, generator).await?.into_iter().find(|found| found.alias == alias);
+pub async fn get(registry: &Registry, caller: &Caller, generator: &str, alias: &str) -> Result<Alias> {
+    let found = list(registry, caller, generator).await?.into_iter().find(|found| found.alias == alias);
     found.ok_or_else(|| Error::not_found("generator alias", format!("{generator}@{alias}")))
 }
 
@@ -151,8 +202,8 @@ pub async fn get(registry: &Registry, generator: &str, alias: &str) -> Result<Al
 ///
 /// # Errors
 /// `not_found` (generator).
-pub async fn list(registry: &Registry, generator: &str) -> Result<Vec<Alias>> {
-    let generator = generators::get(registry, generator).await?;
+pub async fn list(registry: &Registry, caller: &Caller, generator: &str) -> Result<Vec<Alias>> {
+    let generator = generators::get(registry, caller, generator).await?;
     let rows = sqlx::query_as(
         "SELECT g.name AS generator, a.alias, a.version, a.created_at, a.updated_at
          FROM aliases a JOIN generators g ON g.id = a.generator_id WHERE g.id = $1 ORDER BY a.alias",
@@ -169,24 +220,14 @@ pub async fn list(registry: &Registry, generator: &str) -> Result<Vec<Alias>> {
 /// `not_found` (generator), `invalid_cursor`, `invalid_value`.
 pub async fn history(
     registry: &Registry,
+    caller: &Caller,
     generator: &str,
     alias: &str,
-    page: &PageRequest,
+    request: &ListRequest,
 ) -> Result<Page<AliasChange>> {
-    let generator = generators::get(registry, generator).await?;
-    let (time, id) = page.after_time()?;
-    let rows = sqlx::query_as(
-        "SELECT id, previous, version, created_at FROM alias_history
-         WHERE generator_id = $1 AND alias = $2 AND (created_at, id)
-            < (COALESCE($3, 'infinity'), COALESCE($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-         ORDER BY created_at DESC, id DESC LIMIT $5",
-    )
-    .bind(generator.id)
-    .bind(alias)
-    .bind(time)
-    .bind(id)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_time(rows, |row: &AliasChange| (row.created_at, row.id)))
+    let generator = generators::get(registry, caller, generator).await?;
+    let mut query = Query::start(&HISTORY, request, caller)?;
+    query.equal("h.generator_id", Some(&generator.id));
+    query.equal("h.alias", Some(&alias.to_owned()));
+    query.page(registry).await
 }

@@ -2,9 +2,12 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{ArchitectureId, Error, Page, PageRequest, Registry, Result, names};
+use crate::listing::{Kind, Listed, Order, Query, Sight};
+use crate::{
+    About, Access, ArchitectureId, Caller, Change, Error, ListRequest, NewAbout, Page, Registry, Result, Write, names,
+};
 
 /// An architecture.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -23,6 +26,9 @@ pub struct Architecture {
     pub forward_artifact: Option<String>,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
+    /// Owner, visibility, tags, description.
+    #[sqlx(flatten)]
+    pub about: About,
 }
 
 /// An architecture to register.
@@ -38,81 +44,117 @@ pub struct NewArchitecture {
     pub layout: Value,
     /// Digest of the stored forward graph, when there is one.
     pub forward_artifact: Option<String>,
+    /// Tags, description, visibility.
+    pub about: NewAbout,
 }
 
-const COLUMNS: &str = "id, name, config, parameters, layout, forward_artifact, created_at";
+const COLUMNS: &str = "a.id, a.name, a.config, a.parameters, a.layout, a.forward_artifact, a.created_at,
+    a.owner, a.visibility, a.tags, a.description, a.updated_at, a.deleted_at";
+
+const LISTED: Listed = Listed {
+    columns: COLUMNS,
+    from: "FROM architectures a",
+    alias: "a",
+    sight: Sight::Named("a"),
+    deletable: true,
+    described: true,
+    orders: &[
+        Order { field: "name", column: "a.name", kind: Kind::Text },
+        Order { field: "created_at", column: "a.created_at", kind: Kind::Time },
+    ],
+    default_order: "name",
+};
+
+impl Architecture {
+    fn access(&self) -> Access<'_> {
+        Access { name: Some(&self.name), owner: &self.about.owner, visibility: &self.about.visibility }
+    }
+}
 
 /// Registers an architecture.
 ///
 /// # Errors
-/// `already_exists`, `invalid_name`, `invalid_value`, `artifact_missing`.
-pub async fn create(registry: &Registry, new: &NewArchitecture) -> Result<Architecture> {
-    names::check(&new.name)?;
-    let row = sqlx::query_as(
-        "INSERT INTO architectures (id, name, config, parameters, layout, forward_artifact)
-         VALUES ($1, $2, $3, $4, $5, $6)
-         RETURNING id, name, config, parameters, layout, forward_artifact, created_at",
-    )
-    .bind(ArchitectureId::generate())
-    .bind(&new.name)
-    .bind(&new.config)
-    .bind(new.parameters)
-    .bind(&new.layout)
-    .bind(&new.forward_artifact)
-    .fetch_one(registry.pool())
-    .await?;
-    Ok(row)
+/// `already_exists`, `invalid_name`, `name_not_allowed`, `invalid_value`, `artifact_missing`.
+pub async fn create(write: &mut Write, new: &NewArchitecture) -> Result<Architecture> {
+    insert(write, new).await?.ok_or_else(|| Error::AlreadyExists { resource: "architecture", name: new.name.clone() })
 }
 
 /// Registers an architecture, or returns the one of that name when its layout is the same.
 ///
 /// # Errors
-/// As [`create`]; `already_exists` when the name belongs to another layout.
-pub async fn ensure(registry: &Registry, new: &NewArchitecture) -> Result<Architecture> {
-    match create(registry, new).await {
-        Err(Error::AlreadyExists { resource, name }) => {
-            let existing = get(registry, &new.name).await?;
-            if existing.layout == new.layout { Ok(existing) } else { Err(Error::AlreadyExists { resource, name }) }
-        }
-        other => other,
+/// As [`create`]; `already_exists` when the name belongs to another layout, or to one that was deleted or is private.
+pub async fn ensure(write: &mut Write, new: &NewArchitecture) -> Result<Architecture> {
+    if let Some(made) = insert(write, new).await? {
+        return Ok(made);
     }
+    let caller = write.caller().clone();
+    let sql = format!("SELECT {COLUMNS} FROM architectures a WHERE a.name = $1");
+    let found: Architecture =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(&new.name).fetch_one(write.connection()).await?;
+    if found.layout == new.layout && found.about.deleted_at.is_none() && caller.sees(found.access()) {
+        Ok(found)
+    } else {
+        Err(Error::AlreadyExists { resource: "architecture", name: new.name.clone() })
+    }
+}
+
+/// The new row, or none when the name is taken.
+async fn insert(write: &mut Write, new: &NewArchitecture) -> Result<Option<Architecture>> {
+    names::check(&new.name)?;
+    write.caller().require_name(&new.name)?;
+    let owner = write.caller().name.clone();
+    let sql = format!(
+        "INSERT INTO architectures AS a (id, name, config, parameters, layout, forward_artifact,
+                                         owner, visibility, tags, description)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+         ON CONFLICT ON CONSTRAINT architectures_name_key DO NOTHING RETURNING {COLUMNS}"
+    );
+    let row: Option<Architecture> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(ArchitectureId::generate())
+        .bind(&new.name)
+        .bind(&new.config)
+        .bind(new.parameters)
+        .bind(&new.layout)
+        .bind(&new.forward_artifact)
+        .bind(owner)
+        .bind(new.about.visibility())
+        .bind(&new.about.tags)
+        .bind(&new.about.description)
+        .fetch_optional(write.connection())
+        .await?;
+    if let Some(row) = &row {
+        let after = json!({"id": row.id, "parameters": row.parameters});
+        write.audit(Change::made("architecture.create", "architecture", &row.name, after)).await?;
+    }
+    Ok(row)
 }
 
 /// The architecture of a name.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn get(registry: &Registry, name: &str) -> Result<Architecture> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM architectures WHERE name = $1")))
-        .bind(name)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("architecture", name))
+/// `not_found`, also when the caller may not see it or it was deleted.
+pub async fn get(registry: &Registry, caller: &Caller, name: &str) -> Result<Architecture> {
+    let sql = format!("SELECT {COLUMNS} FROM architectures a WHERE a.name = $1 AND a.deleted_at IS NULL");
+    let found: Option<Architecture> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(name).fetch_optional(registry.pool()).await?;
+    found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("architecture", name))
 }
 
-/// The architecture of an id.
+/// The architecture of an id, whether deleted or not.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn by_id(registry: &Registry, id: ArchitectureId) -> Result<Architecture> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM architectures WHERE id = $1")))
-        .bind(id)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("architecture", id))
+/// `not_found`, also when the caller may not see it.
+pub async fn by_id(registry: &Registry, caller: &Caller, id: ArchitectureId) -> Result<Architecture> {
+    let sql = format!("SELECT {COLUMNS} FROM architectures a WHERE a.id = $1");
+    let found: Option<Architecture> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
+    found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("architecture", id))
 }
 
-/// Architectures by name.
+/// Architectures, by name unless another order is asked for (`name`, `created_at`).
 ///
 /// # Errors
 /// `invalid_cursor`, `invalid_value`.
-pub async fn list(registry: &Registry, page: &PageRequest) -> Result<Page<Architecture>> {
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "SELECT {COLUMNS} FROM architectures WHERE name > COALESCE($1, '') ORDER BY name LIMIT $2"
-    )))
-    .bind(page.after_name()?)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_name(rows, |row: &Architecture| &row.name))
+pub async fn list(registry: &Registry, caller: &Caller, request: &ListRequest) -> Result<Page<Architecture>> {
+    Query::start(&LISTED, request, caller)?.page(registry).await
 }

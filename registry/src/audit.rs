@@ -81,9 +81,7 @@ pub async fn list(
         ("resource_id", &filter.resource_id),
     ];
     for (column, value) in equal {
-        if let Some(value) = value {
-            query.sql.push(format_args!(" AND a.{column} = ")).push_bind(value.clone());
-        }
+        query.equal(&format!("a.{column}"), value.as_ref());
     }
     if let Some(since) = filter.since {
         query.sql.push(" AND a.at >= ").push_bind(since);

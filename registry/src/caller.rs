@@ -94,15 +94,15 @@ impl Caller {
             query.push(")");
         }
         if named && !self.patterns.is_empty() {
-            query.push(format_args!(" AND {alias}.name LIKE ANY ("));
-            query.push_bind(self.patterns.iter().map(|pattern| like(pattern)).collect::<Vec<_>>());
-            query.push(")");
+            self.push_names(query, &format!("{alias}.name"));
         }
     }
 
-    /// Whether [`Caller::push_sight`] adds anything.
-    pub(crate) fn sees_all(&self) -> bool {
-        self.administrator && self.patterns.is_empty()
+    /// Adds ` AND …` that keeps the rows whose name, in a column, is among the caller's patterns.
+    pub(crate) fn push_names(&self, query: &mut QueryBuilder<Postgres>, column: &str) {
+        query.push(format_args!(" AND {column} LIKE ANY ("));
+        query.push_bind(self.patterns.iter().map(|pattern| like(pattern)).collect::<Vec<_>>());
+        query.push(")");
     }
 }
 

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::{CheckpointId, DatasetId, Error, Page, PageRequest, Registry, Result, RunId, Seed, ZooId};
+use crate::listing::{Kind, Listed, Order, Query, Sight};
+use crate::{Access, Caller, CheckpointId, DatasetId, Error, ListRequest, Page, Registry, Result, RunId, Seed, ZooId};
 
 /// A checkpoint, with the run it comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -34,8 +35,14 @@ pub struct Checkpoint {
     pub artifact_digest: String,
     /// Bytes of the weights file.
     pub size: i64,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// What is said about it.
+    pub description: String,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
+    /// When it was deleted.
+    pub deleted_at: Option<DateTime<Utc>>,
 }
 
 /// A checkpoint to register.
@@ -58,13 +65,35 @@ pub struct CheckpointFilter {
     pub zoo: Option<ZooId>,
     /// Only those of this run.
     pub run: Option<RunId>,
+    /// Only those of runs on this dataset.
+    pub dataset: Option<DatasetId>,
+    /// Only those with these weights.
+    pub digest: Option<String>,
     /// Only those at least this accurate, 0 to 1.
     pub min_accuracy: Option<f32>,
+    /// Only those at most this accurate, 0 to 1.
+    pub max_accuracy: Option<f32>,
 }
 
-const SELECT: &str = "SELECT c.id, r.zoo_id, c.run_id, r.index AS run_index, r.dataset_id, r.classes, r.seed,
-        c.epoch, c.accuracy, c.loss, c.artifact_digest, a.size, c.created_at
-    FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN artifacts a ON a.digest = c.artifact_digest";
+const COLUMNS: &str = "c.id, c.zoo_id, c.run_id, r.index AS run_index, r.dataset_id, r.classes, r.seed, c.epoch,
+    c.accuracy, c.loss, c.artifact_digest, f.size, c.tags, c.description, c.created_at, c.deleted_at";
+
+const FROM: &str = "FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN artifacts f ON f.digest = c.artifact_digest
+    JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL";
+
+const LISTED: Listed = Listed {
+    columns: COLUMNS,
+    from: FROM,
+    alias: "c",
+    sight: Sight::Named("z"),
+    deletable: true,
+    described: true,
+    orders: &[
+        Order { field: "created_at", column: "c.created_at", kind: Kind::Time },
+        Order { field: "accuracy", column: "c.accuracy", kind: Kind::Real },
+    ],
+    default_order: "created_at",
+};
 
 pub(crate) async fn insert(connection: &mut PgConnection, new: Vec<(RunId, &NewCheckpoint)>) -> Result<()> {
     sqlx::query(
@@ -88,38 +117,49 @@ pub(crate) async fn insert(connection: &mut PgConnection, new: Vec<(RunId, &NewC
 /// The checkpoint of an id.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn get(registry: &Registry, id: CheckpointId) -> Result<Checkpoint> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE c.id = $1")))
-        .bind(id)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("checkpoint", id))
+/// `not_found`, also when the caller may not see its zoo, or it was deleted.
+pub async fn get(registry: &Registry, caller: &Caller, id: CheckpointId) -> Result<Checkpoint> {
+    let sql = format!(
+        "SELECT {COLUMNS}, z.name AS zoo_name, z.owner, z.visibility {FROM} WHERE c.id = $1 AND c.deleted_at IS NULL"
+    );
+    let found: Option<Seen> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
+    let seen = found.filter(|row| {
+        caller.sees(Access { name: Some(&row.zoo_name), owner: &row.owner, visibility: &row.visibility })
+    });
+    seen.map(|row| row.checkpoint).ok_or_else(|| Error::not_found("checkpoint", id))
 }
 
-/// Checkpoints in the order of their registration.
+#[derive(sqlx::FromRow)]
+struct Seen {
+    #[sqlx(flatten)]
+    checkpoint: Checkpoint,
+    zoo_name: String,
+    owner: String,
+    visibility: String,
+}
+
+/// Checkpoints in the order of their registration unless another is asked for (`created_at`, `accuracy`).
 ///
 /// # Errors
 /// `invalid_cursor`, `invalid_value`.
-pub async fn list(registry: &Registry, filter: &CheckpointFilter, page: &PageRequest) -> Result<Page<Checkpoint>> {
-    let (time, id) = page.after_time()?;
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "{SELECT}
-         WHERE (c.created_at, c.id)
-               > (COALESCE($1, '-infinity'), COALESCE($2, '00000000-0000-0000-0000-000000000000'::uuid))
-           AND ($3::uuid IS NULL OR r.zoo_id = $3) AND ($4::uuid IS NULL OR c.run_id = $4)
-           AND ($5::real IS NULL OR c.accuracy >= $5)
-         ORDER BY c.created_at, c.id LIMIT $6"
-    )))
-    .bind(time)
-    .bind(id)
-    .bind(filter.zoo)
-    .bind(filter.run)
-    .bind(filter.min_accuracy)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_time(rows, |row: &Checkpoint| (row.created_at, row.id.as_uuid())))
+pub async fn list(
+    registry: &Registry,
+    caller: &Caller,
+    filter: &CheckpointFilter,
+    request: &ListRequest,
+) -> Result<Page<Checkpoint>> {
+    let mut query = Query::start(&LISTED, request, caller)?;
+    query.equal("c.zoo_id", filter.zoo.as_ref());
+    query.equal("c.run_id", filter.run.as_ref());
+    query.equal("r.dataset_id", filter.dataset.as_ref());
+    query.equal("c.artifact_digest", filter.digest.as_ref());
+    if let Some(least) = filter.min_accuracy {
+        query.sql.push(" AND c.accuracy >= ").push_bind(least);
+    }
+    if let Some(most) = filter.max_accuracy {
+        query.sql.push(" AND c.accuracy <= ").push_bind(most);
+    }
+    query.page(registry).await
 }
 
 /// All checkpoints of a zoo by run and epoch, for training on them: not paged, 10,000 are a few megabytes.
@@ -127,9 +167,6 @@ pub async fn list(registry: &Registry, filter: &CheckpointFilter, page: &PageReq
 /// # Errors
 /// `database`.
 pub async fn all_of_zoo(registry: &Registry, zoo: ZooId) -> Result<Vec<Checkpoint>> {
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE r.zoo_id = $1 ORDER BY r.index, c.epoch")))
-        .bind(zoo)
-        .fetch_all(registry.pool())
-        .await?;
-    Ok(rows)
+    let sql = format!("SELECT {COLUMNS} {FROM} WHERE c.zoo_id = $1 AND c.deleted_at IS NULL ORDER BY r.index, c.epoch");
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(zoo).fetch_all(registry.pool()).await?)
 }

@@ -82,6 +82,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("usage_samples_valid", Rule("samples", COUNTING)),
     ("usage_compute_seconds_valid", Rule("compute_seconds", COUNTING)),
     ("checkpoints_zoo_id_fkey", Missing("zoo")),
+    ("retired_generators_pkey", Taken("generator")),
     ("generators_last_version_valid", Rule("last_version", COUNTING)),
     ("generators_last_version_grows", Rule("last_version", "version numbers only grow")),
     ("generator_versions_pkey", Taken("generator version")),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::page::MAX_LIMIT;
 use crate::runs::array_text;
-use crate::{Error, Registry, Result, VersionId};
+use crate::{Error, Registry, Result, VersionId, Write};
 
 /// Dimensions a pgvector `vector` can have.
 const MAX_DIMENSION: usize = 16_000;
@@ -57,25 +57,17 @@ pub struct Neighbour {
 ///
 /// # Errors
 /// `not_found` (version, subject), `invalid_value` (dimension, values, a task given twice). Nothing is written then.
-pub async fn insert_bulk(
-    registry: &Registry,
-    version: VersionId,
-    kind: SubjectKind,
-    new: &[NewEmbedding],
-) -> Result<()> {
+pub async fn insert_bulk(write: &mut Write, version: VersionId, kind: SubjectKind, new: &[NewEmbedding]) -> Result<()> {
     let Some(first) = new.first() else {
         return Ok(());
     };
     let dimension = first.embedding.len();
     new.iter().try_for_each(|item| check(&item.embedding, dimension))?;
     refuse_repeated(new)?;
-    let mut transaction = registry.pool().begin().await?;
-    lock(&mut transaction, version).await?;
-    require_dimension(&mut transaction, version, dimension).await?;
-    require_subjects(&mut transaction, kind, new).await?;
-    insert(&mut transaction, version, kind, new).await?;
-    transaction.commit().await?;
-    Ok(())
+    lock(write.connection(), version).await?;
+    require_dimension(write.connection(), version, dimension).await?;
+    require_subjects(write.connection(), kind, new).await?;
+    insert(write.connection(), version, kind, new).await
 }
 
 /// The stored embeddings nearest to `query` by cosine distance, nearest first: an exact scan.

@@ -49,6 +49,32 @@ pub enum Error {
         /// Whose it is.
         owner: String,
     },
+    /// Purging comes after deleting.
+    #[error("the {resource} `{name}` is not deleted: delete it (yank a version) before it is purged")]
+    NotDeleted {
+        /// The kind of thing.
+        resource: &'static str,
+        /// Its name or id.
+        name: String,
+    },
+    /// Something still refers to what was to be removed.
+    #[error("the {resource} `{name}` is in use by {by}: purge that first")]
+    InUse {
+        /// The kind of thing.
+        resource: &'static str,
+        /// Its name or id.
+        name: String,
+        /// What refers to it.
+        by: String,
+    },
+    /// A yanked version that something should point to.
+    #[error("the version {version} of `{generator}` is yanked: choose another, or restore it")]
+    Yanked {
+        /// The generator's name.
+        generator: String,
+        /// The version's number.
+        version: i32,
+    },
     /// A name outside the caller's patterns.
     #[error("the token does not allow the name `{name}`: use one that matches {patterns}")]
     NameNotAllowed {
@@ -217,6 +243,9 @@ impl Error {
             Self::AlreadyExists { .. } => "already_exists",
             Self::Conflict { .. } => "conflict",
             Self::NotOwner { .. } => "not_owner",
+            Self::NotDeleted { .. } => "not_deleted",
+            Self::InUse { .. } => "in_use",
+            Self::Yanked { .. } => "yanked",
             Self::NameNotAllowed { .. } => "name_not_allowed",
             Self::JobFinished { .. } => "job_finished",
             Self::JobLost(_) => "job_lost",

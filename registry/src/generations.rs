@@ -2,10 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::{DatasetId, Error, GenerationId, Page, PageRequest, Registry, Result, Seed, VersionId};
+use crate::listing::{Kind, Listed, Order, Query, Sight};
+use crate::{
+    About, Access, Caller, Change, DatasetId, Error, GenerationId, ListRequest, NewAbout, Page, Registry, Result, Seed,
+    VersionId, Write,
+};
 
 /// A generation.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -37,6 +41,9 @@ pub struct Generation {
     pub samples: i64,
     /// When it was made.
     pub created_at: DateTime<Utc>,
+    /// Owner, visibility, tags, description.
+    #[sqlx(flatten)]
+    pub about: About,
 }
 
 /// One generated set of weights.
@@ -82,6 +89,8 @@ pub struct NewGeneration {
     pub seed: Seed,
     /// The samples, at least one, in order; their artifacts are stored already.
     pub samples: Vec<NewSample>,
+    /// Tags, description, visibility.
+    pub about: NewAbout,
 }
 
 /// A sample to record; its index is its place in the list.
@@ -108,31 +117,56 @@ pub struct GenerationFilter {
     pub dataset: Option<DatasetId>,
 }
 
-const SELECT: &str = "SELECT n.id, n.version_id, g.name AS generator, v.version, n.dataset_id, n.dataset_digest,
-        n.request, n.provider, n.device, n.timings, n.seed, n.created_at,
-        (SELECT count(*) FROM samples s WHERE s.generation_id = n.id) AS samples
-    FROM generations n JOIN generator_versions v ON v.id = n.version_id JOIN generators g ON g.id = v.generator_id";
+const COLUMNS: &str = "n.id, n.version_id, g.name AS generator, v.version, n.dataset_id, n.dataset_digest, n.request,
+    n.provider, n.device, n.timings, n.seed, n.created_at,
+    (SELECT count(*) FROM samples s WHERE s.generation_id = n.id) AS samples,
+    n.owner, n.visibility, n.tags, n.description, n.updated_at, n.deleted_at";
+
+const FROM: &str = "FROM generations n JOIN generator_versions v ON v.id = n.version_id
+    JOIN generators g ON g.id = v.generator_id";
+
+const LISTED: Listed = Listed {
+    columns: COLUMNS,
+    from: FROM,
+    alias: "n",
+    sight: Sight::Unnamed("n"),
+    deletable: true,
+    described: true,
+    orders: &[Order { field: "created_at", column: "n.created_at", kind: Kind::Time }],
+    default_order: "-created_at",
+};
+
+impl Generation {
+    fn access(&self) -> Access<'_> {
+        // A generation has the name of its generator: that is what patterns are about.
+        Access { name: Some(&self.generator), owner: &self.about.owner, visibility: &self.about.visibility }
+    }
+}
 
 /// Records a generation and its samples: all of it or nothing.
 ///
 /// # Errors
 /// `not_found` (version, dataset), `artifact_missing`, `already_exists` (the id), `invalid_value`.
-pub async fn create(registry: &Registry, new: &NewGeneration) -> Result<Generation> {
+pub async fn create(write: &mut Write, new: &NewGeneration) -> Result<Generation> {
     if new.samples.is_empty() {
         return Err(Error::invalid("samples", "a generation has at least one sample"));
     }
-    let mut transaction = registry.pool().begin().await?;
-    insert(&mut transaction, new).await?;
-    insert_samples(&mut transaction, new).await?;
-    transaction.commit().await?;
-    get(registry, new.id).await
+    insert(write, new).await?;
+    insert_samples(write.connection(), new).await?;
+    let sql = format!("SELECT {COLUMNS} {FROM} WHERE n.id = $1");
+    let row: Generation = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(new.id).fetch_one(write.connection()).await?;
+    let after = json!({"generator": format!("{}@{}", row.generator, row.version), "samples": row.samples});
+    write.audit(Change::made("generation.create", "generation", new.id, after)).await?;
+    Ok(row)
 }
 
-async fn insert(connection: &mut PgConnection, new: &NewGeneration) -> Result<()> {
+async fn insert(write: &mut Write, new: &NewGeneration) -> Result<()> {
+    let owner = write.caller().name.clone();
     sqlx::query(
         "INSERT INTO generations
-            (id, version_id, dataset_id, dataset_digest, request, provider, device, timings, seed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            (id, version_id, dataset_id, dataset_digest, request, provider, device, timings, seed,
+             owner, visibility, tags, description)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(new.id)
     .bind(new.version_id)
@@ -143,7 +177,11 @@ async fn insert(connection: &mut PgConnection, new: &NewGeneration) -> Result<()
     .bind(&new.device)
     .bind(&new.timings)
     .bind(new.seed.to_bigint())
-    .execute(connection)
+    .bind(owner)
+    .bind(new.about.visibility())
+    .bind(&new.about.tags)
+    .bind(&new.about.description)
+    .execute(write.connection())
     .await?;
     Ok(())
 }
@@ -170,67 +208,58 @@ async fn insert_samples(connection: &mut PgConnection, new: &NewGeneration) -> R
 /// The generation of an id.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn get(registry: &Registry, id: GenerationId) -> Result<Generation> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE n.id = $1")))
-        .bind(id)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("generation", id))
+/// `not_found`, also when the caller may not see it or it was deleted.
+pub async fn get(registry: &Registry, caller: &Caller, id: GenerationId) -> Result<Generation> {
+    let sql = format!("SELECT {COLUMNS} {FROM} WHERE n.id = $1 AND n.deleted_at IS NULL");
+    let found: Option<Generation> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
+    found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("generation", id))
 }
+
+const SAMPLE: &str = "SELECT s.generation_id, s.index, s.seed, s.artifact_digest, s.size, s.accuracy, s.metrics
+    FROM samples s";
 
 /// The samples of a generation, in order.
 ///
 /// # Errors
-/// `not_found` when there is no such generation.
-pub async fn samples(registry: &Registry, id: GenerationId) -> Result<Vec<Sample>> {
-    let rows: Vec<Sample> = sqlx::query_as(
-        "SELECT generation_id, index, seed, artifact_digest, size, accuracy, metrics
-         FROM samples WHERE generation_id = $1 ORDER BY index",
-    )
-    .bind(id)
-    .fetch_all(registry.pool())
-    .await?;
-    if rows.is_empty() { Err(Error::not_found("generation", id)) } else { Ok(rows) }
+/// `not_found` when there is no such generation that the caller may see.
+pub async fn samples(registry: &Registry, caller: &Caller, id: GenerationId) -> Result<Vec<Sample>> {
+    get(registry, caller, id).await?;
+    let sql = format!("{SAMPLE} WHERE s.generation_id = $1 ORDER BY s.index");
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_all(registry.pool()).await?)
 }
 
 /// One sample of a generation.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn sample(registry: &Registry, id: GenerationId, index: i32) -> Result<Sample> {
-    sqlx::query_as(
-        "SELECT generation_id, index, seed, artifact_digest, size, accuracy, metrics
-         FROM samples WHERE generation_id = $1 AND index = $2",
-    )
-    .bind(id)
-    .bind(index)
-    .fetch_optional(registry.pool())
-    .await?
-    .ok_or_else(|| Error::not_found("sample", format!("{id}/{index}")))
+/// `not_found`, also when the caller may not see the generation.
+pub async fn sample(registry: &Registry, caller: &Caller, id: GenerationId, index: i32) -> Result<Sample> {
+    get(registry, caller, id).await?;
+    let sql = format!("{SAMPLE} WHERE s.generation_id = $1 AND s.index = $2");
+    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        .bind(id)
+        .bind(index)
+        .fetch_optional(registry.pool())
+        .await?
+        .ok_or_else(|| Error::not_found("sample", format!("{id}/{index}")))
 }
 
 /// Generations, newest first.
 ///
 /// # Errors
 /// `invalid_cursor`, `invalid_value`.
-pub async fn list(registry: &Registry, filter: &GenerationFilter, page: &PageRequest) -> Result<Page<Generation>> {
-    let (time, id) = page.after_time()?;
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "{SELECT}
-         WHERE (n.created_at, n.id)
-               < (COALESCE($1, 'infinity'), COALESCE($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-           AND ($3::text IS NULL OR g.name = $3) AND ($4::uuid IS NULL OR n.version_id = $4)
-           AND ($5::uuid IS NULL OR n.dataset_id = $5)
-         ORDER BY n.created_at DESC, n.id DESC LIMIT $6"
-    )))
-    .bind(time)
-    .bind(id)
-    .bind(&filter.generator)
-    .bind(filter.version)
-    .bind(filter.dataset)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_time(rows, |row: &Generation| (row.created_at, row.id.as_uuid())))
+pub async fn list(
+    registry: &Registry,
+    caller: &Caller,
+    filter: &GenerationFilter,
+    request: &ListRequest,
+) -> Result<Page<Generation>> {
+    let mut query = Query::start(&LISTED, request, caller)?;
+    if !caller.patterns.is_empty() {
+        caller.push_names(&mut query.sql, "g.name");
+    }
+    query.equal("g.name", filter.generator.as_ref());
+    query.equal("n.version_id", filter.version.as_ref());
+    query.equal("n.dataset_id", filter.dataset.as_ref());
+    query.page(registry).await
 }

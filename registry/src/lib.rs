@@ -3,6 +3,7 @@
 //! One module a resource, each with functions that take a [`Registry`]. SQL is nowhere else in the workspace.
 //! With no server at hand, [`embedded::EmbeddedPostgres`] runs a private one under the data directory.
 
+mod about;
 pub mod aliases;
 pub mod architectures;
 pub mod artifacts;
@@ -20,6 +21,7 @@ pub mod generators;
 pub mod idempotency;
 mod ids;
 pub mod jobs;
+pub mod lifecycle;
 pub mod listing;
 mod migrations;
 mod names;
@@ -36,6 +38,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
+pub use about::{About, NewAbout};
 pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
 pub use caller::{Access, Caller};
 pub use error::{Error, Result};
@@ -45,7 +48,7 @@ pub use ids::{
 pub use listing::ListRequest;
 pub use migrations::run as migrate;
 pub use names::{GeneratorRef, Selector, check as check_name};
-pub use page::{MAX_LIMIT, Page, PageRequest};
+pub use page::{MAX_LIMIT, Page};
 pub use write::{Change, Write};
 
 /// Connections a process holds at most.

@@ -127,8 +127,8 @@ impl<'a> Query<'a> {
         if self.listed.deletable {
             self.sql.push(format_args!(" AND {alias}.deleted_at IS {}NULL", if request.deleted { "NOT " } else { "" }));
         }
-        if let Some(owner) = &request.owner {
-            self.sql.push(format_args!(" AND {alias}.owner = ")).push_bind(owner.clone());
+        if let (Some(owner), Sight::Named(of) | Sight::Unnamed(of)) = (&request.owner, self.listed.sight) {
+            self.sql.push(format_args!(" AND {of}.owner = ")).push_bind(owner.clone());
         }
         if !self.listed.described {
             return Ok(());
@@ -143,6 +143,16 @@ impl<'a> Query<'a> {
             self.sql.push("::tsquery");
         }
         Ok(())
+    }
+
+    /// Adds ` AND column = value` when there is a value.
+    pub(crate) fn equal<V>(&mut self, column: &str, value: Option<&V>)
+    where
+        V: Clone + for<'q> sqlx::Encode<'q, Postgres> + sqlx::Type<Postgres> + Send + 'static,
+    {
+        if let Some(value) = value {
+            self.sql.push(format_args!(" AND {column} = ")).push_bind(value.clone());
+        }
     }
 
     /// Ends the query with cursor, order and limit, and fetches the page.
@@ -244,14 +254,23 @@ fn prefix_query(words: &str) -> Result<String> {
         return Err(Error::invalid("q", format!("use at most {MAX_SEARCH} characters of text")));
     }
     let lower = words.to_lowercase();
-    let quoted: Vec<String> = lower
-        .split_whitespace()
-        .map(|word| format!("'{}':*", word.replace('\\', "\\\\").replace('\'', "''")))
-        .collect();
+    let quoted: Vec<String> = lower.split_whitespace().map(word_query).collect();
     if quoted.is_empty() {
         return Err(Error::invalid("q", "give at least one word, or leave it out"));
     }
     Ok(quoted.join(" & "))
+}
+
+/// A word as it stands (names and tags are kept whole too), or all its parts: text is cut at what is not a letter or
+/// digit.
+fn word_query(word: &str) -> String {
+    let quoted = |part: &str| format!("'{}':*", part.replace('\\', "\\\\").replace('\'', "''"));
+    let parts: Vec<String> =
+        word.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).map(quoted).collect();
+    if parts.is_empty() || parts == [quoted(word)] {
+        return quoted(word);
+    }
+    format!("({} | {})", quoted(word), parts.join(" & "))
 }
 
 #[cfg(test)]
@@ -322,6 +341,9 @@ mod tests {
 
     #[test]
     fn words_are_quoted() {
-        assert_eq!(prefix_query(" Mnist  it's a\\b ").unwrap(), "'mnist':* & 'it''s':* & 'a\\\\b':*");
+        assert_eq!(
+            prefix_query(" Mnist  it's a\\b ").unwrap(),
+            "'mnist':* & ('it''s':* | 'it':* & 's':*) & ('a\\\\b':* | 'a':* & 'b':*)"
+        );
     }
 }

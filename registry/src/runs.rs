@@ -2,10 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::checkpoints::{self, NewCheckpoint};
-use crate::{DatasetId, Error, Page, PageRequest, Registry, Result, RunId, Seed, ZooId};
+use crate::listing::{Kind, Listed, Order, Query, Sight};
+use crate::{
+    Access, Caller, Change, DatasetId, Error, ListRequest, Page, Registry, Result, RunId, Seed, Write, ZooId, zoos,
+};
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -42,17 +46,33 @@ pub struct NewRun {
     pub checkpoints: Vec<NewCheckpoint>,
 }
 
-const COLUMNS: &str = "id, zoo_id, index, dataset_id, classes, seed, created_at";
+const COLUMNS: &str = "r.id, r.zoo_id, r.index, r.dataset_id, r.classes, r.seed, r.created_at";
 
-/// Registers runs with their checkpoints in one transaction; the ids are in the order of `new`.
+const LISTED: Listed = Listed {
+    columns: COLUMNS,
+    from: "FROM runs r JOIN zoos z ON z.id = r.zoo_id AND z.deleted_at IS NULL",
+    alias: "r",
+    sight: Sight::Named("z"),
+    deletable: false,
+    described: false,
+    orders: &[
+        Order { field: "created_at", column: "r.created_at", kind: Kind::Time },
+        Order { field: "index", column: "r.index", kind: Kind::Integer },
+    ],
+    default_order: "created_at",
+};
+
+/// Registers runs with their checkpoints in a zoo of the caller's; the ids are in the order of `new`.
 ///
 /// # Errors
-/// `not_found` (zoo, dataset), `already_exists` (an index of the zoo, an epoch of a run), `artifact_missing`,
-/// `invalid_value`. Nothing is written then.
-pub async fn insert_bulk(registry: &Registry, zoo: ZooId, new: &[NewRun]) -> Result<Vec<RunId>> {
-    let mut transaction = registry.pool().begin().await?;
-    let ids = insert(&mut transaction, zoo, new).await?;
-    transaction.commit().await?;
+/// `not_found` (zoo, dataset), `not_owner`, `already_exists` (an index of the zoo, an epoch of a run),
+/// `artifact_missing`, `invalid_value`.
+pub async fn insert_bulk(write: &mut Write, zoo: ZooId, new: &[NewRun]) -> Result<Vec<RunId>> {
+    zoos::owned(write, zoo).await?;
+    let ids = insert(write.connection(), zoo, new).await?;
+    let checkpoints: usize = new.iter().map(|run| run.checkpoints.len()).sum();
+    let after = json!({"runs": new.len(), "checkpoints": checkpoints});
+    write.audit(Change::made("zoo.add_runs", "zoo", zoo, after)).await?;
     Ok(ids)
 }
 
@@ -119,32 +139,40 @@ pub(crate) fn array_text(numbers: &[i32]) -> String {
 /// The run of an id.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn get(registry: &Registry, id: RunId) -> Result<Run> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM runs WHERE id = $1")))
-        .bind(id)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("run", id))
+/// `not_found`, also when the caller may not see its zoo or that was deleted.
+pub async fn get(registry: &Registry, caller: &Caller, id: RunId) -> Result<Run> {
+    let sql = format!(
+        "SELECT {COLUMNS}, z.name AS zoo_name, z.owner, z.visibility FROM runs r
+         JOIN zoos z ON z.id = r.zoo_id AND z.deleted_at IS NULL WHERE r.id = $1"
+    );
+    let found: Option<Seen> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
+    let seen = found.filter(|row| {
+        caller.sees(Access { name: Some(&row.zoo_name), owner: &row.owner, visibility: &row.visibility })
+    });
+    seen.map(|row| row.run).ok_or_else(|| Error::not_found("run", id))
 }
 
-/// Runs in the order of their registration, all or those of one zoo.
+#[derive(sqlx::FromRow)]
+struct Seen {
+    #[sqlx(flatten)]
+    run: Run,
+    zoo_name: String,
+    owner: String,
+    visibility: String,
+}
+
+/// Runs in the order of their registration unless another is asked for (`created_at`, `index`), all or those of one
+/// zoo.
 ///
 /// # Errors
 /// `invalid_cursor`, `invalid_value`.
-pub async fn list(registry: &Registry, zoo: Option<ZooId>, page: &PageRequest) -> Result<Page<Run>> {
-    let (time, id) = page.after_time()?;
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "SELECT {COLUMNS} FROM runs
-         WHERE (created_at, id) > (COALESCE($1, '-infinity'), COALESCE($2, '00000000-0000-0000-0000-000000000000'::uuid))
-           AND ($3::uuid IS NULL OR zoo_id = $3)
-         ORDER BY created_at, id LIMIT $4"
-    )))
-    .bind(time)
-    .bind(id)
-    .bind(zoo)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_time(rows, |row: &Run| (row.created_at, row.id.as_uuid())))
+pub async fn list(
+    registry: &Registry,
+    caller: &Caller,
+    zoo: Option<ZooId>,
+    request: &ListRequest,
+) -> Result<Page<Run>> {
+    let mut query = Query::start(&LISTED, request, caller)?;
+    query.equal("r.zoo_id", zoo.as_ref());
+    query.page(registry).await
 }

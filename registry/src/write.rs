@@ -1,5 +1,7 @@
 //! A unit of work: changes, their audit trail and whatever else has to be true with them, in one transaction.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
@@ -17,7 +19,7 @@ pub struct Write {
 #[derive(Clone, Debug)]
 pub struct Change {
     /// What was done, as `resource.verb`: `dataset.create`, `alias.move`.
-    pub action: &'static str,
+    pub action: Cow<'static, str>,
     /// Kind of resource, such as `dataset`.
     pub resource: &'static str,
     /// Its id or name.
@@ -26,6 +28,13 @@ pub struct Change {
     pub before: Option<Value>,
     /// The state after; none when it is gone.
     pub after: Option<Value>,
+}
+
+impl Change {
+    /// Something that was made.
+    pub(crate) fn made(action: &'static str, resource: &'static str, id: impl ToString, after: Value) -> Self {
+        Self { action: action.into(), resource, id: id.to_string(), before: None, after: Some(after) }
+    }
 }
 
 impl Registry {
@@ -62,7 +71,7 @@ impl Write {
         .bind(Uuid::now_v7())
         .bind(&self.caller.name)
         .bind(self.caller.token)
-        .bind(change.action)
+        .bind(change.action.as_ref())
         .bind(change.resource)
         .bind(change.id)
         .bind(change.before)

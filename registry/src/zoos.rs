@@ -2,11 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::Value;
-use sqlx::PgConnection;
+use serde_json::{Value, json};
 
+use crate::listing::{Kind, Listed, Order, Query, Sight};
 use crate::runs::{self, NewRun};
-use crate::{ArchitectureId, Error, Page, PageRequest, Registry, Result, ZooId, names};
+use crate::{
+    About, Access, ArchitectureId, Caller, Change, Error, ListRequest, NewAbout, Page, Registry, Result, Write, ZooId,
+    names,
+};
 
 /// A zoo.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -27,6 +30,9 @@ pub struct Zoo {
     pub checkpoints: i64,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
+    /// Owner, visibility, tags, description.
+    #[sqlx(flatten)]
+    pub about: About,
 }
 
 /// A zoo to register.
@@ -40,83 +46,128 @@ pub struct NewZoo {
     pub config: Value,
     /// Digest of its content.
     pub digest: String,
+    /// Tags, description, visibility.
+    pub about: NewAbout,
 }
 
-const SELECT: &str = "SELECT id, name, architecture_id, config, digest, created_at,
-        (SELECT count(*) FROM runs WHERE zoo_id = zoos.id) AS runs,
-        (SELECT count(*) FROM checkpoints JOIN runs ON runs.id = run_id WHERE zoo_id = zoos.id) AS checkpoints
-    FROM zoos";
+/// Which zoos to list.
+#[derive(Clone, Debug, Default)]
+pub struct ZooFilter {
+    /// Only the one of this name.
+    pub name: Option<String>,
+    /// Only those of this architecture.
+    pub architecture: Option<ArchitectureId>,
+}
+
+const COLUMNS: &str = "z.id, z.name, z.architecture_id, z.config, z.digest, z.runs, z.checkpoints, z.created_at,
+    z.owner, z.visibility, z.tags, z.description, z.updated_at, z.deleted_at";
+
+const LISTED: Listed = Listed {
+    columns: COLUMNS,
+    from: "FROM zoos z",
+    alias: "z",
+    sight: Sight::Named("z"),
+    deletable: true,
+    described: true,
+    orders: &[
+        Order { field: "name", column: "z.name", kind: Kind::Text },
+        Order { field: "created_at", column: "z.created_at", kind: Kind::Time },
+    ],
+    default_order: "name",
+};
+
+impl Zoo {
+    pub(crate) fn access(&self) -> Access<'_> {
+        Access { name: Some(&self.name), owner: &self.about.owner, visibility: &self.about.visibility }
+    }
+}
 
 /// Registers a zoo without runs.
 ///
 /// # Errors
-/// `already_exists`, `invalid_name`, `not_found` (the architecture), `invalid_value`.
-pub async fn create(registry: &Registry, new: &NewZoo) -> Result<Zoo> {
-    create_with_runs(registry, new, &[]).await
+/// `already_exists`, `invalid_name`, `name_not_allowed`, `not_found` (the architecture), `invalid_value`.
+pub async fn create(write: &mut Write, new: &NewZoo) -> Result<Zoo> {
+    create_with_runs(write, new, &[]).await
 }
 
 /// Registers a zoo with all its runs and checkpoints: all of it or nothing.
 ///
 /// # Errors
 /// Those of [`create`] and of [`runs::insert_bulk`].
-pub async fn create_with_runs(registry: &Registry, new: &NewZoo, new_runs: &[NewRun]) -> Result<Zoo> {
+pub async fn create_with_runs(write: &mut Write, new: &NewZoo, new_runs: &[NewRun]) -> Result<Zoo> {
     names::check(&new.name)?;
-    let mut transaction = registry.pool().begin().await?;
-    let id = insert(&mut transaction, new).await?;
-    runs::insert(&mut transaction, id, new_runs).await?;
-    transaction.commit().await?;
-    by_id(registry, id).await
-}
-
-async fn insert(connection: &mut PgConnection, new: &NewZoo) -> Result<ZooId> {
-    let id = ZooId::generate();
-    sqlx::query("INSERT INTO zoos (id, name, architecture_id, config, digest) VALUES ($1, $2, $3, $4, $5)")
-        .bind(id)
-        .bind(&new.name)
-        .bind(new.architecture_id)
-        .bind(&new.config)
-        .bind(&new.digest)
-        .execute(connection)
-        .await?;
-    Ok(id)
+    write.caller().require_name(&new.name)?;
+    let (id, owner) = (ZooId::generate(), write.caller().name.clone());
+    sqlx::query(
+        "INSERT INTO zoos (id, name, architecture_id, config, digest, owner, visibility, tags, description)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(id)
+    .bind(&new.name)
+    .bind(new.architecture_id)
+    .bind(&new.config)
+    .bind(&new.digest)
+    .bind(owner)
+    .bind(new.about.visibility())
+    .bind(&new.about.tags)
+    .bind(&new.about.description)
+    .execute(write.connection())
+    .await?;
+    runs::insert(write.connection(), id, new_runs).await?;
+    let sql = format!("SELECT {COLUMNS} FROM zoos z WHERE z.id = $1");
+    let zoo: Zoo = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_one(write.connection()).await?;
+    let after = json!({"name": zoo.name, "digest": zoo.digest, "runs": zoo.runs, "checkpoints": zoo.checkpoints});
+    write.audit(Change::made("zoo.create", "zoo", id, after)).await?;
+    Ok(zoo)
 }
 
 /// The zoo of a name.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn get(registry: &Registry, name: &str) -> Result<Zoo> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE name = $1")))
-        .bind(name)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("zoo", name))
+/// `not_found`, also when the caller may not see it or it was deleted.
+pub async fn get(registry: &Registry, caller: &Caller, name: &str) -> Result<Zoo> {
+    let sql = format!("SELECT {COLUMNS} FROM zoos z WHERE z.name = $1 AND z.deleted_at IS NULL");
+    let found: Option<Zoo> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(name).fetch_optional(registry.pool()).await?;
+    found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("zoo", name))
 }
 
 /// The zoo of an id.
 ///
 /// # Errors
-/// `not_found`.
-pub async fn by_id(registry: &Registry, id: ZooId) -> Result<Zoo> {
-    sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE id = $1")))
-        .bind(id)
-        .fetch_optional(registry.pool())
-        .await?
-        .ok_or_else(|| Error::not_found("zoo", id))
+/// `not_found`, also when the caller may not see it or it was deleted.
+pub async fn by_id(registry: &Registry, caller: &Caller, id: ZooId) -> Result<Zoo> {
+    let sql = format!("SELECT {COLUMNS} FROM zoos z WHERE z.id = $1 AND z.deleted_at IS NULL");
+    let found: Option<Zoo> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
+    found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("zoo", id))
 }
 
-/// Zoos by name, all or those of one architecture.
+/// The zoo of an id, locked for adding to it.
+///
+/// # Errors
+/// `not_found`, `not_owner`.
+pub(crate) async fn owned(write: &mut Write, id: ZooId) -> Result<Zoo> {
+    let sql = format!("SELECT {COLUMNS} FROM zoos z WHERE z.id = $1 AND z.deleted_at IS NULL FOR KEY SHARE");
+    let found: Option<Zoo> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(write.connection()).await?;
+    let zoo = found.ok_or_else(|| Error::not_found("zoo", id))?;
+    write.caller().require_sight("zoo", &id.to_string(), zoo.access())?;
+    write.caller().require_ownership("zoo", &zoo.name, &zoo.about.owner)?;
+    Ok(zoo)
+}
+
+/// Zoos, by name unless another order is asked for (`name`, `created_at`).
 ///
 /// # Errors
 /// `invalid_cursor`, `invalid_value`.
-pub async fn list(registry: &Registry, architecture: Option<ArchitectureId>, page: &PageRequest) -> Result<Page<Zoo>> {
-    let rows = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-        "{SELECT} WHERE name > COALESCE($1, '') AND ($2::uuid IS NULL OR architecture_id = $2) ORDER BY name LIMIT $3"
-    )))
-    .bind(page.after_name()?)
-    .bind(architecture)
-    .bind(page.rows()?)
-    .fetch_all(registry.pool())
-    .await?;
-    Ok(page.page_by_name(rows, |row: &Zoo| &row.name))
+pub async fn list(
+    registry: &Registry,
+    caller: &Caller,
+    filter: &ZooFilter,
+    request: &ListRequest,
+) -> Result<Page<Zoo>> {
+    let mut query = Query::start(&LISTED, request, caller)?;
+    query.equal("z.name", filter.name.as_ref());
+    query.equal("z.architecture_id", filter.architecture.as_ref());
+    query.page(registry).await
 }

@@ -1,7 +1,7 @@
-use registry::architectures::{by_id, create, ensure, get, list};
 use serde_json::json;
 use sqlx::PgPool;
 
+use crate::calls::architectures::{by_id, create, ensure, get, list};
 use crate::fixtures::{absent_digest, artifact, new_architecture, page, registry};
 
 #[sqlx::test(migrations = "../migrations")]

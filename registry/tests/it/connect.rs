@@ -1,9 +1,11 @@
 //! `Registry::connect`: migrations on a database that is empty, up to date, newer, or not reachable.
 
-use registry::{Registry, zoos};
+use registry::Registry;
+use registry::zoos::ZooFilter;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::calls::zoos;
 use crate::fixtures::page;
 
 /// The URL of a test's own database.
@@ -22,7 +24,7 @@ async fn connect(pool: &PgPool) -> registry::Result<Registry> {
 async fn an_empty_database_is_migrated_by_whoever_comes_first(pool: PgPool) {
     let (a, b) = tokio::join!(connect(&pool), connect(&pool));
     let (a, b) = (a.unwrap(), b.unwrap());
-    assert!(zoos::list(&a, None, &page(1, None)).await.unwrap().items.is_empty());
+    assert!(zoos::list(&a, &ZooFilter::default(), &page(1, None)).await.unwrap().items.is_empty());
     b.ping().await.unwrap();
     b.close().await;
     assert_eq!(b.ping().await.unwrap_err().code(), "database_unavailable");

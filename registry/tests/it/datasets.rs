@@ -1,7 +1,8 @@
-use registry::datasets::{DatasetFilter, by_digest, create, ensure, get, list};
+use registry::datasets::DatasetFilter;
 use registry::{DatasetId, digest_of};
 use sqlx::PgPool;
 
+use crate::calls::datasets::{by_digest, create, ensure, get, list};
 use crate::fixtures::{absent_digest, new_dataset, page, registry};
 
 #[sqlx::test(migrations = "../migrations")]
@@ -53,8 +54,11 @@ async fn filters(pool: PgPool) {
             page.items.into_iter().map(|dataset| dataset.name).collect::<Vec<_>>()
         }
     };
-    assert_eq!(names(DatasetFilter { name: Some("digits".into()), modality: None }).await, ["digits", "digits"]);
-    assert_eq!(names(DatasetFilter { name: None, modality: Some("text".into()) }).await, ["words"]);
+    assert_eq!(
+        names(DatasetFilter { name: Some("digits".into()), ..DatasetFilter::default() }).await,
+        ["digits", "digits"]
+    );
+    assert_eq!(names(DatasetFilter { modality: Some("text".into()), ..DatasetFilter::default() }).await, ["words"]);
 }
 
 #[sqlx::test(migrations = "../migrations")]

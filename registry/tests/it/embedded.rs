@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use registry::Registry;
 use registry::embedded::{EmbeddedPostgres, locate};
-use registry::generators;
+
 use tempfile::TempDir;
 
+use crate::calls::generators;
 use crate::fixtures;
 
 fn distribution() -> PathBuf {

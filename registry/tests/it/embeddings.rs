@@ -1,8 +1,9 @@
 use registry::VersionId;
-use registry::embeddings::{NewEmbedding, SubjectKind, insert_bulk, nearest};
+use registry::embeddings::{NewEmbedding, SubjectKind, nearest};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::calls::embeddings::insert_bulk;
 use crate::fixtures::{count, dataset, publish, registry, zoo};
 
 fn embedding(subject_id: Uuid, classes: &[i32], values: &[f32]) -> NewEmbedding {

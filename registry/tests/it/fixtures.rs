@@ -6,10 +6,12 @@ use registry::datasets::{Dataset, NewDataset};
 use registry::generators::{GeneratorVersion, NewVersion};
 use registry::runs::NewRun;
 use registry::zoos::{NewZoo, Zoo};
-use registry::{Artifact, ArtifactStore, PageRequest, Registry, Seed, digest_of};
+use registry::{Artifact, ArtifactStore, ListRequest, NewAbout, Registry, Seed, digest_of};
 use serde_json::json;
 use sqlx::PgPool;
 use tempfile::TempDir;
+
+use crate::calls;
 
 /// A registry with an empty artifact directory, which goes away with the second value.
 pub fn registry(pool: PgPool) -> (Registry, TempDir) {
@@ -34,11 +36,12 @@ pub fn new_architecture(name: &str) -> NewArchitecture {
         parameters: 1125,
         layout: json!([{"name": "0.weight", "shape": [16, 64]}]),
         forward_artifact: None,
+        about: NewAbout::default(),
     }
 }
 
 pub async fn architecture(registry: &Registry) -> Architecture {
-    registry::architectures::ensure(registry, &new_architecture("mlp")).await.unwrap()
+    calls::architectures::ensure(registry, &new_architecture("mlp")).await.unwrap()
 }
 
 pub async fn new_dataset(registry: &Registry, name: &str) -> NewDataset {
@@ -50,11 +53,12 @@ pub async fn new_dataset(registry: &Registry, name: &str) -> NewDataset {
         examples: 1797,
         digest: digest_of(name.as_bytes()),
         artifact_digest: artifact(registry, name).await.digest,
+        about: NewAbout::default(),
     }
 }
 
 pub async fn dataset(registry: &Registry, name: &str) -> Dataset {
-    registry::datasets::ensure(registry, &new_dataset(registry, name).await).await.unwrap()
+    calls::datasets::ensure(registry, &new_dataset(registry, name).await).await.unwrap()
 }
 
 pub async fn new_zoo(registry: &Registry, name: &str) -> NewZoo {
@@ -63,6 +67,7 @@ pub async fn new_zoo(registry: &Registry, name: &str) -> NewZoo {
         architecture_id: architecture(registry).await.id,
         config: json!({"epochs": 3}),
         digest: digest_of(name.as_bytes()),
+        about: NewAbout::default(),
     }
 }
 
@@ -90,13 +95,13 @@ pub async fn new_runs(registry: &Registry, runs: i32, checkpoints: i32) -> Vec<N
 pub async fn zoo(registry: &Registry, name: &str, runs: i32, checkpoints: i32) -> Zoo {
     let new = new_zoo(registry, name).await;
     let runs = new_runs(registry, runs, checkpoints).await;
-    registry::zoos::create_with_runs(registry, &new, &runs).await.unwrap()
+    calls::zoos::create_with_runs(registry, &new, &runs).await.unwrap()
 }
 
 pub async fn new_version(registry: &Registry, name: &str, content: &str) -> NewVersion {
     NewVersion {
         name: name.into(),
-        description: "Weights for digits".into(),
+        about: NewAbout { description: "Weights for digits".into(), ..NewAbout::default() },
         digest: digest_of(content.as_bytes()),
         modality: "image".into(),
         manifest: json!({"format": 1, "content": content}),
@@ -107,11 +112,11 @@ pub async fn new_version(registry: &Registry, name: &str, content: &str) -> NewV
 
 pub async fn publish(registry: &Registry, name: &str, content: &str) -> GeneratorVersion {
     let new = new_version(registry, name, content).await;
-    registry::generators::publish(registry, &new).await.unwrap()
+    calls::generators::publish(registry, &new).await.unwrap()
 }
 
-pub fn page(limit: u32, cursor: Option<String>) -> PageRequest {
-    PageRequest { limit, cursor }
+pub fn page(limit: u32, cursor: Option<String>) -> ListRequest {
+    ListRequest { limit, cursor, ..ListRequest::default() }
 }
 
 /// Rows of a table.

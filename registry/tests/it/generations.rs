@@ -1,9 +1,10 @@
-use registry::generations::{GenerationFilter, NewGeneration, NewSample, create, get, list, sample, samples};
+use registry::generations::{GenerationFilter, NewGeneration, NewSample};
 use registry::generators::GeneratorVersion;
-use registry::{DatasetId, GenerationId, Registry, Seed, VersionId, digest_of};
+use registry::{DatasetId, GenerationId, NewAbout, Registry, Seed, VersionId, digest_of};
 use serde_json::json;
 use sqlx::PgPool;
 
+use crate::calls::generations::{create, get, list, sample, samples};
 use crate::fixtures::{absent_digest, artifact, count, dataset, page, publish, registry};
 
 async fn new_generation(registry: &Registry, version: &GeneratorVersion) -> NewGeneration {
@@ -28,6 +29,7 @@ async fn new_generation(registry: &Registry, version: &GeneratorVersion) -> NewG
         timings: json!({"decode": 1.5}),
         seed: Seed(7),
         samples: made,
+        about: NewAbout::default(),
     }
 }
 

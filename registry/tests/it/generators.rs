@@ -1,7 +1,10 @@
-use registry::generators::{by_version_id, get, list, publish, resolve, versions};
-use registry::{VersionId, ZooId, aliases};
+use registry::aliases::Expected;
+use registry::generators::GeneratorFilter;
+use registry::{ListRequest, VersionId, ZooId};
 use sqlx::PgPool;
 
+use crate::calls::aliases;
+use crate::calls::generators::{by_version_id, get, list, publish, resolve, versions};
 use crate::fixtures::{self, absent_digest, count, new_version, page, registry};
 
 #[sqlx::test(migrations = "../migrations")]
@@ -67,7 +70,7 @@ async fn references(pool: PgPool) {
     for content in ["one", "two", "three"] {
         fixtures::publish(&registry, "digits", content).await;
     }
-    aliases::set(&registry, "digits", "stable", 2, aliases::Expected::Any).await.unwrap();
+    aliases::set(&registry, "digits", "stable", 2, Expected::Any).await.unwrap();
     let version = async |reference| resolve(&registry, reference).await.unwrap().version;
     assert_eq!(version("digits").await, 3);
     assert_eq!(version("digits@latest").await, 3);
@@ -89,18 +92,22 @@ async fn listing_and_search(pool: PgPool) {
         fixtures::publish(&registry, name, name).await;
     }
     let mut other = new_version(&registry, "adapters", "x").await;
-    other.description = "LLM_Adapters, 100 % small".into();
+    other.about.description = "LLM_Adapters, 100 % small".into();
     publish(&registry, &other).await.unwrap();
-    let names = async |search| {
-        let found = list(&registry, search, &page(200, None)).await.unwrap().items;
+    let names = async |search: Option<&str>| {
+        let request = ListRequest { search: search.map(str::to_owned), ..page(200, None) };
+        let found = list(&registry, &GeneratorFilter::default(), &request).await.unwrap().items;
         found.into_iter().map(|generator| generator.name).collect::<Vec<_>>()
     };
     assert_eq!(names(None).await, ["adapters", "digits", "heads", "tiny-cnn"]);
     assert_eq!(names(Some("DIGITS")).await, ["digits", "heads", "tiny-cnn"], "names and descriptions");
-    assert_eq!(names(Some("llm_")).await, ["adapters"]);
-    assert_eq!(names(Some("%")).await, ["adapters"], "no patterns");
-    let first = list(&registry, None, &page(3, None)).await.unwrap();
-    let second = list(&registry, None, &page(3, first.next_cursor)).await.unwrap();
+    assert_eq!(names(Some("llm_adap")).await, ["adapters"]);
+    assert!(names(Some("%")).await.is_empty(), "no patterns");
+    assert_eq!(names(Some("cnn")).await, ["tiny-cnn"], "a part of a name");
+    assert_eq!(names(Some("tiny-c")).await, ["tiny-cnn"]);
+    assert!(names(Some("digits nothing")).await.is_empty(), "all words");
+    let first = list(&registry, &GeneratorFilter::default(), &page(3, None)).await.unwrap();
+    let second = list(&registry, &GeneratorFilter::default(), &page(3, first.next_cursor)).await.unwrap();
     assert_eq!(second.items[0].name, "tiny-cnn");
 }
 
@@ -117,7 +124,7 @@ async fn bad_input_leaves_nothing(pool: PgPool) {
     assert_eq!(code(|new| new.digest = "md5:0".into()).await, "invalid_value");
     assert_eq!(code(|new| new.artifact_digest = absent_digest()).await, "artifact_missing");
     assert_eq!(code(|new| new.zoo_id = Some(ZooId::generate())).await, "not_found");
-    assert_eq!(code(|new| new.description = "x".repeat(10_001)).await, "invalid_value");
+    assert_eq!(code(|new| new.about.description = "x".repeat(10_001)).await, "invalid_value");
     assert_eq!(count(&pool, "generators").await, 0);
     assert_eq!(by_version_id(&registry, VersionId::generate()).await.unwrap_err().code(), "not_found");
     assert_eq!(versions(&registry, "digits", &page(1, None)).await.unwrap_err().code(), "not_found");

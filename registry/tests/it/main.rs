@@ -5,6 +5,7 @@
 mod aliases;
 mod architectures;
 mod artifacts;
+mod calls;
 mod connect;
 mod constraints;
 mod datasets;
@@ -17,4 +18,5 @@ mod idempotency;
 mod jobs;
 mod quotas;
 mod tokens;
+mod lifecycle;
 mod zoos;

@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use registry::checkpoints::{self, CheckpointFilter};
-use registry::{DatasetId, Seed, ZooId, runs, zoos};
+use registry::checkpoints::{CheckpointFilter, all_of_zoo};
+use registry::runs::NewRun;
+use registry::zoos::ZooFilter;
+use registry::{DatasetId, Seed, ZooId};
 use sqlx::PgPool;
 
+use crate::calls::{checkpoints, runs, zoos};
 use crate::fixtures::{absent_digest, count, new_runs, new_zoo, page, registry, zoo};
 
 #[sqlx::test(migrations = "../migrations")]
@@ -17,7 +20,8 @@ async fn a_zoo_with_runs_and_checkpoints(pool: PgPool) {
     assert_eq!(zoos::get(&registry, "digits").await.unwrap(), made);
     let empty = zoos::create(&registry, &new_zoo(&registry, "empty").await).await.unwrap();
     assert_eq!((empty.runs, empty.checkpoints), (0, 0));
-    let listed = zoos::list(&registry, Some(made.architecture_id), &page(200, None)).await.unwrap();
+    let filter = ZooFilter { architecture: Some(made.architecture_id), ..ZooFilter::default() };
+    let listed = zoos::list(&registry, &filter, &page(200, None)).await.unwrap();
     assert_eq!(listed.items, [made.clone(), empty]);
 
     let first = runs::list(&registry, Some(made.id), &page(3, None)).await.unwrap();
@@ -34,7 +38,7 @@ async fn checkpoints_are_found_by_zoo_run_and_accuracy(pool: PgPool) {
     let (registry, _files) = registry(pool);
     let made = zoo(&registry, "digits", 4, 3).await;
     zoo(&registry, "other", 1, 1).await;
-    let all = checkpoints::all_of_zoo(&registry, made.id).await.unwrap();
+    let all = all_of_zoo(&registry, made.id).await.unwrap();
     assert_eq!(all.len(), 12);
     assert_eq!((all[4].run_index, all[4].epoch, all[4].size), (1, 1, 7));
     assert_eq!(checkpoints::get(&registry, all[4].id).await.unwrap(), all[4]);
@@ -55,7 +59,7 @@ async fn all_or_nothing(pool: PgPool) {
     let (registry, _files) = registry(pool.clone());
     let new = new_zoo(&registry, "digits").await;
     let good = new_runs(&registry, 3, 2).await;
-    let code = async |change: fn(&mut runs::NewRun)| {
+    let code = async |change: fn(&mut NewRun)| {
         let mut new_runs = good.clone();
         change(&mut new_runs[2]);
         zoos::create_with_runs(&registry, &new, &new_runs).await.unwrap_err().code()
@@ -98,7 +102,7 @@ async fn ten_thousand_checkpoints_take_seconds(pool: PgPool) {
     println!("10,000 files {files:?}, 2,000 runs and 10,000 checkpoints {rows:?}");
     assert!(rows < Duration::from_secs(10) && files < Duration::from_secs(60), "{rows:?} {files:?}");
 
-    let all = checkpoints::all_of_zoo(&registry, made.id).await.unwrap();
+    let all = all_of_zoo(&registry, made.id).await.unwrap();
     let digests: Vec<_> = all.iter().map(|checkpoint| &checkpoint.artifact_digest).collect();
     assert_eq!(digests, stored.iter().map(|artifact| &artifact.digest).collect::<Vec<_>>());
     assert_eq!(zoos::by_id(&registry, made.id).await.unwrap().checkpoints, 10_000);
