@@ -22,6 +22,7 @@ pub mod idempotency;
 mod ids;
 pub mod jobs;
 pub mod lifecycle;
+pub mod lineage;
 pub mod listing;
 mod migrations;
 mod names;

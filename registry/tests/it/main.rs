@@ -19,4 +19,5 @@ mod jobs;
 mod quotas;
 mod tokens;
 mod lifecycle;
+mod lineage;
 mod zoos;
