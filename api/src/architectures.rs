@@ -2,24 +2,28 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use chrono::{DateTime, Utc};
+use registry::Caller;
 use registry::architectures as rows;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::about::About;
 use crate::error::Result;
 use crate::extract::{Path, Query};
-use crate::page::{self, Listing};
+use crate::lifecycle::lifecycle;
+use crate::page::{Listing, list_query};
 use crate::problem::{GetProblems, ListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).merge(life::routes())
 }
 
 /// A network that weights are generated for.
@@ -43,6 +47,8 @@ pub(crate) struct Architecture {
     forward: Option<String>,
     /// When it was registered.
     created_at: DateTime<Utc>,
+    #[serde(flatten)]
+    about: About,
 }
 
 impl From<rows::Architecture> for Architecture {
@@ -55,20 +61,12 @@ impl From<rows::Architecture> for Architecture {
             layout: row.layout,
             forward: row.forward_artifact,
             created_at: row.created_at,
+            about: row.about.into(),
         }
     }
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
-}
+list_query!(ListQuery {});
 
 /// List architectures
 ///
@@ -82,12 +80,13 @@ struct ListQuery {
             "config": {"kind": "mlp", "inputs": 64, "hidden": [32], "classes": 5, "activation": "relu"},
             "parameters": 2245,
             "layout": {"params": [{"name": "layers.0.weight", "shape": [32, 64], "offset": 0}]},
-            "forward": null, "created_at": "2026-01-01T00:00:00Z"}],
+            "forward": null, "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), ListProblems)
 )]
-async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Architecture>>> {
-    let page = rows::list(state.registry(), &page::request(query.limit, query.cursor)).await?;
-    Ok(Listing::of(page, Architecture::from))
+async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
+    let page = rows::list(state.registry(), &caller, &query.request()).await?;
+    Listing::select(page, query.fields.as_deref(), Architecture::from)
 }
 
 /// Get an architecture
@@ -100,8 +99,20 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
         "config": {"kind": "mlp", "inputs": 64, "hidden": [32], "classes": 5, "activation": "relu"},
         "parameters": 2245,
         "layout": {"params": [{"name": "layers.0.weight", "shape": [32, 64], "offset": 0}]},
-        "forward": null, "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+        "forward": null, "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"})), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path(name): Path<String>) -> Result<Json<Architecture>> {
-    Ok(Json(rows::get(state.registry(), &name).await?.into()))
+async fn get(State(state): State<AppState>, caller: Caller, Path(name): Path<String>) -> Result<Json<Architecture>> {
+    read(&state, &caller, name).await.map(Json)
 }
+
+async fn read(state: &AppState, caller: &Caller, name: String) -> Result<Architecture> {
+    Ok(rows::get(state.registry(), caller, &name).await?.into())
+}
+
+lifecycle!(
+    life: Architecture, "an architecture", tag "architectures", scope "train",
+    "/v1/architectures/{name}", "/v1/architectures/{name}/restore", "/v1/architectures/{name}/purge",
+    ids ("updateArchitecture", "deleteArchitecture", "restoreArchitecture", "purgeArchitecture"),
+    key ("name", String, "mlp-64-32-5"), Architecture, read
+);

@@ -5,9 +5,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
+use registry::Caller;
 use registry::checkpoints as rows;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -15,13 +16,18 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::extract::{Path, Query};
 use crate::files::{self, Binary, File, SAFETENSORS};
-use crate::page::{self, Listing};
+use crate::lifecycle::lifecycle;
+use crate::page::{Listing, list_query};
 use crate::problem::{FileProblems, GetProblems, ListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(get_file, head_file))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(get))
+        .routes(routes!(get_file, head_file))
+        .merge(life::routes())
 }
 
 /// The weights of a run after an epoch.
@@ -60,8 +66,15 @@ pub(crate) struct Checkpoint {
     /// Where to download the weights file (safetensors).
     #[schema(example = "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file")]
     url: String,
+    /// Its tags.
+    tags: Vec<String>,
+    /// What is said about it.
+    description: String,
     /// When it was registered.
     created_at: DateTime<Utc>,
+    /// When it was deleted, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<DateTime<Utc>>,
 }
 
 impl From<rows::Checkpoint> for Checkpoint {
@@ -80,37 +93,47 @@ impl From<rows::Checkpoint> for Checkpoint {
             digest: row.artifact_digest,
             size: row.size,
             url: format!("/v1/checkpoints/{}/file", row.id),
+            tags: row.tags,
+            description: row.description,
             created_at: row.created_at,
+            deleted_at: row.deleted_at,
         }
     }
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
+list_query!(ListQuery {
     /// Only those of this zoo, by id.
     zoo: Option<Uuid>,
     /// Only those of this run, by id.
     run: Option<Uuid>,
+    /// Only those of runs on this dataset, by id.
+    dataset: Option<Uuid>,
+    /// Only those with these weights.
+    digest: Option<String>,
+    /// Only those at most this accurate, 0 to 1.
+    #[param(example = 1.0, minimum = 0.0, maximum = 1.0)]
+    max_accuracy: Option<f32>,
     /// Only those at least this accurate, 0 to 1.
     #[param(example = 0.95, minimum = 0.0, maximum = 1.0)]
     min_accuracy: Option<f32>,
-}
+});
 
 impl ListQuery {
     fn filter(&self) -> Result<rows::CheckpointFilter> {
-        if let Some(accuracy) = self.min_accuracy.filter(|a| !(0.0..=1.0).contains(a)) {
-            let error = Error::ValueInvalid(format!("min_accuracy is {accuracy}; it must be a number from 0 to 1"));
-            return Err(error.in_field("min_accuracy"));
+        for (field, bound) in [("min_accuracy", self.min_accuracy), ("max_accuracy", self.max_accuracy)] {
+            if let Some(accuracy) = bound.filter(|a| !(0.0..=1.0).contains(a)) {
+                let error = Error::ValueInvalid(format!("{field} is {accuracy}; it must be a number from 0 to 1"));
+                return Err(error.in_field(field));
+            }
         }
-        let (zoo, run) = (self.zoo.map(Into::into), self.run.map(Into::into));
-        Ok(rows::CheckpointFilter { zoo, run, min_accuracy: self.min_accuracy })
+        Ok(rows::CheckpointFilter {
+            zoo: self.zoo.map(Into::into),
+            run: self.run.map(Into::into),
+            dataset: self.dataset.map(Into::into),
+            digest: self.digest.clone(),
+            min_accuracy: self.min_accuracy,
+            max_accuracy: self.max_accuracy,
+        })
     }
 }
 
@@ -128,13 +151,12 @@ impl ListQuery {
             "epoch": 30, "accuracy": 0.976, "loss": 0.08,
             "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
             "url": "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file",
-            "created_at": "2026-01-01T00:00:00Z"}],
+            "tags": [], "description": "", "created_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), ListProblems)
 )]
-async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Checkpoint>>> {
-    let filter = query.filter()?;
-    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
-    Ok(Listing::of(page, Checkpoint::from))
+async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
+    let page = rows::list(state.registry(), &caller, &query.filter()?, &query.request()).await?;
+    Listing::select(page, query.fields.as_deref(), Checkpoint::from)
 }
 
 /// Get a checkpoint
@@ -149,11 +171,22 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
         "epoch": 30, "accuracy": 0.976, "loss": 0.08,
         "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
         "url": "/v1/checkpoints/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/file",
-        "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+        "tags": [], "description": "", "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Checkpoint>> {
-    Ok(Json(rows::get(state.registry(), id.into()).await?.into()))
+async fn get(State(state): State<AppState>, caller: Caller, Path(id): Path<Uuid>) -> Result<Json<Checkpoint>> {
+    read(&state, &caller, id).await.map(Json)
 }
+
+async fn read(state: &AppState, caller: &Caller, id: Uuid) -> Result<Checkpoint> {
+    Ok(rows::get(state.registry(), caller, id.into()).await?.into())
+}
+
+lifecycle!(
+    life: Checkpoint, "a checkpoint", tag "checkpoints", scope "train",
+    "/v1/checkpoints/{id}", "/v1/checkpoints/{id}/restore", "/v1/checkpoints/{id}/purge",
+    ids ("updateCheckpoint", "deleteCheckpoint", "restoreCheckpoint", "purgeCheckpoint"),
+    key ("id", Uuid, "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"), Checkpoint, read
+);
 
 /// Download a checkpoint
 ///
@@ -167,8 +200,14 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
                content_type = "application/vnd.safetensors"),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]
-async fn get_file(state: State<AppState>, id: Path<Uuid>, method: Method, headers: HeaderMap) -> Result<Response> {
-    file(state, id, method, headers).await
+async fn get_file(
+    state: State<AppState>,
+    caller: Caller,
+    id: Path<Uuid>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    file(state, caller, id, method, headers).await
 }
 
 /// Ask about a checkpoint's file
@@ -181,17 +220,24 @@ async fn get_file(state: State<AppState>, id: Path<Uuid>, method: Method, header
     responses((status = 200, description = "The headers of the download."),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]
-async fn head_file(state: State<AppState>, id: Path<Uuid>, method: Method, headers: HeaderMap) -> Result<Response> {
-    file(state, id, method, headers).await
+async fn head_file(
+    state: State<AppState>,
+    caller: Caller,
+    id: Path<Uuid>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response> {
+    file(state, caller, id, method, headers).await
 }
 
 async fn file(
     State(state): State<AppState>,
+    caller: Caller,
     Path(id): Path<Uuid>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let row = rows::get(state.registry(), id.into()).await?;
+    let row = rows::get(state.registry(), &caller, id.into()).await?;
     let name = format!("checkpoint-{}-{}.safetensors", row.run_index, row.epoch);
     let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
     files::answer(state.registry().artifacts(), &method, &headers, file).await

@@ -7,18 +7,21 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use datasets::Dataset as Data;
+use registry::Caller;
 use registry::datasets as rows;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::about::{About, NewAbout};
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
 use crate::inline::{Content, Given, Image, labels};
+use crate::lifecycle::lifecycle;
 use crate::limits::{self, check_name};
-use crate::page::{self, Listing};
+use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
 
@@ -27,7 +30,7 @@ const NPZ: &str = "application/x-npz";
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get))
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).merge(life::routes())
 }
 
 /// Labelled examples.
@@ -54,6 +57,8 @@ pub(crate) struct Dataset {
     digest: String,
     /// When it was registered.
     created_at: DateTime<Utc>,
+    #[serde(flatten)]
+    about: About,
 }
 
 impl From<rows::Dataset> for Dataset {
@@ -67,6 +72,7 @@ impl From<rows::Dataset> for Dataset {
             examples: row.examples,
             digest: row.digest,
             created_at: row.created_at,
+            about: row.about.into(),
         }
     }
 }
@@ -89,22 +95,19 @@ pub(crate) struct NewDataset {
     zip: Option<String>,
     /// Names of the classes, in label order; with `npz` and `zip` also a choice of them.
     classes: Option<Vec<String>>,
+    /// Description, tags, and whether it is private.
+    #[serde(default)]
+    about: NewAbout,
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
+list_query!(ListQuery {
     /// Only datasets of this name.
     name: Option<String>,
     /// Only datasets of this modality: `image` or `features`.
     modality: Option<String>,
-}
+    /// Only the one with this content.
+    digest: Option<String>,
+});
 
 /// List datasets
 ///
@@ -117,13 +120,15 @@ struct ListQuery {
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
             "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "examples": 1797,
             "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "created_at": "2026-01-01T00:00:00Z"}],
+            "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), ListProblems)
 )]
-async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Dataset>>> {
-    let filter = rows::DatasetFilter { name: query.name, modality: query.modality };
-    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
-    Ok(Listing::of(page, Dataset::from))
+async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
+    let request = query.request();
+    let filter = rows::DatasetFilter { name: query.name, modality: query.modality, digest: query.digest };
+    let page = rows::list(state.registry(), &caller, &filter, &request).await?;
+    Listing::select(page, query.fields.as_deref(), Dataset::from)
 }
 
 /// Get a dataset
@@ -135,11 +140,23 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits", "modality": "image", "shape": [1, 8, 8],
         "classes": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"], "examples": 1797,
         "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+        "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"})), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Dataset>> {
-    Ok(Json(rows::get(state.registry(), id.into()).await?.into()))
+async fn get(State(state): State<AppState>, caller: Caller, Path(id): Path<Uuid>) -> Result<Json<Dataset>> {
+    read(&state, &caller, id).await.map(Json)
 }
+
+async fn read(state: &AppState, caller: &Caller, id: Uuid) -> Result<Dataset> {
+    Ok(rows::get(state.registry(), caller, id.into()).await?.into())
+}
+
+lifecycle!(
+    life: Dataset, "a dataset", tag "datasets", scope "train",
+    "/v1/datasets/{id}", "/v1/datasets/{id}/restore", "/v1/datasets/{id}/purge",
+    ids ("updateDataset", "deleteDataset", "restoreDataset", "purgeDataset"),
+    key ("id", Uuid, "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"), Dataset, read
+);
 
 /// Register a dataset
 ///
@@ -156,12 +173,17 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "two-digits", "modality": "image",
             "shape": [1, 8, 8], "classes": ["3", "1"], "examples": 2,
             "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "created_at": "2026-01-01T00:00:00Z"})),
+            "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"})),
         (status = 200, description = "The same content was registered before.", body = Dataset,
          headers(("Location" = String, description = "The dataset's address."))),
         CreateProblems)
 )]
-async fn create(State(state): State<AppState>, extract::Json(new): extract::Json<NewDataset>) -> Result<Response> {
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    extract::Json(new): extract::Json<NewDataset>,
+) -> Result<Response> {
     check_name(&new.name)?;
     let content = match Content::one_of(new.images, new.npz, new.zip) {
         Given::One(content) => content,
@@ -171,7 +193,7 @@ async fn create(State(state): State<AppState>, extract::Json(new): extract::Json
     let limits = state.settings().datasets.clone();
     let classes = new.classes;
     let (data, npz) = limits::run(place, move |_| prepare(&content, classes.as_deref(), &limits)).await?;
-    let (status, row) = register(&state, new.name, &data, npz).await?;
+    let (status, row) = register(&state, &caller, new.name, new.about, &data, npz).await?;
     let location = format!("/v1/datasets/{}", row.id);
     Ok((status, [(LOCATION, location)], Json(Dataset::from(row))).into_response())
 }
@@ -188,9 +210,16 @@ fn prepare(content: &Content, classes: Option<&[String]>, limits: &datasets::Lim
     Ok((data, npz))
 }
 
-async fn register(state: &AppState, name: String, data: &Data, npz: Vec<u8>) -> Result<(StatusCode, rows::Dataset)> {
+async fn register(
+    state: &AppState,
+    caller: &Caller,
+    name: String,
+    about: NewAbout,
+    data: &Data,
+    npz: Vec<u8>,
+) -> Result<(StatusCode, rows::Dataset)> {
     let (registry, digest) = (state.registry(), data.digest());
-    match rows::by_digest(registry, &digest).await {
+    match rows::by_digest(registry, caller, &digest).await {
         Ok(existing) => return Ok((StatusCode::OK, existing)),
         Err(registry::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
@@ -205,6 +234,10 @@ async fn register(state: &AppState, name: String, data: &Data, npz: Vec<u8>) -> 
         examples: i64::try_from(data.len()).unwrap_or(i64::MAX),
         digest,
         artifact_digest: artifact.digest,
+        about: about.or(false),
     };
-    Ok((StatusCode::CREATED, rows::ensure(registry, &new).await?))
+    let mut write = registry.write(caller).await?;
+    let row = rows::ensure(&mut write, &new).await?;
+    write.commit().await?;
+    Ok((StatusCode::CREATED, row))
 }

@@ -10,12 +10,13 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use registry::Caller;
 use registry::generations as rows;
 use registry::generators::{self, GeneratorVersion};
 use registry::{GenerationId, Seed};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
@@ -25,18 +26,24 @@ pub use request::Recorded;
 use samples::Sample;
 use work::{Clock, Input, Job, Made};
 
+use crate::about::{About, NewAbout};
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
 use crate::files::SAFETENSORS;
 use crate::health::device;
+use crate::lifecycle::lifecycle;
 use crate::limits;
-use crate::page::{self, Listing};
+use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).merge(samples::routes())
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get))
+        .merge(samples::routes())
+        .merge(life::routes())
 }
 
 /// An answered request for weights.
@@ -85,6 +92,8 @@ pub(crate) struct GenerationSummary {
     timings: Timings,
     /// When it was made.
     created_at: DateTime<Utc>,
+    #[serde(flatten)]
+    about: About,
 }
 
 /// A generator version that made a generation.
@@ -175,25 +184,18 @@ impl From<rows::Generation> for GenerationSummary {
             device: row.device,
             timings: serde_json::from_value(row.timings).unwrap_or_default(),
             created_at: row.created_at,
+            about: row.about.into(),
         }
     }
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
+list_query!(ListQuery {
     /// Only generations of this generator: `name` for all its versions, `name@3` or `name@alias` for one.
     #[param(example = "digits")]
     generator: Option<String>,
     /// Only generations for this dataset, by id.
     dataset: Option<Uuid>,
-}
+});
 
 /// List generations
 ///
@@ -213,23 +215,22 @@ struct ListQuery {
             "provider": "cpu", "device": "CPU, 2 threads",
             "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 0.0,
                 "store_ms": 3.9, "total_ms": 22.4},
-            "created_at": "2026-01-01T00:00:00Z"}],
+            "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "private", "tags": [], "description": "", "updated_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), ListProblems)
 )]
-async fn list(
-    State(state): State<AppState>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<Listing<GenerationSummary>>> {
+async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
+    let request = query.request();
     let mut filter = rows::GenerationFilter { dataset: query.dataset.map(Into::into), ..Default::default() };
     match query.generator {
         Some(reference) if reference.contains('@') => {
-            let version = generators::resolve(state.registry(), &reference).await;
+            let version = generators::resolve(state.registry(), &caller, &reference).await;
             filter.version = Some(version.map_err(|error| Error::from(error).in_field("generator"))?.id);
         }
         name => filter.generator = name,
     }
-    let page = rows::list(state.registry(), &filter, &page::request(query.limit, query.cursor)).await?;
-    Ok(Listing::of(page, GenerationSummary::from))
+    let page = rows::list(state.registry(), &caller, &filter, &request).await?;
+    Listing::select(page, query.fields.as_deref(), GenerationSummary::from)
 }
 
 /// Get a generation
@@ -241,13 +242,24 @@ async fn list(
     security(("token" = ["read"])),
     responses((status = 200, description = "The generation.", body = Generation), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Generation>> {
-    let row = rows::get(state.registry(), id.into()).await?;
-    Ok(Json(with_samples(&state, row).await?))
+async fn get(State(state): State<AppState>, caller: Caller, Path(id): Path<Uuid>) -> Result<Json<Generation>> {
+    read(&state, &caller, id).await.map(Json)
 }
 
-async fn with_samples(state: &AppState, row: rows::Generation) -> Result<Generation> {
-    let samples = rows::samples(state.registry(), row.id).await?;
+async fn read(state: &AppState, caller: &Caller, id: Uuid) -> Result<Generation> {
+    let row = rows::get(state.registry(), caller, id.into()).await?;
+    with_samples(state, caller, row).await
+}
+
+lifecycle!(
+    life: Generation, "a generation", tag "generations", scope "generate",
+    "/v1/generations/{id}", "/v1/generations/{id}/restore", "/v1/generations/{id}/purge",
+    ids ("updateGeneration", "deleteGeneration", "restoreGeneration", "purgeGeneration"),
+    key ("id", Uuid, "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"), Generation, read
+);
+
+async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) -> Result<Generation> {
+    let samples = rows::samples(state.registry(), caller, row.id).await?;
     Ok(Generation { summary: row.into(), samples: samples.into_iter().map(Sample::from).collect() })
 }
 
@@ -275,32 +287,37 @@ async fn with_samples(state: &AppState, row: rows::Generation) -> Result<Generat
             "provider": "cpu", "device": "CPU, 2 threads",
             "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 2.0,
                 "store_ms": 3.9, "total_ms": 24.4},
-            "created_at": "2026-01-01T00:00:00Z",
+            "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "private", "tags": [], "description": "", "updated_at": "2026-01-01T00:00:00Z",
             "samples": [{"index": 0, "seed": 7,
                 "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9632,
                 "url": "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file",
                 "accuracy": 0.96, "loss": 0.13, "evaluated_on": 812}]})),
         CreateProblems)
 )]
-async fn create(State(state): State<AppState>, extract::Json(new): extract::Json<NewGeneration>) -> Result<Response> {
-    let row = generate(&state, new).await?;
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    extract::Json(new): extract::Json<NewGeneration>,
+) -> Result<Response> {
+    let row = generate(&state, &caller, new).await?;
     let location = format!("/v1/generations/{}", row.id);
-    let body = with_samples(&state, row).await?;
+    let body = with_samples(&state, &caller, row).await?;
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(body)).into_response())
 }
 
-async fn generate(state: &AppState, new: NewGeneration) -> Result<rows::Generation> {
+async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Result<rows::Generation> {
     let mut total = Clock::start();
     let evaluates = new.evaluates()?;
     let options = new.options();
     options.validate(&state.sample_limits())?;
-    let version = generators::resolve(state.registry(), &new.generator)
+    let version = generators::resolve(state.registry(), caller, &new.generator)
         .await
         .map_err(|error| Error::from(error).in_field("generator"))?;
     let mut clock = Clock::start();
-    let dataset = Input::fetch(state, "dataset", new.dataset).await?;
+    let dataset = Input::fetch(state, caller, "dataset", new.dataset).await?;
     let evaluation = match new.evaluation {
-        Some(input) => Some(Input::fetch(state, "evaluation", input).await?),
+        Some(input) => Some(Input::fetch(state, caller, "evaluation", input).await?),
         None => None,
     };
     let fetch_ms = clock.lap();
@@ -323,16 +340,20 @@ async fn generate(state: &AppState, new: NewGeneration) -> Result<rows::Generati
     made.timings.parse_ms += fetch_ms;
     recorded.classes = std::mem::take(&mut made.classes);
     recorded.evaluation_digest = made.evaluation_digest.take();
-    store(state, &version, seed, recorded, made, &mut total).await
+    let about = new.about.unwrap_or_default();
+    store(state, caller, &version, seed, recorded, made, about, &mut total).await
 }
 
 /// Stores the files, then all rows in one transaction.
+#[allow(clippy::too_many_arguments)] // a record has many parts, each from another place
 async fn store(
     state: &AppState,
+    caller: &Caller,
     version: &GeneratorVersion,
     seed: Seed,
     recorded: Recorded,
     made: Made,
+    about: NewAbout,
     total: &mut Clock,
 ) -> Result<rows::Generation> {
     let mut clock = Clock::start();
@@ -356,8 +377,13 @@ async fn store(
         timings: as_json(&timings)?,
         seed,
         samples: samples.collect(),
+        // What is made for someone's data is theirs unless they say otherwise.
+        about: about.or(true),
     };
-    Ok(rows::create(state.registry(), &new).await?)
+    let mut write = state.registry().write(caller).await?;
+    let row = rows::create(&mut write, &new).await?;
+    write.commit().await?;
+    Ok(row)
 }
 
 fn as_json(value: &impl Serialize) -> Result<serde_json::Value> {

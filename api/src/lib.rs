@@ -6,6 +6,7 @@
 //!
 //! One file a resource, with the name it has in `registry`.
 
+mod about;
 mod answer;
 mod architectures;
 mod auth;
@@ -22,7 +23,9 @@ mod health;
 mod idempotency;
 mod inline;
 pub mod jobs;
+mod lifecycle;
 mod limits;
+mod lineage;
 mod openapi;
 mod page;
 pub mod problem;

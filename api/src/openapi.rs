@@ -7,7 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::Problem;
 use crate::state::AppState;
-use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, jobs, zoos};
+use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, jobs, lineage, page, zoos};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -27,6 +27,7 @@ use crate::{architectures, auth, checkpoints, datasets, generations, generators,
         (name = "checkpoints", description = "Weights of trained models."),
         (name = "architectures", description = "Networks that weights are generated for."),
         (name = "jobs", description = "Long work: watched, cancelled, resumed."),
+        (name = "lineage", description = "What was made from what."),
         (name = "health", description = "Liveness and readiness."),
     ),
     components(schemas(Problem)),
@@ -61,13 +62,16 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(checkpoints::routes())
         .merge(architectures::routes())
         .merge(jobs::routes())
+        .merge(lineage::routes())
         .merge(health::routes())
 }
 
 /// The OpenAPI 3.1 document.
 #[must_use]
 pub fn openapi() -> OpenApi {
-    described().into_openapi()
+    let mut document = described().into_openapi();
+    page::describe_selection(&mut document);
+    document
 }
 
 /// The OpenAPI document as it is served and kept in `openapi/openapi.json`: pretty, in a stable order, with a newline

@@ -89,6 +89,12 @@ const ENDED: Kind = (
     "job_finished",
     "the job `0199a1f6-3c5e-7d0a-9a53-00000000000a` has ended (succeeded): there is nothing left to cancel",
 );
+const CONFLICT: Kind = (
+    409,
+    "The resource is in a state in which that is not possible.",
+    "in_use",
+    "the zoo `digits` is in use by a generator version: purge that first",
+);
 const PRECONDITION: Kind = (
     412,
     "The resource is not in the state that the request expects.",
@@ -176,6 +182,8 @@ problems! {
     CancelProblems = [MALFORMED, NOT_FOUND, ENDED, INTERNAL, UNAVAILABLE];
     /// Problems of moving an alias.
     AliasProblems = [MALFORMED, NOT_FOUND, PRECONDITION, TOO_LARGE, MEDIA, INVALID, INTERNAL, UNAVAILABLE];
+    /// Problems of changing, deleting, restoring and purging.
+    ChangeProblems = [MALFORMED, NOT_FOUND, CONFLICT, TOO_LARGE, MEDIA, INVALID, INTERNAL, UNAVAILABLE];
     /// Problems of asking for readiness.
     ReadyProblems = [UNAVAILABLE];
     /// Problems that any request may meet.

@@ -2,25 +2,28 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use chrono::{DateTime, Utc};
-use registry::ArchitectureId;
+use registry::Caller;
 use registry::{runs as run_rows, zoos as rows};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use crate::about::About;
 use crate::error::Result;
 use crate::extract::{Path, Query};
-use crate::page::{self, Listing};
+use crate::lifecycle::lifecycle;
+use crate::page::{Listing, PageQuery, list_query};
 use crate::problem::{GetProblems, ListProblems, SubListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(list_runs))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(list_runs)).merge(life::routes())
 }
 
 /// A population of trained models of one architecture.
@@ -46,6 +49,8 @@ pub(crate) struct Zoo {
     checkpoints: i64,
     /// When it was registered.
     created_at: DateTime<Utc>,
+    #[serde(flatten)]
+    about: About,
 }
 
 impl From<rows::Zoo> for Zoo {
@@ -59,6 +64,7 @@ impl From<rows::Zoo> for Zoo {
             runs: row.runs,
             checkpoints: row.checkpoints,
             created_at: row.created_at,
+            about: row.about.into(),
         }
     }
 }
@@ -99,29 +105,12 @@ impl From<run_rows::Run> for Run {
     }
 }
 
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
+list_query!(ListQuery {
+    /// Only the zoo of this name.
+    name: Option<String>,
     /// Only zoos of this architecture, by id.
     architecture: Option<Uuid>,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct RunsQuery {
-    /// Most items of the page, 1 to 200.
-    #[param(example = 50, minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
-}
+});
 
 /// List zoos
 ///
@@ -134,13 +123,15 @@ struct RunsQuery {
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
             "architecture_id": "0199a1f6-3c5e-7d0a-9a53-000000000001", "config": {"seed": 7},
             "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z"}],
+            "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), ListProblems)
 )]
-async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> Result<Json<Listing<Zoo>>> {
-    let architecture = query.architecture.map(ArchitectureId::from);
-    let page = rows::list(state.registry(), architecture, &page::request(query.limit, query.cursor)).await?;
-    Ok(Listing::of(page, Zoo::from))
+async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
+    let request = query.request();
+    let filter = rows::ZooFilter { name: query.name, architecture: query.architecture.map(Into::into) };
+    let page = rows::list(state.registry(), &caller, &filter, &request).await?;
+    Listing::select(page, query.fields.as_deref(), Zoo::from)
 }
 
 /// Get a zoo
@@ -152,11 +143,23 @@ async fn list(State(state): State<AppState>, Query(query): Query<ListQuery>) -> 
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "name": "digits",
         "architecture_id": "0199a1f6-3c5e-7d0a-9a53-000000000001", "config": {"seed": 7},
         "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z"})), GetProblems)
+        "runs": 200, "checkpoints": 1000, "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
+            "visibility": "public", "tags": ["vision"], "description": "", "updated_at": "2026-01-01T00:00:00Z"})), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<Zoo>> {
-    Ok(Json(rows::by_id(state.registry(), id.into()).await?.into()))
+async fn get(State(state): State<AppState>, caller: Caller, Path(id): Path<Uuid>) -> Result<Json<Zoo>> {
+    read(&state, &caller, id).await.map(Json)
 }
+
+async fn read(state: &AppState, caller: &Caller, id: Uuid) -> Result<Zoo> {
+    Ok(rows::by_id(state.registry(), caller, id.into()).await?.into())
+}
+
+lifecycle!(
+    life: Zoo, "a zoo", tag "zoos", scope "train",
+    "/v1/zoos/{id}", "/v1/zoos/{id}/restore", "/v1/zoos/{id}/purge",
+    ids ("updateZoo", "deleteZoo", "restoreZoo", "purgeZoo"),
+    key ("id", Uuid, "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"), Zoo, read
+);
 
 /// List the runs of a zoo
 ///
@@ -164,7 +167,7 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
 #[utoipa::path(
     get, path = "/v1/zoos/{id}/runs", operation_id = "listZooRuns", tag = "zoos",
     params(("id" = Uuid, Path, description = "The zoo's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
-           RunsQuery),
+           PageQuery),
     security(("token" = ["read"])),
     responses((status = 200, description = "A page of runs.", body = Listing<Run>, example = json!({
         "items": [{
@@ -175,10 +178,11 @@ async fn get(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json
 )]
 async fn list_runs(
     State(state): State<AppState>,
+    caller: Caller,
     Path(id): Path<Uuid>,
-    Query(query): Query<RunsQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Json<Listing<Run>>> {
-    let zoo = rows::by_id(state.registry(), id.into()).await?;
-    let page = run_rows::list(state.registry(), Some(zoo.id), &page::request(query.limit, query.cursor)).await?;
+    let zoo = rows::by_id(state.registry(), &caller, id.into()).await?;
+    let page = run_rows::list(state.registry(), &caller, Some(zoo.id), &query.request()).await?;
     Ok(Listing::of(page, Run::from))
 }

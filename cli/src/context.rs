@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use inference::{Device, Runtime};
-use registry::Registry;
 use registry::embedded::{self, EmbeddedPostgres};
+use registry::{Caller, Registry};
 use training::progress::Progress;
 use training::snapshots::{self, Folder, Keep};
 
@@ -172,6 +172,19 @@ pub fn with_registry<T>(args: &RegistryArgs, work: impl AsyncFnOnce(&Registry) -
         open.close().await;
         result
     })
+}
+
+/// Whoever uses the command line: they hold the registry's files and so may do everything.
+pub fn caller() -> Caller {
+    Caller::system("cli")
+}
+
+/// Makes changes in one unit of work.
+pub async fn writing<T>(registry: &Registry, work: impl AsyncFnOnce(&mut registry::Write) -> Result<T>) -> Result<T> {
+    let mut write = registry.write(&caller()).await?;
+    let done = work(&mut write).await?;
+    write.commit().await?;
+    Ok(done)
 }
 
 /// Progress on standard error that ends at Ctrl-C; a second Ctrl-C ends the process at once.

@@ -6,7 +6,7 @@ use inference::{Generator, Provenance, SampleLimits, SampleOptions, SamplerKind,
 use registry::generators;
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, labels, say, with_registry, write_whole};
+use crate::context::{RegistryArgs, RuntimeArgs, caller, labels, say, with_registry, write_whole};
 use crate::error::{Error, Result};
 use crate::generator::read_bundle;
 
@@ -104,7 +104,7 @@ fn load_bundle(args: &Args) -> Result<(String, Bundle)> {
     }
     let reference = args.generator.clone().unwrap_or_default();
     with_registry(&args.registry, async |registry| {
-        let version = generators::resolve(registry, &reference).await?;
+        let version = generators::resolve(registry, &caller(), &reference).await?;
         let tar = registry.artifacts().read(&version.artifact_digest).await?;
         let name = format!("{}@{}", version.generator, version.version);
         Ok((name, Bundle::read_tar(tar.as_ref())?))

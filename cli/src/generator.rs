@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use inference::Generator;
-use registry::{MAX_LIMIT, PageRequest, generators};
+use registry::generators::{self, GeneratorFilter};
+use registry::{ListRequest, MAX_LIMIT};
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, say, with_registry};
+use crate::context::{RegistryArgs, RuntimeArgs, caller, say, with_registry, writing};
 use crate::error::{Error, Result};
 use crate::publish;
 
@@ -51,7 +52,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::List { registry } => with_registry(&registry, list),
         Command::Export { reference, out, registry } => with_registry(&registry, async |registry| {
-            let version = generators::resolve(registry, &reference).await?;
+            let version = generators::resolve(registry, &caller(), &reference).await?;
             if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty()) {
                 std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
             }
@@ -65,8 +66,9 @@ pub fn run(command: Command) -> Result<()> {
             registry::check_name(&name)?;
             // Loading checks every graph against the manifest.
             Generator::load(&runtime.open()?, bundle.clone())?;
-            let version =
-                with_registry(&place, async |registry| publish::generator(registry, &bundle, &name, None).await)?;
+            let version = with_registry(&place, async |registry| {
+                writing(registry, async |write| publish::generator(registry, write, &bundle, &name, None).await).await
+            })?;
             say(&format!("{}@{} {}", version.generator, version.version, version.digest));
             Ok(())
         }
@@ -81,13 +83,13 @@ pub fn read_bundle(file: &PathBuf) -> Result<Bundle> {
 }
 
 async fn list(registry: &registry::Registry) -> Result<()> {
-    let mut page = PageRequest { limit: MAX_LIMIT, ..PageRequest::default() };
+    let mut page = ListRequest { limit: MAX_LIMIT, ..ListRequest::default() };
     say(&format!("{:<24} {:>8} {:>7}  description", "name", "versions", "latest"));
     loop {
-        let found = generators::list(registry, None, &page).await?;
+        let found = generators::list(registry, &caller(), &GeneratorFilter::default(), &page).await?;
         for g in found.items {
             let latest = g.latest.map_or_else(|| "-".to_owned(), |v| v.to_string());
-            say(&format!("{:<24} {:>8} {latest:>7}  {}", g.name, g.versions, g.description));
+            say(&format!("{:<24} {:>8} {latest:>7}  {}", g.name, g.versions, g.about.description));
         }
         match found.next_cursor {
             Some(cursor) => page.cursor = Some(cursor),

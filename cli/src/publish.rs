@@ -1,4 +1,6 @@
 //! Puts zoos and generators into the registry.
+//!
+//! Files go to the artifact store at once; rows go into the caller's unit of work, which decides when they are true.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +8,8 @@ use bytes::Bytes;
 use inference::Generator;
 use registry::embeddings::{self, NewEmbedding, SubjectKind};
 use registry::generators::{GeneratorVersion, NewVersion};
-use registry::runs::NewRun;
-use registry::{Registry, architectures, checkpoints, datasets as stored, generators, zoos};
+use registry::runs::{self, NewRun};
+use registry::{NewAbout, Registry, Write, architectures, checkpoints, datasets as stored, generators, zoos};
 use training::stages::vectors::mean;
 use training::stages::zoo::Zoo;
 use training::{Part, Sources, export, random};
@@ -18,7 +20,7 @@ use crate::error::{Error, Result};
 const SAFETENSORS: &str = "application/vnd.safetensors";
 
 /// A dataset as an npz artifact and a row; the same content again gives the row it has.
-pub async fn dataset(registry: &Registry, data: &datasets::Dataset) -> Result<stored::Dataset> {
+pub async fn dataset(registry: &Registry, write: &mut Write, data: &datasets::Dataset) -> Result<stored::Dataset> {
     let artifact = registry.artifacts().put_bytes(datasets::npz::to_npz(data)?, "application/zip").await?;
     let new = stored::NewDataset {
         name: data.name.clone(),
@@ -28,33 +30,41 @@ pub async fn dataset(registry: &Registry, data: &datasets::Dataset) -> Result<st
         examples: data.len() as i64,
         digest: data.digest(),
         artifact_digest: artifact.digest,
+        about: NewAbout::default(),
     };
-    Ok(stored::ensure(registry, &new).await?)
+    Ok(stored::ensure(write, &new).await?)
 }
 
 /// The zoo with its architecture, datasets, runs and checkpoints: all or nothing. A zoo of the same digest is there
 /// already and stays.
-pub async fn zoo(registry: &Registry, sources: &Sources, zoo: &Zoo) -> Result<zoos::Zoo> {
+pub async fn zoo(registry: &Registry, write: &mut Write, sources: &Sources, zoo: &Zoo) -> Result<zoos::Zoo> {
     let short: String = zoo.digest.trim_start_matches("sha256:").chars().take(8).collect();
     let name = format!("{}-{short}", zoo.name);
-    match zoos::get(registry, &name).await {
+    match zoos::get(registry, &write.caller().clone(), &name).await {
         Ok(existing) => return Ok(existing),
         Err(error) if error.code() == "not_found" => {}
         Err(error) => return Err(error.into()),
     }
-    let architecture = architecture(registry, &zoo.architecture).await?;
+    let architecture = architecture(registry, write, &zoo.architecture).await?;
     let mut ids = BTreeMap::new();
     for source in sources.list() {
-        ids.insert(source.name.as_str(), dataset(registry, &source.dataset(Part::Train)).await?.id);
+        ids.insert(source.name.as_str(), dataset(registry, write, &source.dataset(Part::Train)).await?.id);
     }
-    let runs = runs(registry, zoo, &ids).await?;
+    let runs = new_runs(registry, zoo, &ids).await?;
     let config = serde_json::json!({ "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() });
-    let new = zoos::NewZoo { name, architecture_id: architecture.id, config, digest: zoo.digest.clone() };
-    Ok(zoos::create_with_runs(registry, &new, &runs).await?)
+    let new = zoos::NewZoo {
+        name,
+        architecture_id: architecture.id,
+        config,
+        digest: zoo.digest.clone(),
+        about: NewAbout::default(),
+    };
+    Ok(zoos::create_with_runs(write, &new, &runs).await?)
 }
 
 async fn architecture(
     registry: &Registry,
+    write: &mut Write,
     architecture: &weights::Architecture,
 ) -> Result<architectures::Architecture> {
     let json = |e: serde_json::Error| Error::Internal(e.to_string());
@@ -66,12 +76,13 @@ async fn architecture(
         parameters: layout.parameters() as i64,
         layout: serde_json::to_value(&layout).map_err(json)?,
         forward_artifact: Some(forward.digest),
+        about: NewAbout::default(),
     };
-    Ok(architectures::ensure(registry, &new).await?)
+    Ok(architectures::ensure(write, &new).await?)
 }
 
 /// Stores all checkpoints' files and lists the runs with them.
-async fn runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry::DatasetId>) -> Result<Vec<NewRun>> {
+async fn new_runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry::DatasetId>) -> Result<Vec<NewRun>> {
     let layout = zoo.architecture.layout();
     let config = serde_json::to_string(&zoo.architecture).map_err(|e| Error::Internal(e.to_string()))?;
     let mut files = Vec::with_capacity(zoo.checkpoints.len());
@@ -115,27 +126,28 @@ async fn runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry::Dat
 /// A generator bundle as the next version of `name`.
 pub async fn generator(
     registry: &Registry,
+    write: &mut Write,
     bundle: &Bundle,
     name: &str,
     zoo: Option<registry::ZooId>,
 ) -> Result<GeneratorVersion> {
     let manifest = bundle.manifest();
     for entry in &manifest.architectures {
-        architecture(registry, &entry.config).await?;
+        architecture(registry, write, &entry.config).await?;
     }
     let mut tar = Vec::new();
     bundle.write_tar(&mut tar)?;
     let artifact = registry.artifacts().put_bytes(tar, "application/x-tar").await?;
     let new = NewVersion {
         name: name.to_owned(),
-        description: manifest.description.clone(),
+        about: NewAbout { description: manifest.description.clone(), ..NewAbout::default() },
         digest: bundle.digest(),
         modality: manifest.modality.to_string(),
         manifest: serde_json::to_value(manifest).map_err(|e| Error::Internal(e.to_string()))?,
         artifact_digest: artifact.digest,
         zoo_id: zoo,
     };
-    Ok(generators::publish(registry, &new).await?)
+    Ok(generators::publish(write, &new).await?)
 }
 
 /// Support sets that a run's embedding is the mean of.
@@ -144,7 +156,7 @@ const DRAWS: usize = 4;
 /// Embeds the task of each run (images of the training part, mean of some support sets) and stores the embeddings for
 /// the nearest search.
 pub async fn run_embeddings(
-    registry: &Registry,
+    write: &mut Write,
     version: &GeneratorVersion,
     zoo_id: registry::ZooId,
     generator: &Generator,
@@ -153,10 +165,8 @@ pub async fn run_embeddings(
 ) -> Result<()> {
     let images = generator.manifest().encoder.images_per_class;
     let mut rng = random::stream(0, "run embeddings");
-    let mut run_ids = BTreeMap::new();
-    for checkpoint in checkpoints::all_of_zoo(registry, zoo_id).await? {
-        run_ids.insert(checkpoint.run_index as usize, checkpoint.run_id);
-    }
+    let ids = runs::ids_of_zoo(write, zoo_id).await?;
+    let run_ids: BTreeMap<usize, _> = ids.into_iter().map(|(index, id)| (index as usize, id)).collect();
     let mut new = Vec::with_capacity(zoo.runs.len());
     for (index, run) in zoo.runs.iter().enumerate() {
         let task = sources.task(&run.task, Part::Train)?;
@@ -169,5 +179,5 @@ pub async fn run_embeddings(
             new.push(NewEmbedding { subject_id: id.as_uuid(), classes, embedding });
         }
     }
-    Ok(embeddings::insert_bulk(registry, version.id, SubjectKind::Run, &new).await?)
+    Ok(embeddings::insert_bulk(write, version.id, SubjectKind::Run, &new).await?)
 }

@@ -8,7 +8,9 @@ use training::stages::generator::{self, Trained};
 use training::{Sources, stages};
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, SnapshotArgs, prepare, progress, say, with_registry, write_whole};
+use crate::context::{
+    RegistryArgs, RuntimeArgs, SnapshotArgs, prepare, progress, say, with_registry, write_whole, writing,
+};
 use crate::error::{Error, Result};
 use crate::publish;
 use crate::zoo::load_config;
@@ -65,11 +67,15 @@ pub fn run(args: Args) -> Result<()> {
     report(&args, &trained, difference);
     if args.register {
         let version = with_registry(&args.registry, async |registry| {
-            let published = publish::zoo(registry, &sources, &zoo).await?;
-            let version = publish::generator(registry, &trained.bundle, &config.name, Some(published.id)).await?;
             let generator = Generator::load(&runtime, trained.bundle.clone())?;
-            publish::run_embeddings(registry, &version, published.id, &generator, &zoo, &sources).await?;
-            Ok(version)
+            writing(registry, async |write| {
+                let published = publish::zoo(registry, write, &sources, &zoo).await?;
+                let bundle = &trained.bundle;
+                let version = publish::generator(registry, write, bundle, &config.name, Some(published.id)).await?;
+                publish::run_embeddings(write, &version, published.id, &generator, &zoo, &sources).await?;
+                Ok(version)
+            })
+            .await
         })?;
         say(&format!("registered as {}@{}", version.generator, version.version));
     }

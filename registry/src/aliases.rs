@@ -169,7 +169,7 @@ async fn record(
     let action = if version.is_some() { "alias.move" } else { "alias.remove" };
     write
         .audit(Change {
-            action: action.into(),
+            action,
             resource: "generator alias",
             id: format!("{generator}@{alias}"),
             before: state(previous),

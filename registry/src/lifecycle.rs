@@ -42,6 +42,29 @@ pub struct Patch {
     pub owner: Option<String>,
 }
 
+/// What is done, as the audit trail says it.
+#[derive(Clone, Copy)]
+enum Verb {
+    Update,
+    Delete,
+    Yank,
+    Restore,
+    Purge,
+}
+
+/// `resource.verb` for each verb.
+macro_rules! actions {
+    ($verb:expr, $resource:literal) => {
+        match $verb {
+            Verb::Update => concat!($resource, ".update"),
+            Verb::Delete => concat!($resource, ".delete"),
+            Verb::Yank => concat!($resource, ".yank"),
+            Verb::Restore => concat!($resource, ".restore"),
+            Verb::Purge => concat!($resource, ".purge"),
+        }
+    };
+}
+
 /// The columns that decide and are changed.
 #[derive(Clone, sqlx::FromRow)]
 struct Found {
@@ -66,6 +89,18 @@ impl Resource {
             Self::Generator => "generator",
             Self::Version => "generator version",
             Self::Generation => "generation",
+        }
+    }
+
+    fn action(self, verb: Verb) -> &'static str {
+        match self {
+            Self::Architecture => actions!(verb, "architecture"),
+            Self::Dataset => actions!(verb, "dataset"),
+            Self::Zoo => actions!(verb, "zoo"),
+            Self::Checkpoint => actions!(verb, "checkpoint"),
+            Self::Generator => actions!(verb, "generator"),
+            Self::Version => actions!(verb, "generator_version"),
+            Self::Generation => actions!(verb, "generation"),
         }
     }
 
@@ -232,7 +267,7 @@ pub async fn update(write: &mut Write, resource: Resource, key: &str, patch: &Pa
         owner: patch.owner.clone().unwrap_or_else(|| found.owner.clone()),
         ..found.clone()
     };
-    log(write, "update", resource, key, &found, Some(after.state())).await
+    log(write, Verb::Update, resource, key, &found, Some(after.state())).await
 }
 
 fn check_owner(owner: &str) -> Result<()> {
@@ -271,7 +306,7 @@ async fn hide(write: &mut Write, resource: Resource, key: &str, reason: &str) ->
     }
     let reason_too = if resource == Resource::Version { ", yank_reason = $2" } else { "" };
     set_hidden(write, resource, found.id, &format!("clock_timestamp(){reason_too}"), reason).await?;
-    let verb = if resource == Resource::Version { "yank" } else { "delete" };
+    let verb = if resource == Resource::Version { Verb::Yank } else { Verb::Delete };
     let mut after = found.state();
     after["deleted"] = json!(true);
     if !reason.is_empty() {
@@ -293,7 +328,7 @@ pub async fn restore(write: &mut Write, resource: Resource, key: &str) -> Result
     set_hidden(write, resource, found.id, &format!("NULL{reason_too}"), "").await?;
     let mut after = found.state();
     after["deleted"] = json!(false);
-    log(write, "restore", resource, key, &found, Some(after)).await
+    log(write, Verb::Restore, resource, key, &found, Some(after)).await
 }
 
 async fn set_hidden(write: &mut Write, resource: Resource, id: Uuid, to: &str, reason: &str) -> Result<()> {
@@ -332,20 +367,19 @@ pub async fn purge(write: &mut Write, resource: Resource, key: &str) -> Result<(
         }
         done?;
     }
-    log(write, "purge", resource, key, &found, None).await
+    log(write, Verb::Purge, resource, key, &found, None).await
 }
 
 async fn log(
     write: &mut Write,
-    verb: &'static str,
+    verb: Verb,
     resource: Resource,
     key: &str,
     before: &Found,
     after: Option<Value>,
 ) -> Result<()> {
-    let action = format!("{}.{verb}", resource.word().replace(' ', "_"));
     let change = Change {
-        action: action.into(),
+        action: resource.action(verb),
         resource: resource.word(),
         id: key.into(),
         before: Some(before.state()),

@@ -152,6 +152,15 @@ pub async fn get(registry: &Registry, caller: &Caller, id: RunId) -> Result<Run>
     seen.map(|row| row.run).ok_or_else(|| Error::not_found("run", id))
 }
 
+/// Numbers and ids of the runs of a zoo, those of this unit of work too.
+///
+/// # Errors
+/// `database`.
+pub async fn ids_of_zoo(write: &mut Write, zoo: ZooId) -> Result<Vec<(i32, RunId)>> {
+    let sql = "SELECT index, id FROM runs WHERE zoo_id = $1 ORDER BY index";
+    Ok(sqlx::query_as(sql).bind(zoo).fetch_all(write.connection()).await?)
+}
+
 #[derive(sqlx::FromRow)]
 struct Seen {
     #[sqlx(flatten)]

@@ -1,7 +1,5 @@
 //! A unit of work: changes, their audit trail and whatever else has to be true with them, in one transaction.
 
-use std::borrow::Cow;
-
 use serde_json::Value;
 use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
@@ -19,7 +17,7 @@ pub struct Write {
 #[derive(Clone, Debug)]
 pub struct Change {
     /// What was done, as `resource.verb`: `dataset.create`, `alias.move`.
-    pub action: Cow<'static, str>,
+    pub action: &'static str,
     /// Kind of resource, such as `dataset`.
     pub resource: &'static str,
     /// Its id or name.
@@ -33,7 +31,7 @@ pub struct Change {
 impl Change {
     /// Something that was made.
     pub(crate) fn made(action: &'static str, resource: &'static str, id: impl ToString, after: Value) -> Self {
-        Self { action: action.into(), resource, id: id.to_string(), before: None, after: Some(after) }
+        Self { action, resource, id: id.to_string(), before: None, after: Some(after) }
     }
 }
 
@@ -71,7 +69,7 @@ impl Write {
         .bind(Uuid::now_v7())
         .bind(&self.caller.name)
         .bind(self.caller.token)
-        .bind(change.action.as_ref())
+        .bind(change.action)
         .bind(change.resource)
         .bind(change.id)
         .bind(change.before)

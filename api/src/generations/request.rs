@@ -4,6 +4,7 @@ use inference::{SampleOptions, SamplerKind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::about::NewAbout;
 use crate::error::{Error, Result};
 use crate::inline::{DatasetInput, DatasetInputSchema};
 
@@ -40,6 +41,8 @@ pub(crate) struct NewGeneration {
     /// seen. Its classes are those of the dataset, in the same order.
     #[schema(value_type = Option<DatasetInputSchema>)]
     pub(crate) evaluation: Option<DatasetInput>,
+    /// Description, tags, and who sees the generation.
+    pub(crate) about: Option<NewAbout>,
 }
 
 /// The sampler.

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method};
 use axum::response::Response;
+use registry::Caller;
 use registry::generations as rows;
 use serde::Serialize;
 use serde_json::Value;
@@ -95,11 +96,12 @@ pub(crate) struct SampleMetadata {
 )]
 async fn get_file(
     state: State<AppState>,
+    caller: Caller,
     path: Path<(Uuid, i32)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    file(state, path, method, headers).await
+    file(state, caller, path, method, headers).await
 }
 
 /// Ask about a sample's file
@@ -115,20 +117,22 @@ async fn get_file(
 )]
 async fn head_file(
     state: State<AppState>,
+    caller: Caller,
     path: Path<(Uuid, i32)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    file(state, path, method, headers).await
+    file(state, caller, path, method, headers).await
 }
 
 async fn file(
     State(state): State<AppState>,
+    caller: Caller,
     Path((id, index)): Path<(Uuid, i32)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let row = rows::sample(state.registry(), id.into(), index).await?;
+    let row = rows::sample(state.registry(), &caller, id.into(), index).await?;
     let name = format!("{id}-{index}.safetensors");
     let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
     files::answer(state.registry().artifacts(), &method, &headers, file).await
@@ -149,9 +153,10 @@ async fn file(
 )]
 async fn get_metadata(
     State(state): State<AppState>,
+    caller: Caller,
     Path((id, index)): Path<(Uuid, i32)>,
 ) -> Result<Json<SampleMetadata>> {
-    let row = rows::sample(state.registry(), id.into(), index).await?;
+    let row = rows::sample(state.registry(), &caller, id.into(), index).await?;
     let mut tensors = files::safetensors_header(state.registry().artifacts(), &row.artifact_digest).await?;
     let metadata = tensors.as_object_mut().and_then(|header| header.shift_remove("__metadata__"));
     Ok(Json(SampleMetadata { metadata: metadata.unwrap_or_else(|| serde_json::json!({})), tensors }))

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use datasets::{Dataset, Limits};
 use inference::{Evaluation, Generator, Provenance, SampleOptions, to_safetensors};
-use registry::DatasetId;
+use registry::{Caller, DatasetId};
 
 use super::Timings;
 use crate::error::{Error, Result};
@@ -33,11 +33,16 @@ enum Given {
 
 impl Input {
     /// Fetches a registered dataset, or takes what came with the request.
-    pub(crate) async fn fetch(state: &AppState, field: &'static str, input: DatasetInput) -> Result<Self> {
+    pub(crate) async fn fetch(
+        state: &AppState,
+        caller: &Caller,
+        field: &'static str,
+        input: DatasetInput,
+    ) -> Result<Self> {
         let (data, id, digest) = match input.source {
             Source::Inline(content) => (Given::Inline(content), None, None),
             Source::Registered(id) => {
-                let row = registry::datasets::get(state.registry(), id.into())
+                let row = registry::datasets::get(state.registry(), caller, id.into())
                     .await
                     .map_err(|error| Error::from(error).in_field(format!("{field}.id")))?;
                 (Given::Registered(state.dataset(&row).await?), Some(row.id), Some(row.digest))

@@ -6,22 +6,22 @@ use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use registry::Caller;
 use registry::aliases::{self as rows, Expected};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::PageQuery;
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
-use crate::page::{self, Listing};
+use crate::page::{Listing, PageQuery};
 use crate::problem::{AliasProblems, GetProblems, SubListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, put)).routes(routes!(history))
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, put, delete)).routes(routes!(history))
 }
 
 /// A name that points to a version of a generator.
@@ -66,9 +66,12 @@ pub(crate) struct AliasChange {
     /// Where it pointed before; null when it was new.
     #[schema(required, example = 2)]
     previous: Option<i32>,
-    /// Where it pointed from then on.
-    #[schema(example = 3)]
-    version: i32,
+    /// Where it pointed from then on; null when it was removed.
+    #[schema(required, example = 3)]
+    version: Option<i32>,
+    /// Who moved it.
+    #[schema(example = "ann")]
+    actor: String,
     /// When.
     created_at: DateTime<Utc>,
 }
@@ -94,8 +97,8 @@ pub(crate) struct AliasTarget {
                    "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z"}],
         "next_cursor": null})), GetProblems)
 )]
-async fn list(State(state): State<AppState>, Path(name): Path<String>) -> Result<Json<Listing<Alias>>> {
-    let items = rows::list(state.registry(), &name).await?.into_iter().map(Alias::from).collect();
+async fn list(State(state): State<AppState>, caller: Caller, Path(name): Path<String>) -> Result<Json<Listing<Alias>>> {
+    let items = rows::list(state.registry(), &caller, &name).await?.into_iter().map(Alias::from).collect();
     Ok(Json(Listing { items, next_cursor: None }))
 }
 
@@ -112,8 +115,12 @@ async fn list(State(state): State<AppState>, Path(name): Path<String>) -> Result
         "generator": "digits", "alias": "champion", "version": 3,
         "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-02T00:00:00Z"})), GetProblems)
 )]
-async fn get(State(state): State<AppState>, Path((name, alias)): Path<(String, String)>) -> Result<Response> {
-    let alias = Alias::from(rows::get(state.registry(), &name, &alias).await?);
+async fn get(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((name, alias)): Path<(String, String)>,
+) -> Result<Response> {
+    let alias = Alias::from(rows::get(state.registry(), &caller, &name, &alias).await?);
     Ok(([(ETAG, alias.etag())], Json(alias)).into_response())
 }
 
@@ -139,21 +146,16 @@ async fn get(State(state): State<AppState>, Path((name, alias)): Path<(String, S
 )]
 async fn put(
     State(state): State<AppState>,
+    caller: Caller,
     Path((name, alias)): Path<(String, String)>,
     headers: HeaderMap,
     extract::Json(target): extract::Json<AliasTarget>,
 ) -> Result<Response> {
-    let registry = state.registry();
-    let expected = match condition(&headers)? {
-        Condition::Exists => match rows::get(registry, &name, &alias).await {
-            Ok(current) => Expected::Version(current.version),
-            Err(registry::Error::NotFound { resource: "generator alias", .. }) => return Err(Error::AliasAbsent),
-            Err(error) => return Err(error.into()),
-        },
-        Condition::Expected(expected) => expected,
-    };
-    let previous = rows::set(registry, &name, &alias, target.version, expected).await?;
-    let alias = Alias::from(rows::get(registry, &name, &alias).await?);
+    let expected = expected(&state, &caller, &name, &alias, &headers).await?;
+    let mut write = state.registry().write(&caller).await?;
+    let previous = rows::set(&mut write, &name, &alias, target.version, expected).await?;
+    write.commit().await?;
+    let alias = Alias::from(rows::get(state.registry(), &caller, &name, &alias).await?);
     let etag = [(ETAG, alias.etag())];
     Ok(match previous {
         Some(_) => (etag, Json(alias)).into_response(),
@@ -162,6 +164,42 @@ async fn put(
             (StatusCode::CREATED, etag, [(LOCATION, location)], Json(alias)).into_response()
         }
     })
+}
+
+/// Remove an alias
+///
+/// Its history stays. With `If-Match`, only from the state that the `ETag` names.
+#[utoipa::path(
+    delete, path = "/v1/generators/{name}/aliases/{alias}", operation_id = "deleteAlias", tag = "generators",
+    params(("name" = String, Path, description = "The generator's name.", example = "digits"),
+           ("alias" = String, Path, description = "The alias.", example = "champion"),
+           ("If-Match" = Option<String>, Header, description = "The `ETag` it has to have, or `*`.", example = "\"2\"")),
+    responses((status = 204, description = "Removed."), AliasProblems),
+    security(("token" = ["train"]))
+)]
+async fn delete(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((name, alias)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<StatusCode> {
+    let expected = expected(&state, &caller, &name, &alias, &headers).await?;
+    let mut write = state.registry().write(&caller).await?;
+    rows::remove(&mut write, &name, &alias, expected).await?;
+    write.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Where the request's conditions expect the alias to be.
+async fn expected(state: &AppState, caller: &Caller, name: &str, alias: &str, headers: &HeaderMap) -> Result<Expected> {
+    match condition(headers)? {
+        Condition::Exists => match rows::get(state.registry(), caller, name, alias).await {
+            Ok(current) => Ok(Expected::Version(current.version)),
+            Err(registry::Error::NotFound { resource: "generator alias", .. }) => Err(Error::AliasAbsent),
+            Err(error) => Err(error.into()),
+        },
+        Condition::Expected(expected) => Ok(expected),
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -195,19 +233,20 @@ fn condition(headers: &HeaderMap) -> Result<Condition> {
            ("alias" = String, Path, description = "The alias.", example = "champion"), PageQuery),
     security(("token" = ["read"])),
     responses((status = 200, description = "A page of moves.", body = Listing<AliasChange>, example = json!({
-        "items": [{"previous": 2, "version": 3, "created_at": "2026-01-02T00:00:00Z"}],
+        "items": [{"previous": 2, "version": 3, "actor": "ann", "created_at": "2026-01-02T00:00:00Z"}],
         "next_cursor": null})), SubListProblems)
 )]
 async fn history(
     State(state): State<AppState>,
+    caller: Caller,
     Path((name, alias)): Path<(String, String)>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Listing<AliasChange>>> {
-    let page = page::request(query.limit, query.cursor);
-    let page = rows::history(state.registry(), &name, &alias, &page).await?;
+    let page = rows::history(state.registry(), &caller, &name, &alias, &query.request()).await?;
     Ok(Listing::of(page, |row| AliasChange {
         previous: row.previous,
         version: row.version,
+        actor: row.actor,
         created_at: row.created_at,
     }))
 }

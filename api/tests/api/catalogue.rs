@@ -5,7 +5,7 @@ use registry::architectures::{self, NewArchitecture};
 use registry::checkpoints::NewCheckpoint;
 use registry::runs::NewRun;
 use registry::zoos::{self, NewZoo, Zoo};
-use registry::{Seed, digest_of};
+use registry::{Caller, NewAbout, Seed, digest_of};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -21,8 +21,10 @@ pub async fn zoo(app: &App) -> Zoo {
         parameters: 15,
         layout: json!({"params": []}),
         forward_artifact: None,
+        about: NewAbout::default(),
     };
-    let architecture = architectures::create(&app.registry, &new).await.unwrap();
+    let mut write = app.registry.write(&Caller::system("test")).await.unwrap();
+    let architecture = architectures::create(&mut write, &new).await.unwrap();
     let dataset = app.digits().await;
     let mut runs = Vec::new();
     for index in 0..2 {
@@ -41,8 +43,11 @@ pub async fn zoo(app: &App) -> Zoo {
         architecture_id: architecture.id,
         config: json!({}),
         digest: digest_of(b"small"),
+        about: NewAbout::default(),
     };
-    zoos::create_with_runs(&app.registry, &new, &runs).await.unwrap()
+    let zoo = zoos::create_with_runs(&mut write, &new, &runs).await.unwrap();
+    write.commit().await.unwrap();
+    zoo
 }
 
 fn items(page: &Value) -> &Vec<Value> {

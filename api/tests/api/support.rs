@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use inference::{Device, Runtime, locate_library};
-use registry::{ArtifactStore, Registry, datasets as dataset_rows, generators};
+use registry::{ArtifactStore, Caller, NewAbout, Registry, datasets as dataset_rows, generators};
 use serde_json::Value;
 use sqlx::PgPool;
 use tower::ServiceExt;
@@ -100,14 +100,17 @@ impl App {
         let artifact = self.registry.artifacts().put_bytes(tar, "application/x-tar").await.unwrap();
         let new = generators::NewVersion {
             name: name.into(),
-            description: "A test".into(),
+            about: NewAbout { description: "A test".into(), ..NewAbout::default() },
             digest: bundle.digest(),
             modality: bundle.manifest().modality.to_string(),
             manifest: serde_json::to_value(bundle.manifest()).unwrap(),
             artifact_digest: artifact.digest,
             zoo_id: None,
         };
-        generators::publish(&self.registry, &new).await.unwrap()
+        let mut write = self.registry.write(&Caller::system("test")).await.unwrap();
+        let version = generators::publish(&mut write, &new).await.unwrap();
+        write.commit().await.unwrap();
+        version
     }
 
     /// A request that works for seconds, for it measures its many samples on the digits many times over.
@@ -127,7 +130,7 @@ impl App {
     pub async fn digits(&self) -> dataset_rows::Dataset {
         let reply = self.post("/v1/datasets", &serde_json::json!({"name": "digits", "npz": npz(digits())})).await;
         assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.bytes));
-        dataset_rows::by_digest(&self.registry, &digits().digest()).await.unwrap()
+        dataset_rows::by_digest(&self.registry, &Caller::system("test"), &digits().digest()).await.unwrap()
     }
 }
 

@@ -16,6 +16,7 @@ use weights::novelty;
 
 use super::Made;
 use super::client::Answer;
+use crate::context::caller;
 use crate::error::{Error, Result};
 
 /// Checkpoints that the average is taken of.
@@ -83,7 +84,7 @@ impl Comparison<'_> {
             let found = embeddings::nearest(registry, version, SubjectKind::Run, &query, AVERAGED as u32).await?;
             let mut indices = Vec::with_capacity(found.len());
             for neighbour in found {
-                indices.push(runs::get(registry, neighbour.subject_id.into()).await?.index as usize);
+                indices.push(runs::get(registry, &caller(), neighbour.subject_id.into()).await?.index as usize);
             }
             near.push(indices);
         }

@@ -21,7 +21,9 @@ use training::stages::generator::Trained;
 use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, stages};
 
-use crate::context::{OpenRegistry, RegistryArgs, RuntimeArgs, prepare, progress, say, tokio_runtime, write_whole};
+use crate::context::{
+    OpenRegistry, RegistryArgs, RuntimeArgs, caller, prepare, progress, say, tokio_runtime, write_whole,
+};
 use crate::error::{Error, Result};
 use crate::{publish, serve, train};
 
@@ -197,14 +199,17 @@ async fn begin(
     let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
     let registry = &open.registry;
     let (mut validation, mut test) = (Vec::new(), Vec::new());
+    let mut write = registry.write(&caller()).await?;
     for source in made.sources.list() {
-        let id = publish::dataset(registry, &source.dataset(Part::Validation)).await?.id;
+        let id = publish::dataset(registry, &mut write, &source.dataset(Part::Validation)).await?.id;
         validation.push((source.name.clone(), id));
-        test.push((source.name.clone(), publish::dataset(registry, &source.dataset(Part::Test)).await?.id));
+        test.push((source.name.clone(), publish::dataset(registry, &mut write, &source.dataset(Part::Test)).await?.id));
     }
-    let zoo = publish::zoo(registry, &made.sources, &made.zoo).await?;
-    let version = publish::generator(registry, &made.trained.bundle, &made.config.name, Some(zoo.id)).await?;
-    publish::run_embeddings(registry, &version, zoo.id, generator, &made.zoo, &made.sources).await?;
+    let zoo = publish::zoo(registry, &mut write, &made.sources, &made.zoo).await?;
+    let version =
+        publish::generator(registry, &mut write, &made.trained.bundle, &made.config.name, Some(zoo.id)).await?;
+    publish::run_embeddings(&mut write, &version, zoo.id, generator, &made.zoo, &made.sources).await?;
+    write.commit().await?;
     let settings = Settings { bind: address, ..Settings::default() };
     let state = AppState::new(registry.clone(), runtime, settings);
     let (stop, stopped) = oneshot::channel();
