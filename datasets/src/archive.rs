@@ -1,61 +1,57 @@
-//! A zip archive of images, `CLASS/FILE`.
+//! A zip archive of images, `CLASS/FILE` or labelled by a `labels.csv`.
 
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Seek, SeekFrom};
 
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use crate::folder::is_clutter;
-use crate::images::Collector;
+use crate::gather::{Gather, Kind};
+use crate::images::Target;
 use crate::{Dataset, Error, Limits, Result};
 
 /// Reads a zip of `CLASS/image.png|jpg`: classes and images by sorted name, whatever the order in the archive.
 ///
+/// With a `labels.csv` (columns path and label) at its root or in its one folder, the classes are those of the rows.
 /// One folder around everything (`pets/cat/1.png`) is looked through. Hidden entries, `__MACOSX` and files outside
 /// any folder that are not images are skipped. Nothing is written to disk. Errors: `zip_invalid` (truncated, damaged,
-/// encrypted, wrong checksum), `zip_unsafe_path`, `limit_exceeded`, and those of [`crate::folder::load`].
+/// encrypted, wrong checksum, a name twice, a link), `zip_unsafe_path`, `labels_csv_invalid`, `limit_exceeded`, and
+/// those of [`crate::folder::load`].
 pub fn from_zip(bytes: &[u8], limits: &Limits) -> Result<Dataset> {
-    let mut zip = Zip::open(bytes, limits)?;
-    let mut entries = zip.image_entries()?;
-    strip_common_root(&mut entries);
-    entries.retain(|entry| entry.path.len() > 1 || looks_like_image(&entry.path[0]));
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    if entries.len() > limits.max_examples {
-        return Err(Error::limit("images in the zip", entries.len(), limits.max_examples));
-    }
-    let mut classes: Vec<String> = Vec::new();
-    let mut images = Collector::new(limits);
-    for entry in &entries {
-        let name = entry.path.join("/");
-        let [class, _] = &entry.path[..] else {
-            return Err(Error::ZipInvalid(format!("the entry {name:?} is not of the form CLASS/FILE")));
-        };
-        if classes.last() != Some(class) {
-            classes.push(class.clone());
-            if classes.len() > limits.max_classes {
-                return Err(Error::limit("class folders in the zip", classes.len(), limits.max_classes));
-            }
+    read_zip(Cursor::new(bytes), limits, Target::default(), None)
+}
+
+/// As [`from_zip`], from anything that can be read and sought: only one entry is in memory at a time.
+pub(crate) fn read_zip(
+    source: impl Read + Seek,
+    limits: &Limits,
+    target: Target,
+    labels: Option<&[u8]>,
+) -> Result<Dataset> {
+    let mut zip = Zip::open(source, limits)?;
+    let mut gather = Gather::new(Kind::Zip, limits, target, labels);
+    for (index, name) in zip.names()? {
+        let folder = name.ends_with(['/', '\\']);
+        if let Some(path) = gather.wanted(&name)?.filter(|_| !folder) {
+            gather.file(path, zip.plain_file(index)?)?;
         }
-        images.push(&name, (classes.len() - 1) as u32, &zip.read(entry.index)?)?;
     }
-    images.finish("zip", classes)
+    gather.finish()
 }
 
-struct Entry {
-    index: usize,
-    path: Vec<String>,
-}
-
-/// A zip in memory that gives no more than the allowed bytes, all entries together.
-pub(crate) struct Zip<'a> {
-    archive: ZipArchive<Cursor<&'a [u8]>>,
+/// A zip that gives no more than the allowed bytes, all entries together.
+pub(crate) struct Zip<R> {
+    archive: ZipArchive<R>,
     limit: u64,
     left: u64,
 }
 
-impl<'a> Zip<'a> {
-    pub(crate) fn open(bytes: &'a [u8], limits: &Limits) -> Result<Self> {
-        let archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| invalid(&e))?;
+impl<R: Read + Seek> Zip<R> {
+    pub(crate) fn open(mut source: R, limits: &Limits) -> Result<Self> {
+        check_directory(&mut source, limits)?;
+        let archive = ZipArchive::new(source).map_err(|e| invalid(&e))?;
+        if archive.len() > limits.max_files {
+            return Err(Error::limit("files of the zip", archive.len(), limits.max_files));
+        }
         if archive.has_duplicate_names() {
             return Err(Error::ZipInvalid("two entries have the same name; every name must come once".into()));
         }
@@ -70,6 +66,15 @@ impl<'a> Zip<'a> {
                 Ok((index, entry.name().map_err(|e| invalid(&e))?.into_owned()))
             })
             .collect()
+    }
+
+    /// The content of an entry that is not a link; its checksum is checked at the end.
+    fn plain_file(&mut self, index: usize) -> Result<impl Read> {
+        let file = self.archive.by_index(index).map_err(|e| invalid(&e))?;
+        match file.is_symlink() {
+            true => Err(Error::ZipUnsafePath(String::from_utf8_lossy(file.name_raw()).into_owned())),
+            false => Ok(file),
+        }
     }
 
     /// Decompresses one entry and checks its checksum. What the directory says of sizes is not believed.
@@ -89,45 +94,41 @@ impl<'a> Zip<'a> {
         self.left -= length;
         Ok(bytes)
     }
+}
 
-    fn image_entries(&self) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for (index, name) in self.names()? {
-            let path = components(&name)?;
-            let folder = name.ends_with(['/', '\\']);
-            if !folder && !path.iter().any(|component| is_clutter(component)) {
-                entries.push(Entry { index, path });
-            }
+/// Bytes of the smallest entry of a zip's directory.
+const SMALLEST_ENTRY: u64 = 46;
+/// How an entry of the directory begins.
+const ENTRY: &[u8] = b"PK\x01\x02";
+
+/// Refuses a directory of more entries than allowed before it is read into memory. The entries are counted where the
+/// file is large enough to hold so many: what the end of the archive says of their number is not believed.
+fn check_directory(source: &mut (impl Read + Seek), limits: &Limits) -> Result<()> {
+    let broken = |e: std::io::Error| Error::ZipInvalid(format!("it cannot be read: {e}"));
+    let length = source.seek(SeekFrom::End(0)).map_err(broken)?;
+    if length > limits.max_compressed_bytes {
+        return Err(Error::limit("bytes of the zip", length, limits.max_compressed_bytes));
+    }
+    source.rewind().map_err(broken)?;
+    if length / SMALLEST_ENTRY <= limits.max_files as u64 {
+        return Ok(());
+    }
+    let (mut window, mut held, mut found) = (vec![0u8; 1 << 16], 0, 0u64);
+    loop {
+        let read = source.read(&mut window[held..]).map_err(broken)?;
+        if read == 0 {
+            break;
         }
-        Ok(entries)
+        let end = held + read;
+        found += window[..end].windows(ENTRY.len()).filter(|bytes| *bytes == ENTRY).count() as u64;
+        if found > limits.max_files as u64 {
+            return Err(Error::limit("files of the zip", found, limits.max_files));
+        }
+        // A mark may lie across two pieces.
+        held = (ENTRY.len() - 1).min(end);
+        window.copy_within(end - held..end, 0);
     }
-}
-
-/// The parts of a relative path; Windows tools write backslashes.
-fn components(name: &str) -> Result<Vec<String>> {
-    let parts: Vec<&str> = name.split(['/', '\\']).collect();
-    let absolute = parts[0].is_empty() || parts[0].ends_with(':');
-    if absolute || parts.contains(&"..") || name.contains('\0') {
-        return Err(Error::ZipUnsafePath(name.to_owned()));
-    }
-    Ok(parts.into_iter().filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect())
-}
-
-fn strip_common_root(entries: &mut [Entry]) {
-    let Some(root) = entries.first().and_then(|entry| entry.path.first().cloned()) else { return };
-    // Of one depth only: where a class folder holds the images itself, the root is that class.
-    if entries.iter().all(|entry| entry.path.len() >= 2 && entry.path[0] == root)
-        && entries.iter().any(|entry| entry.path.len() >= 3)
-    {
-        entries.iter_mut().for_each(|entry| {
-            entry.path.remove(0);
-        });
-    }
-}
-
-fn looks_like_image(name: &str) -> bool {
-    let lower = name.to_ascii_lowercase();
-    [".png", ".jpg", ".jpeg"].iter().any(|ending| lower.ends_with(ending))
+    source.rewind().map_err(broken)
 }
 
 fn invalid(error: &ZipError) -> Error {

@@ -28,8 +28,20 @@ pub enum Error {
     /// A zip entry whose path leaves the archive.
     #[error("the zip entry {0:?} points outside the archive; entries must be CLASS/FILE with relative names")]
     ZipUnsafePath(String),
+    /// The tar archive is damaged or uses something unsupported.
+    #[error("not a usable tar archive: {0}")]
+    TarInvalid(String),
+    /// A tar entry whose path leaves the archive, or that is a link or a device.
+    #[error("the tar entry {0:?} is refused; entries must be plain files CLASS/FILE with relative names")]
+    TarUnsafePath(String),
+    /// The labels of an archive's files cannot be used.
+    #[error("labels.csv is not usable: {0}")]
+    LabelsCsvInvalid(String),
+    /// A format of no known name.
+    #[error("unknown format {0:?}; use one of: {forms}", forms = crate::FORMATS.join(", "))]
+    UnknownFormat(String),
     /// An image that cannot be decoded.
-    #[error("{name} is not a readable PNG or JPEG image: {reason}")]
+    #[error("{name} is not a readable image ({formats}): {reason}", formats = crate::images::FORMATS)]
     ImageInvalid {
         /// File, zip entry or position in the request.
         name: String,
@@ -165,6 +177,10 @@ impl Error {
             Self::IdxInvalid(_) => "idx_invalid",
             Self::ZipInvalid(_) => "zip_invalid",
             Self::ZipUnsafePath(_) => "zip_unsafe_path",
+            Self::TarInvalid(_) => "tar_invalid",
+            Self::TarUnsafePath(_) => "tar_unsafe_path",
+            Self::LabelsCsvInvalid(_) => "labels_csv_invalid",
+            Self::UnknownFormat(_) => "unknown_format",
             Self::ImageInvalid { .. } => "image_invalid",
             Self::ImageSizeMismatch { .. } => "image_size_mismatch",
             Self::ClassWithoutImages(_) => "class_without_images",

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -29,6 +29,10 @@ pub fn parse_images(bytes: &[u8]) -> Result<Images> {
 /// Reads an IDX file of images within `limits`; errors as [`parse_images`].
 pub fn parse_images_with(bytes: &[u8], limits: &Limits) -> Result<Images> {
     let (dims, pixels) = payload(bytes, &[3, 4], limits)?;
+    as_images(&dims, pixels, limits)
+}
+
+fn as_images(dims: &[usize], pixels: Vec<u8>, limits: &Limits) -> Result<Images> {
     let (n, shape) = match dims[..] {
         [n, h, w] => (n, vec![1, h, w]),
         _ => (dims[0], dims[1..].to_vec()),
@@ -98,6 +102,58 @@ pub fn load_dir_parts(dir: &Path) -> Result<(Dataset, Dataset)> {
     let classes = train.iter().chain(&test).map(Pair::classes).max().unwrap_or(0);
     let name = file_name(dir);
     Ok((join(&name, train, classes)?, join(&name, test, classes)?))
+}
+
+/// Reads an IDX file of images that is followed by one of labels, both plain or both compressed with gzip
+/// (`cat images.gz labels.gz`). Classes are 0 to the largest label.
+///
+/// Errors: those of [`parse_images`], `dataset_mismatch` when the two count differently.
+pub(crate) fn read_pair(source: impl Read, limits: &Limits) -> Result<Dataset> {
+    let mut source = BufReader::with_capacity(1 << 16, source);
+    let magic = source.fill_buf().map_err(|e| Error::IdxInvalid(format!("it cannot be read ({e})")))?;
+    if magic.starts_with(&[0x1f, 0x8b]) {
+        return pair_of(BufReader::new(flate2::bufread::MultiGzDecoder::new(source)), limits);
+    }
+    pair_of(source, limits)
+}
+
+fn pair_of(mut source: impl BufRead, limits: &Limits) -> Result<Dataset> {
+    let (dims, pixels) = part_of_stream(&mut source, &[3, 4], limits)?;
+    let images = as_images(&dims, pixels, limits)?;
+    let (_, labels) = part_of_stream(&mut source, &[1], limits)?;
+    let more = source.fill_buf().map_err(|e| Error::IdxInvalid(format!("its gzip stream breaks ({e})")))?;
+    if !more.is_empty() {
+        return Err(Error::IdxInvalid("something follows the labels; send images, then labels, and no more".into()));
+    }
+    let images_found = images.0;
+    if images_found != labels.len() {
+        return Err(Error::DatasetMismatch(format!(
+            "there are {images_found} images and {} labels; there must be one label an image",
+            labels.len()
+        )));
+    }
+    let pair = Pair { images, labels };
+    let classes = pair.classes();
+    if classes > limits.max_classes {
+        return Err(Error::limit("classes in an IDX file", classes, limits.max_classes));
+    }
+    let dataset = pair.into_dataset("idx", classes)?;
+    dataset.require_every_class()?;
+    Ok(dataset)
+}
+
+/// One IDX file of several in a stream: exactly as many bytes as its header promises.
+fn part_of_stream(source: &mut impl BufRead, ranks: &[u8], limits: &Limits) -> Result<(Vec<usize>, Vec<u8>)> {
+    let dims = header(source, ranks, limits)?;
+    let promised = product(&dims);
+    check_bytes(promised, limits)?;
+    let mut data = Vec::new();
+    let read = source.by_ref().take(u64::try_from(promised).unwrap_or(u64::MAX)).read_to_end(&mut data);
+    read.map_err(|e| Error::IdxInvalid(format!("its stream breaks after {} of {promised} bytes: {e}", data.len())))?;
+    match data.len() as u128 == promised {
+        true => Ok((to_usize(&dims), data)),
+        false => Err(Error::IdxHeaderMismatch { promised, found: data.len().to_string() }),
+    }
 }
 
 /// Writes `pixels` of `n` images of `shape` `[c, h, w]` as a plain IDX file: rank 3 for one channel, else rank 4.

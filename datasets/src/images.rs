@@ -1,10 +1,23 @@
-//! PNG and JPEG images gathered into one dataset: decoded within limits, all of one size.
+//! Images (PNG, JPEG, and by feature others) gathered into one dataset: decoded within limits, all of one size.
 
 use std::io::Cursor;
 
+use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use crate::{Data, Dataset, Error, Limits, Result};
+
+/// Formats that are decoded, for messages.
+pub(crate) const FORMATS: &str = "PNG, JPEG and what the build adds";
+
+/// What decoded images are brought to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// 1 or 3 channels; `None`: one when all images are grey, else three.
+    pub(crate) channels: Option<usize>,
+    /// Height and width; `None`: as they are, all of one size.
+    pub(crate) size: Option<(u32, u32)>,
+}
 
 /// Decodes images one by one and makes a dataset of them.
 pub(crate) struct Collector<'a> {
@@ -13,17 +26,47 @@ pub(crate) struct Collector<'a> {
     images: Vec<Decoded>,
     labels: Vec<u32>,
     decoded_bytes: u64,
+    channels: Option<usize>,
 }
 
 /// Interleaved pixels, one or three bytes each.
-struct Decoded {
+pub(crate) struct Decoded {
     grey: bool,
+    height: u32,
+    width: u32,
     pixels: Vec<u8>,
+}
+
+impl Decoded {
+    /// Decodes an image and brings it to the target's size and channels.
+    pub(crate) fn new(name: &str, bytes: &[u8], target: &Target, limits: &Limits) -> Result<Self> {
+        let mut image = decode(name, bytes, limits)?;
+        if let Some((height, width)) = target.size
+            && (image.height(), image.width()) != (height, width)
+        {
+            image = image.resize_exact(width, height, FilterType::Triangle);
+        }
+        let grey = target.channels.map_or(!image.color().has_color(), |channels| channels == 1);
+        let (height, width) = (image.height(), image.width());
+        let pixels = if grey { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
+        Ok(Self { grey, height, width, pixels })
+    }
+
+    /// Bytes of its pixels.
+    pub(crate) fn len(&self) -> u64 {
+        self.pixels.len() as u64
+    }
 }
 
 impl<'a> Collector<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
-        Self { limits, size: None, images: Vec::new(), labels: Vec::new(), decoded_bytes: 0 }
+        Self { limits, size: None, images: Vec::new(), labels: Vec::new(), decoded_bytes: 0, channels: None }
+    }
+
+    /// The number of channels that the dataset is to have.
+    pub(crate) fn channels(mut self, channels: Option<usize>) -> Self {
+        self.channels = channels;
+        self
     }
 
     /// Decodes one image; `name` is what errors call it.
@@ -31,8 +74,13 @@ impl<'a> Collector<'a> {
         if self.images.len() >= self.limits.max_examples {
             return Err(Error::limit("images", self.images.len() + 1, self.limits.max_examples));
         }
-        let image = decode(name, bytes, self.limits)?;
-        let size = (image.height(), image.width());
+        let target = Target { channels: self.channels, size: None };
+        self.push_decoded(name, label, Decoded::new(name, bytes, &target, self.limits)?)
+    }
+
+    /// Adds an image that was decoded before.
+    pub(crate) fn push_decoded(&mut self, name: &str, label: u32, image: Decoded) -> Result<()> {
+        let size = (image.height, image.width);
         let expected = *self.size.get_or_insert(size);
         if size != expected {
             let text = |(h, w): (u32, u32)| format!("{h}x{w}");
@@ -42,9 +90,7 @@ impl<'a> Collector<'a> {
                 found: text(size),
             });
         }
-        let grey = !image.color().has_color();
-        let pixels = if grey { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
-        self.decoded_bytes = self.decoded_bytes.saturating_add(pixels.len() as u64);
+        self.decoded_bytes = self.decoded_bytes.saturating_add(image.len());
         if self.decoded_bytes > self.limits.max_decompressed_bytes {
             return Err(Error::limit(
                 "bytes of decoded images",
@@ -52,7 +98,7 @@ impl<'a> Collector<'a> {
                 self.limits.max_decompressed_bytes,
             ));
         }
-        self.images.push(Decoded { grey, pixels });
+        self.images.push(image);
         self.labels.push(label);
         Ok(())
     }
@@ -68,9 +114,15 @@ impl<'a> Collector<'a> {
             return Err(Error::ClassWithoutImages(class_names[0].clone()));
         };
         let area = height as usize * width as usize;
-        let channels = if self.images.iter().all(|image| image.grey) { 1 } else { 3 };
-        let mut pixels = Vec::with_capacity(self.images.len() * channels * area);
-        for image in &self.images {
+        let grey = self.images.iter().all(|image| image.grey);
+        let channels = self.channels.unwrap_or(if grey { 1 } else { 3 });
+        let values = self.images.len().saturating_mul(channels).saturating_mul(area);
+        if values > self.limits.max_values {
+            return Err(Error::limit("values of all images", values, self.limits.max_values));
+        }
+        let mut pixels = Vec::with_capacity(values);
+        // Each image is given up once it is copied: the pixels are not held twice.
+        for image in self.images {
             let stride = if image.grey { 1 } else { 3 };
             for channel in 0..channels {
                 let first = channel.min(stride - 1);
@@ -86,8 +138,9 @@ impl<'a> Collector<'a> {
 
 fn decode(name: &str, bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
     let invalid = |reason: String| Error::ImageInvalid { name: name.to_owned(), reason };
-    let format = image::guess_format(bytes).map_err(|_| invalid("its first bytes are neither PNG nor JPEG".into()))?;
-    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg) {
+    let format =
+        image::guess_format(bytes).map_err(|_| invalid("its first bytes are those of no such format".into()))?;
+    if !is_read(format) {
         return Err(invalid(format!("it is {format:?}")));
     }
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
@@ -103,6 +156,18 @@ fn decode(name: &str, bytes: &[u8], limits: &Limits) -> Result<DynamicImage> {
         return Err(invalid("it has no pixels".into()));
     }
     DynamicImage::from_decoder(decoder).map_err(|e| invalid(e.to_string()))
+}
+
+/// Whether this build decodes a format.
+fn is_read(format: ImageFormat) -> bool {
+    match format {
+        ImageFormat::Png | ImageFormat::Jpeg => true,
+        ImageFormat::WebP => cfg!(feature = "webp"),
+        ImageFormat::Bmp => cfg!(feature = "bmp"),
+        ImageFormat::Gif => cfg!(feature = "gif"),
+        ImageFormat::Tiff => cfg!(feature = "tiff"),
+        _ => false,
+    }
 }
 
 /// Up to 8 bytes a pixel (16-bit RGBA), twice for the decoder's own buffers, and a little for its tables.

@@ -1,8 +1,8 @@
 //! Labelled data in: images and feature vectors with integer class labels.
 //!
-//! Readers for IDX ([`idx`]), image folders ([`folder`]), zip archives ([`archive`]), NumPy archives ([`npz`]),
-//! base64 images of a request ([`inline`]) and the built-in handwritten digits ([`digits`]) all give a
-//! [`Dataset`]. Deterministic splits, per-class sampling and tasks (ordered choices of classes) work on indices
+//! Readers for IDX ([`idx`]), image folders ([`folder`]), zip and tar archives ([`archive`], [`tarball`]), NumPy
+//! archives ([`npz`]), base64 images of a request ([`inline`]) and the built-in handwritten digits ([`digits`]) all
+//! give a [`Dataset`]; [`read_file`] reads a file of any of these formats without holding the file itself. Deterministic splits, per-class sampling and tasks (ordered choices of classes) work on indices
 //! into it. The crate knows no tensors, no database and no network.
 //!
 //! ```
@@ -15,25 +15,32 @@
 //! ```
 
 pub mod archive;
+mod csv_labels;
 mod dataset;
 pub mod digits;
 mod error;
+mod file;
 pub mod folder;
+mod gather;
 pub mod idx;
 mod images;
 pub mod inline;
 mod limits;
 mod npy;
 pub mod npz;
+mod picture;
 mod resize;
 mod sampling;
 mod source;
 mod split;
+pub mod tarball;
 mod task;
 
 pub use dataset::{Data, Dataset, Modality};
 pub use error::{Error, Result};
+pub use file::{FORMATS, Format, ReadOptions, read_file};
 pub use limits::Limits;
+pub use picture::{MAX_GRID_SIDE, example_png, grid};
 pub use sampling::sample_per_class;
 pub use source::{SOURCE_FORMS, load_source, load_source_with};
 pub use split::{Split, split};

@@ -13,6 +13,12 @@ pub struct Limits {
     pub max_pixels_per_image: usize,
     /// Length of one feature vector.
     pub max_feature_dim: usize,
+    /// Values of all examples together: examples × channels × height × width, or examples × features.
+    pub max_values: usize,
+    /// Files in an archive, whatever they hold.
+    pub max_files: usize,
+    /// Bytes of a file as it lies on disk.
+    pub max_compressed_bytes: u64,
     /// Bytes after decompression, over the whole input; decoded pixels are counted against it separately.
     pub max_decompressed_bytes: u64,
 }
@@ -24,6 +30,9 @@ impl Default for Limits {
             max_classes: 10_000,
             max_pixels_per_image: 1 << 20,
             max_feature_dim: 1 << 16,
+            max_values: 1 << 30,
+            max_files: 1_100_000,
+            max_compressed_bytes: 8 << 30,
             max_decompressed_bytes: 1 << 30,
         }
     }

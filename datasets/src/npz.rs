@@ -1,7 +1,7 @@
 //! NumPy archives: `images` or `features`, `labels`, optional `class_names`.
 
 use std::collections::HashMap;
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Read, Seek, Write};
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
@@ -19,12 +19,19 @@ use crate::{Data, Dataset, Error, Limits, Result};
 /// Errors: `npz_invalid`, `zip_invalid`, `labels_out_of_range`, `non_finite` and `value_out_of_range` (with the row),
 /// `too_few_classes`, `class_without_images`, `duplicate_class`, `limit_exceeded`.
 pub fn from_npz(bytes: &[u8], limits: &Limits) -> Result<Dataset> {
-    let members = members(bytes, limits)?;
+    read_npz(Cursor::new(bytes), limits)
+}
+
+/// As [`from_npz`], from anything that can be read and sought.
+pub(crate) fn read_npz(source: impl Read + Seek, limits: &Limits) -> Result<Dataset> {
+    let mut members = members(source, limits)?;
     let labels = labels(&members)?;
     if labels.len() > limits.max_examples {
         return Err(Error::limit("examples in the npz", labels.len(), limits.max_examples));
     }
     let (shape, data) = examples(&members, labels.len(), limits)?;
+    // The raw arrays are given up before their values are copied once more.
+    members.retain(|name, _| name == "class_names" || name == "name");
     let class_names = class_names(&members, &labels, limits)?;
     let labels = in_range(&labels, class_names.len())?;
     let name = match members.get("name") {
@@ -76,8 +83,8 @@ fn words<T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {
 
 type Members = HashMap<String, Vec<u8>>;
 
-fn members(bytes: &[u8], limits: &Limits) -> Result<Members> {
-    let mut zip = Zip::open(bytes, limits)?;
+fn members(source: impl Read + Seek, limits: &Limits) -> Result<Members> {
+    let mut zip = Zip::open(source, limits)?;
     let mut members = HashMap::new();
     for (index, name) in zip.names()? {
         if let Some(array @ ("images" | "features" | "labels" | "class_names" | "name")) = name.strip_suffix(".npy") {

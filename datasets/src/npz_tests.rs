@@ -44,7 +44,7 @@ fn another_reader_agrees_with_what_is_written() {
     let some = digits.take(&(0..30).collect::<Vec<_>>());
     let bytes = to_npz(&some).unwrap();
     assert_eq!(bytes, to_npz(&some).unwrap());
-    let members = members(&bytes, &Limits::default()).unwrap();
+    let members = members(Cursor::new(&bytes), &Limits::default()).unwrap();
     let images = npyz::NpyFile::new(&members["images"][..]).unwrap();
     assert_eq!(images.shape(), [30, 1, 8, 8]);
     assert_eq!(Data::U8(images.into_vec().unwrap()), some.data);

@@ -4,12 +4,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::{Dataset, Error, Limits, Result, archive, digits, folder, idx, npz};
+use crate::file::{self, Format, ReadOptions};
+use crate::{Dataset, Error, Limits, Result, digits, folder, idx};
 
 /// The forms that [`load_source`] understands.
-pub const SOURCE_FORMS: [&str; 5] = ["digits", "idx:DIR", "folder:DIR", "npz:FILE", "zip:FILE"];
+pub const SOURCE_FORMS: [&str; 6] = ["digits", "idx:DIR", "folder:DIR", "npz:FILE", "zip:FILE", "tar:FILE"];
 
-/// Loads a source within the default [`Limits`]: `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`.
+/// Loads a source within the default [`Limits`]: `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE`,
+/// `zip:FILE` or `tar:FILE` (also compressed).
 ///
 /// The dataset is named after the folder, or the file without its ending. Errors: `unknown_source` lists the forms;
 /// otherwise those of the reader.
@@ -26,11 +28,13 @@ pub fn load_source_with(spec: &str, limits: &Limits) -> Result<Dataset> {
         Some((form, path)) if !path.is_empty() => (form, Path::new(path)),
         _ => return Err(Error::UnknownSource(spec.to_owned())),
     };
+    let options = ReadOptions::default();
     match form {
         "idx" => idx::load_dir_with(path, limits),
         "folder" => folder::load(path, limits),
-        "npz" => npz::from_npz(&read_file(path, limits)?, limits).map(|dataset| renamed(dataset, path)),
-        "zip" => archive::from_zip(&read_file(path, limits)?, limits).map(|dataset| renamed(dataset, path)),
+        "npz" => file::read_file(path, Format::Npz, &options, limits).map(|dataset| renamed(dataset, path)),
+        "zip" => file::read_file(path, Format::Zip, &options, limits).map(|dataset| renamed(dataset, path)),
+        "tar" => file::read_file(path, Format::Tar, &options, limits).map(|dataset| renamed(dataset, path)),
         _ => Err(Error::UnknownSource(spec.to_owned())),
     }
 }
@@ -68,6 +72,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::npz;
 
     #[test]
     fn every_form_loads_and_others_are_listed() {
@@ -84,7 +89,7 @@ mod tests {
             assert_eq!(error.code(), "unknown_source");
             assert!(error.to_string().contains("idx:DIR") && error.to_string().contains("digits"), "{error}");
         }
-        for form in ["idx", "folder", "npz", "zip"] {
+        for form in ["idx", "folder", "npz", "zip", "tar"] {
             assert_eq!(load_source(&format!("{form}:/no/such/thing")).unwrap_err().code(), "io");
         }
         assert_eq!(load_source(&format!("zip:{}", dir.path().display())).unwrap_err().code(), "io");
