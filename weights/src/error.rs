@@ -37,6 +37,60 @@ pub enum Error {
         /// The type in the file.
         found: String,
     },
+    /// A tensor has another type than the layout gives it.
+    #[error("tensor {tensor} is {found}; the layout needs {expected}")]
+    TensorDtype {
+        /// The parameter's name.
+        tensor: String,
+        /// The type in the file.
+        found: &'static str,
+        /// The type in the layout.
+        expected: &'static str,
+    },
+    /// A tensor that the layout does not have.
+    #[error("tensor {tensor} should not be there; the layout has {expected}")]
+    UnexpectedTensor {
+        /// The tensor's name.
+        tensor: String,
+        /// The tensors that the layout has.
+        expected: String,
+    },
+    /// A tensor of a kind that is not read.
+    #[error("tensor {tensor} cannot be used: {reason}")]
+    TensorUnsupported {
+        /// The tensor's name.
+        tensor: String,
+        /// What it is, and what would be right.
+        reason: String,
+    },
+    /// A checkpoint without tensors.
+    #[error("there are no tensors in it; give a state dict, or the key path of the one inside")]
+    NoTensors,
+    /// The tensors are further down.
+    #[error("its tensors are nested; choose one of the keys {keys}")]
+    NestedTensors {
+        /// Where there are tensors.
+        keys: String,
+    },
+    /// A file is not a checkpoint.
+    #[error("not a usable checkpoint: {0}")]
+    Checkpoint(String),
+    /// A checkpoint asks for too much.
+    #[error("{what} of the checkpoint is {found}; the limit is {limit}")]
+    CheckpointTooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// How large it is.
+        found: u64,
+        /// How large it may be.
+        limit: u64,
+    },
+    /// The source failed.
+    #[error("the file could not be read to its end: {0}")]
+    Read(#[source] std::io::Error),
+    /// The destination failed.
+    #[error("the tensors could not be written: {0}")]
+    Write(#[source] std::io::Error),
     /// A value is NaN or infinite.
     #[error("{what} holds a value that is not finite at position {position}; every weight must be a finite number")]
     NotFinite {
@@ -70,7 +124,14 @@ impl Error {
             Self::Architecture { .. } => "architecture_invalid",
             Self::MissingTensor { .. } => "tensor_missing",
             Self::TensorShape { .. } => "tensor_shape",
-            Self::TensorType { .. } => "tensor_type",
+            Self::TensorType { .. } | Self::TensorDtype { .. } => "tensor_type",
+            Self::UnexpectedTensor { .. } => "tensor_unexpected",
+            Self::TensorUnsupported { .. } => "tensor_unsupported",
+            Self::NoTensors => "no_tensors",
+            Self::NestedTensors { .. } => "tensors_nested",
+            Self::Checkpoint(_) => "checkpoint_invalid",
+            Self::CheckpointTooLarge { .. } => "checkpoint_too_large",
+            Self::Read(_) | Self::Write(_) => "io",
             Self::NotFinite { .. } => "non_finite",
             Self::Length { .. } => "length_mismatch",
             Self::Safetensors(_) => "safetensors_invalid",

@@ -5,6 +5,7 @@ pub mod architecture;
 mod assignment;
 pub mod bundle;
 pub mod canonical;
+pub mod checkpoint;
 pub mod digest;
 pub mod error;
 pub mod layout;
