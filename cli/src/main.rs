@@ -3,6 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod bench;
 mod config;
 mod context;
 mod demo;
@@ -50,6 +51,9 @@ enum Command {
     /// List, export and import generators.
     #[command(subcommand)]
     Generator(generator::Command),
+    /// Measure against other programs.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -63,6 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Generator(command) => generator::run(command),
+        Command::Bench(command) => bench::run(command),
         Command::Openapi => {
             say(api::openapi_json().trim_end());
             Ok(())

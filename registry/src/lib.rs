@@ -29,6 +29,7 @@ mod names;
 mod page;
 pub mod quotas;
 pub mod runs;
+pub mod synthetic;
 pub mod tokens;
 mod write;
 pub mod zoos;

@@ -18,6 +18,7 @@ mod idempotency;
 mod jobs;
 mod lifecycle;
 mod lineage;
+mod plans;
 mod quotas;
 mod tokens;
 mod zoos;

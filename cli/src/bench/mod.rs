@@ -1,0 +1,24 @@
+//! `weightsmith bench`: measurements, as ratios where another program does the same.
+
+mod child;
+mod files;
+mod load;
+mod registry;
+
+use clap::Subcommand;
+
+use crate::error::Result;
+
+/// Benchmarks.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure lists, search, lineage, nearest, uploads and downloads on a registry of made-up rows.
+    Registry(registry::Args),
+}
+
+/// Runs a benchmark.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Registry(args) => registry::run(args),
+    }
+}
