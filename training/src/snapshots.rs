@@ -53,12 +53,22 @@ pub trait Snapshots: Sync {
 
 /// Time between two snapshots where nothing else is asked for.
 pub const EVERY: Duration = Duration::from_secs(15);
+/// A longer time between two is as good as none.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A snapshot takes at most this share of the time: where it takes long, the next one comes later.
 const SHARE: u32 = 50;
 /// Snapshots of a stage: the last and the one before it.
 const SLOTS: usize = 2;
 /// The stages of a generator's training that keep snapshots.
 const STAGES: [&str; 3] = ["vae", "encoder", "denoiser"];
+
+/// What is trained: a digest of all that it depends on, this program among it. Training of another version would not
+/// be the training that the result says it is.
+pub(crate) fn identity(what: &impl serde::Serialize) -> Result<String> {
+    let all = (what, env!("CARGO_PKG_VERSION"), env!("WEIGHTSMITH_REVISION"));
+    let text = serde_json::to_vec(&all).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(weights::digest::sha256(&text))
+}
 
 /// Where and how often snapshots are kept.
 #[derive(Clone, Copy)]
@@ -70,7 +80,7 @@ pub struct Keep<'a> {
 impl<'a> Keep<'a> {
     /// Keeps snapshots in `place`, one each `every` (and at the end of a stage, and when training is interrupted).
     pub fn new(place: &'a dyn Snapshots, every: Duration) -> Self {
-        Self { place: Some(place), every }
+        Self { place: Some(place), every: every.min(LONGEST) }
     }
 
     /// Keeps none.
@@ -164,20 +174,20 @@ impl Keeper<'_> {
         }
         let stop = matches!(step, Err(Error::Interrupted));
         if stop || (step.is_ok() && (end || Instant::now() >= self.due)) {
+            let start = Instant::now();
             self.save(make()?);
+            self.due = Instant::now() + self.every.max(start.elapsed() * SHARE);
         }
         step
     }
 
     fn save(&mut self, snapshot: Snapshot) {
         let Some(place) = self.place else { return };
-        let start = Instant::now();
         let name = slot_name(&self.name, self.slot);
         match place.save(&name, &snapshot.to_bytes(self.identity)) {
             Ok(()) => self.slot = (self.slot + 1) % SLOTS,
             Err(error) => self.progress.note(&format!("no snapshot {name}, training goes on: {error}")),
         }
-        self.due = Instant::now() + self.every.max(start.elapsed() * SHARE);
     }
 
     /// Removes the snapshots of this stage.

@@ -213,15 +213,16 @@ fn damaged_and_foreign_snapshots_are_passed_over() {
     let whole = place.0.lock().unwrap().clone();
     assert_eq!(whole.len(), 2);
     let newest = "vae.1.snapshot";
-    let changes: [(&str, &dyn Fn(&mut Vec<u8>)); 5] = [
-        ("cut off", &|bytes| bytes.truncate(bytes.len() / 2)),
-        ("empty", &|bytes| bytes.clear()),
-        ("a bit is another", &|bytes| {
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, Change); 5] = [
+        ("cut off", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("empty", |bytes| bytes.clear()),
+        ("a bit is another", |bytes| {
             let at = bytes.len() - 100;
             bytes[at] ^= 1;
         }),
-        ("the header", &|bytes| bytes[3] ^= 1),
-        ("text", &|bytes| *bytes = b"no snapshot\n".to_vec()),
+        ("the header", |bytes| bytes[3] ^= 1),
+        ("text", |bytes| *bytes = b"no snapshot\n".to_vec()),
     ];
     for (what, change) in changes {
         for (both, first) in [(false, 11), (true, 1)] {

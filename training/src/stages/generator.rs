@@ -19,7 +19,7 @@ use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
 use crate::export::{self, Probe};
 use crate::progress::Progress;
-use crate::snapshots::Keep;
+use crate::snapshots::{self, Keep};
 
 /// A trained generator with what later comparisons need.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub fn train(
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
     let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
-    let identity = identity(config, zoo)?;
+    let identity = snapshots::identity(&(config, &zoo.digest))?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
     let (mut vae, vae_curve) = timed.run("vae", || vae::train(&given, device))?;
     let latents = vae.means(&vectors)?;
@@ -65,13 +65,6 @@ pub fn train(
     let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
     let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
     Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
-}
-
-/// Digest of all that the networks depend on.
-fn identity(config: &Config, zoo: &Zoo) -> Result<String> {
-    let parts = json!([config, zoo.digest, env!("CARGO_PKG_VERSION")]);
-    let text = serde_json::to_vec(&parts).map_err(|e| Error::Config(e.to_string()))?;
-    Ok(weights::digest::sha256(&text))
 }
 
 struct Timed<'a> {

@@ -17,7 +17,7 @@ use crate::data::{Part, Sources, TaskData};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
 use crate::random;
-use crate::snapshots::{Folder, Keep, Snapshots};
+use crate::snapshots::{self, Folder, Keep, Snapshots};
 
 /// A training run: one task, one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,8 +142,7 @@ pub fn build_in(
         let text = serde_json::to_vec_pretty(&header).map_err(|e| Error::Config(e.to_string()))?;
         store.save(HEADER, &text)?;
     }
-    let text = serde_json::to_vec(&header).map_err(|e| Error::Config(e.to_string()))?;
-    let identity = weights::digest::sha256(&text);
+    let identity = snapshots::identity(&header)?;
     let builder = Builder { config, sources, header: &header, identity: &identity, store, progress, keep };
     builder.train_missing()?;
     open_in(store)
