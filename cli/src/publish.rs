@@ -169,7 +169,7 @@ pub async fn run_embeddings(
     let run_ids: BTreeMap<usize, _> = ids.into_iter().map(|(index, id)| (index as usize, id)).collect();
     let mut new = Vec::with_capacity(zoo.runs.len());
     for (index, run) in zoo.runs.iter().enumerate() {
-        let task = sources.task(&run.task, Part::Train)?;
+        let task = sources.task(&run.task, Part::Train)?.for_encoder();
         let mut features = vec![Vec::new(); DRAWS];
         features.iter_mut().for_each(|row| task.draw(images, &mut rng, row));
         let rows: Vec<f32> = generator.embed_many(&features)?.into_iter().flat_map(|e| e.dataset).collect();

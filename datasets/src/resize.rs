@@ -31,6 +31,40 @@ impl Dataset {
         let shape = vec![self.shape[0], height, width];
         Self::new(self.name.clone(), shape, self.class_names.clone(), data, self.labels.clone())
     }
+
+    /// The largest middle part of each image that has the proportions of `height` x `width`, not resized.
+    ///
+    /// Errors: `not_images` for feature vectors, `dataset_invalid` when a side is 0.
+    pub fn center_crop(&self, height: usize, width: usize) -> Result<Self> {
+        if self.modality() != Modality::Image {
+            return Err(Error::NotImages(self.name.clone()));
+        }
+        if height == 0 || width == 0 {
+            return Err(Error::DatasetInvalid(format!("cannot crop to {height}x{width}; each side must be above 0")));
+        }
+        let (channels, from) = (self.shape[0], (self.shape[1], self.shape[2]));
+        // A whole image high or a whole image wide, whichever fits.
+        let wide = (from.0 * width / height).clamp(1, from.1);
+        let high = (from.1 * height / width).clamp(1, from.0);
+        let to = if wide < from.1 { (from.0, wide) } else { (high, from.1) };
+        if to == from {
+            return Ok(self.clone());
+        }
+        let data = match &self.data {
+            Data::U8(pixels) => Data::U8(crop_planes(pixels, from, to)),
+            Data::F32(pixels) => Data::F32(crop_planes(pixels, from, to)),
+        };
+        let shape = vec![channels, to.0, to.1];
+        Self::new(self.name.clone(), shape, self.class_names.clone(), data, self.labels.clone())
+    }
+}
+
+fn crop_planes<T: Copy>(pixels: &[T], from: (usize, usize), to: (usize, usize)) -> Vec<T> {
+    let (top, left) = ((from.0 - to.0) / 2, (from.1 - to.1) / 2);
+    (pixels.chunks_exact(from.0 * from.1))
+        .flat_map(|plane| plane.chunks_exact(from.1).skip(top).take(to.0))
+        .flat_map(|row| row[left..left + to.1].iter().copied())
+        .collect()
 }
 
 fn resize_planes<T: Primitive + 'static>(pixels: &[T], from: (usize, usize), to: (u32, u32)) -> Vec<T> {

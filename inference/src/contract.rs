@@ -52,9 +52,13 @@ const MOST_STEPS: usize = 100_000;
 /// [`Error::Bundle`] names the first that cannot be used.
 pub(crate) fn check_manifest(manifest: &Manifest) -> Result<()> {
     let (encoder, schedule) = (&manifest.encoder, &manifest.schedule);
-    if encoder.extractor != "pixels" {
+    let known = match &manifest.extractor {
+        None => encoder.extractor == "pixels",
+        Some(used) => used.spec.name == encoder.extractor && encoder.extractor != "pixels",
+    };
+    if !known {
         return Err(Error::Bundle(format!(
-            "its feature extractor is {:?}; this version has only \"pixels\"",
+            "its feature extractor is {:?}; it must be \"pixels\", or the one that the bundle has",
             encoder.extractor
         )));
     }
@@ -71,7 +75,11 @@ pub(crate) fn check_manifest(manifest: &Manifest) -> Result<()> {
             return Err(Error::Bundle(format!("{name} is {dims:?}; its size must be from 1 to {MOST_VALUES} values")));
         }
     }
-    if encoder.input_shape.iter().product::<usize>() != encoder.feature_dim {
+    let features = match &manifest.extractor {
+        Some(used) => used.spec.dim,
+        None => encoder.input_shape.iter().product::<usize>(),
+    };
+    if features != encoder.feature_dim {
         let (shape, dim) = (&encoder.input_shape, encoder.feature_dim);
         return Err(Error::Bundle(format!("examples of shape {shape:?} do not have feature_dim {dim}")));
     }

@@ -58,6 +58,14 @@ pub enum Error {
     /// A graph of the bundle is not what the manifest says.
     #[error("not a usable generator bundle: {0}")]
     Bundle(String),
+    /// A feature extractor that cannot be used.
+    #[error("the feature extractor {name:?} cannot be used: {reason}")]
+    Extractor {
+        /// Its name.
+        name: String,
+        /// What does not fit, and what would.
+        reason: String,
+    },
     /// A graph failed while it ran.
     #[error("{graph} failed in ONNX Runtime: {reason}")]
     Graph {
@@ -149,6 +157,7 @@ impl Error {
             Self::UnknownDevice(_) => "unknown_device",
             Self::UnknownSampler(_) => "unknown_sampler",
             Self::Bundle(_) => "bundle_invalid",
+            Self::Extractor { .. } => "extractor_invalid",
             Self::Graph { .. } => "graph_failed",
             Self::ModalityMismatch { .. } => "modality_mismatch",
             Self::ShapeMismatch { .. } => "shape_mismatch",

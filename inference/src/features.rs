@@ -7,12 +7,13 @@ use weights::Manifest;
 use weights::manifest::Modality;
 
 use crate::error::{Error, Result, check_finite};
+use crate::extractor::Extractor;
 
-/// Features `[classes, images_per_class, feature_dim]` of `images_per_class` examples of each of `classes`.
+/// Indices `[classes × images_per_class]` of `images_per_class` examples of each of `classes`.
 ///
 /// The examples of a class depend on the seed and on the class alone, so another order of the classes gives the
 /// same blocks in that order.
-pub(crate) fn gather(manifest: &Manifest, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<f32>> {
+pub(crate) fn choose(manifest: &Manifest, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<usize>> {
     check(manifest, dataset, classes)?;
     let all: Vec<usize> = (0..dataset.len()).collect();
     let lists = dataset.class_indices(&all);
@@ -22,13 +23,39 @@ pub(crate) fn gather(manifest: &Manifest, dataset: &Dataset, classes: &[u32], se
         rng.set_stream(u64::from(class));
         chosen.extend(sample_per_class(&lists, &[class], manifest.encoder.images_per_class, &mut rng)?);
     }
-    let features = dataset.gather(&chosen);
+    Ok(chosen)
+}
+
+/// Features `[indices.len() × feature_dim]` of examples: by the extractor when there is one and they are images.
+pub(crate) fn gather(extractor: Option<&Extractor>, dataset: &Dataset, indices: &[usize]) -> Result<Vec<f32>> {
+    let features = match extractor {
+        Some(extractor) if dataset.modality() == datasets::Modality::Image => extractor.features(dataset, indices)?,
+        _ => dataset.gather(indices),
+    };
     check_finite("the dataset's features", &features)?;
     Ok(features)
 }
 
 fn check(manifest: &Manifest, dataset: &Dataset, classes: &[u32]) -> Result<()> {
     let encoder = &manifest.encoder;
+    check_examples(manifest, dataset)?;
+    if classes.len() != encoder.classes {
+        return Err(Error::ClassesMismatch {
+            found: classes.len(),
+            needs: "this generator",
+            expected: encoder.classes,
+        });
+    }
+    check_classes(dataset, classes)
+}
+
+/// Checks kind and shape of the examples. Where the networks take features, images of any size and ready features do.
+fn check_examples(manifest: &Manifest, dataset: &Dataset) -> Result<()> {
+    let encoder = &manifest.encoder;
+    let behind = manifest.extractor.as_ref().is_some_and(|used| used.networks);
+    if behind && (dataset.shape == [encoder.feature_dim] || dataset.modality() == datasets::Modality::Image) {
+        return Ok(());
+    }
     let same_kind = matches!(
         (manifest.modality, dataset.modality()),
         (Modality::Image, datasets::Modality::Image) | (Modality::Features, datasets::Modality::Features)
@@ -44,14 +71,7 @@ fn check(manifest: &Manifest, dataset: &Dataset, classes: &[u32]) -> Result<()> 
             expected: encoder.input_shape.clone(),
         });
     }
-    if classes.len() != encoder.classes {
-        return Err(Error::ClassesMismatch {
-            found: classes.len(),
-            needs: "this generator",
-            expected: encoder.classes,
-        });
-    }
-    check_classes(dataset, classes)
+    Ok(())
 }
 
 fn check_classes(dataset: &Dataset, classes: &[u32]) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A bundle ready to run: dataset encoder, denoiser, VAE and forward graphs on pools of sessions.
 
+use std::borrow::Cow;
 use std::time::Instant;
 
 use datasets::Dataset;
@@ -10,6 +11,7 @@ use weights::{Bundle, Manifest, Standardisation};
 
 use crate::contract::{Slot, batch_view, check, check_manifest, input_type, output};
 use crate::error::{Error, Result, check_finite, check_length};
+use crate::extractor::Extractor;
 use crate::features;
 use crate::forward::{Evaluation, Forward};
 use crate::options::{SampleLimits, SampleOptions};
@@ -58,6 +60,7 @@ pub struct Generator {
     decoder: SessionPool,
     vae_encoder: SessionPool,
     forward: Forward,
+    extractor: Option<Extractor>,
     timestep: TensorElementType,
     provider: Provider,
 }
@@ -78,6 +81,10 @@ impl Generator {
         let (decoder, vae_encoder) = (pool(files::VAE_DECODER)?, pool(files::VAE_ENCODER)?);
         check_graphs(&manifest, &encoder, &denoiser, &decoder, &vae_encoder)?;
         let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
+        let extractor = match &manifest.extractor {
+            Some(used) => Some(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?),
+            None => None,
+        };
         let generator = Self {
             digest: bundle.digest(),
             standardisation: bundle.standardisation()?,
@@ -89,6 +96,7 @@ impl Generator {
             decoder,
             vae_encoder,
             forward,
+            extractor,
         };
         Ok(generator)
     }
@@ -127,7 +135,31 @@ impl Generator {
     /// Codes `modality_mismatch`, `shape_mismatch`, `classes_mismatch`, `unknown_class`, `duplicate_class`,
     /// `class_without_images`, `non_finite`.
     pub fn features(&self, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<f32>> {
-        features::gather(&self.manifest, dataset, classes, seed)
+        features::gather(self.extractor.as_ref(), dataset, &self.support(dataset, classes, seed)?)
+    }
+
+    /// Indices `[classes × images_per_class]` of the examples that [`Self::features`] takes.
+    ///
+    /// # Errors
+    /// As [`Self::features`].
+    pub fn support(&self, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<usize>> {
+        features::choose(&self.manifest, dataset, classes, seed)
+    }
+
+    /// The feature extractor, unless it is `pixels`.
+    pub fn extractor(&self) -> Option<&Extractor> {
+        self.extractor.as_ref()
+    }
+
+    /// A dataset as the generated networks take it: extracted, where they take the extractor's features.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] or [`Error::NonFinite`] from the extractor.
+    pub fn network_data<'d>(&self, dataset: &'d Dataset) -> Result<Cow<'d, Dataset>> {
+        match (&self.extractor, &self.manifest.extractor) {
+            (Some(extractor), Some(used)) if used.networks => extractor.as_features(dataset),
+            _ => Ok(Cow::Borrowed(dataset)),
+        }
     }
 
     /// Encodes features as [`Self::features`] gives them.
@@ -311,7 +343,7 @@ impl Generator {
     /// # Errors
     /// As [`Forward::evaluate`].
     pub fn evaluate(&self, theta: &[f32], dataset: &Dataset) -> Result<Evaluation> {
-        self.forward.evaluate(theta, dataset)
+        self.forward.evaluate(theta, &*self.network_data(dataset)?)
     }
 
     /// Means of the VAE's posterior (`[latent]` each) for flat weights (`[d]` each) in canonical form:

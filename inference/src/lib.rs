@@ -21,6 +21,7 @@
 
 mod contract;
 mod error;
+mod extractor;
 mod features;
 mod forward;
 mod generator;
@@ -31,6 +32,7 @@ mod runtime;
 pub mod samplers;
 
 pub use error::{Error, Result};
+pub use extractor::Extractor;
 pub use forward::{Evaluation, Forward};
 pub use generator::{Embedding, Generated, Generator, Timings};
 pub use options::{SampleLimits, SampleOptions, SamplerKind};

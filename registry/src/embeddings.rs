@@ -23,7 +23,7 @@ pub enum SubjectKind {
 }
 
 impl SubjectKind {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Dataset => "dataset",
             Self::Run => "run",
@@ -100,7 +100,7 @@ pub async fn nearest(
     Ok(rows)
 }
 
-fn check(embedding: &[f32], dimension: usize) -> Result<()> {
+pub(crate) fn check(embedding: &[f32], dimension: usize) -> Result<()> {
     if embedding.len() != dimension {
         return Err(wrong_dimension(dimension, embedding.len()));
     }
@@ -137,7 +137,11 @@ async fn lock(connection: &mut PgConnection, version: VersionId) -> Result<()> {
     found.map(|_| ()).ok_or_else(|| Error::not_found("generator version", version))
 }
 
-async fn require_dimension(connection: &mut PgConnection, version: VersionId, dimension: usize) -> Result<()> {
+pub(crate) async fn require_dimension(
+    connection: &mut PgConnection,
+    version: VersionId,
+    dimension: usize,
+) -> Result<()> {
     let stored: Option<i32> =
         sqlx::query_scalar("SELECT vector_dims(embedding) FROM embeddings WHERE version_id = $1 LIMIT 1")
             .bind(version)

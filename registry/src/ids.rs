@@ -81,6 +81,10 @@ id!(
 );
 
 id!(
+    /// Identifies a feature extractor.
+    ExtractorId
+);
+id!(
     /// Identifies a token.
     TokenId
 );

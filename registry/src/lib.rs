@@ -16,6 +16,7 @@ pub mod datasets;
 pub mod embedded;
 pub mod embeddings;
 mod error;
+pub mod extractors;
 pub mod generations;
 pub mod generators;
 pub mod idempotency;
@@ -26,6 +27,7 @@ pub mod lineage;
 pub mod listing;
 mod migrations;
 mod names;
+pub mod nearest;
 mod page;
 pub mod quotas;
 pub mod runs;
@@ -45,7 +47,8 @@ pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
 pub use caller::{Access, Caller};
 pub use error::{Error, Result};
 pub use ids::{
-    ArchitectureId, CheckpointId, DatasetId, GenerationId, GeneratorId, JobId, RunId, Seed, TokenId, VersionId, ZooId,
+    ArchitectureId, CheckpointId, DatasetId, ExtractorId, GenerationId, GeneratorId, JobId, RunId, Seed, TokenId,
+    VersionId, ZooId,
 };
 pub use listing::ListRequest;
 pub use migrations::run as migrate;

@@ -17,6 +17,8 @@ pub enum Resource {
     Architecture,
     /// By id.
     Dataset,
+    /// By name.
+    Extractor,
     /// By id.
     Zoo,
     /// By id; belongs to its zoo.
@@ -84,6 +86,7 @@ impl Resource {
         match self {
             Self::Architecture => "architecture",
             Self::Dataset => "dataset",
+            Self::Extractor => "extractor",
             Self::Zoo => "zoo",
             Self::Checkpoint => "checkpoint",
             Self::Generator => "generator",
@@ -96,6 +99,7 @@ impl Resource {
         match self {
             Self::Architecture => actions!(verb, "architecture"),
             Self::Dataset => actions!(verb, "dataset"),
+            Self::Extractor => actions!(verb, "extractor"),
             Self::Zoo => actions!(verb, "zoo"),
             Self::Checkpoint => actions!(verb, "checkpoint"),
             Self::Generator => actions!(verb, "generator"),
@@ -108,6 +112,7 @@ impl Resource {
         match self {
             Self::Architecture => "architectures",
             Self::Dataset => "datasets",
+            Self::Extractor => "extractors",
             Self::Zoo => "zoos",
             Self::Checkpoint => "checkpoints",
             Self::Generator => "generators",
@@ -129,7 +134,9 @@ impl Resource {
     fn select(self) -> String {
         let own = format!("t.id, t.tags, t.description, t.{} AS hidden_at", self.hidden());
         let (columns, from) = match self {
-            Self::Architecture | Self::Generator => ("t.name, t.owner, t.visibility", "WHERE t.name = $1"),
+            Self::Architecture | Self::Extractor | Self::Generator => {
+                ("t.name, t.owner, t.visibility", "WHERE t.name = $1")
+            }
             Self::Dataset | Self::Zoo => ("t.name, t.owner, t.visibility", "WHERE t.id = $1::uuid"),
             Self::Generation => ("NULL AS name, t.owner, t.visibility", "WHERE t.id = $1::uuid"),
             Self::Checkpoint => {
@@ -165,7 +172,8 @@ impl Resource {
                 ),
                 ("a generation", "SELECT EXISTS (SELECT FROM generations WHERE version_id = $1)"),
             ],
-            Self::Checkpoint | Self::Generation => &[],
+            // A bundle has a copy of its extractor.
+            Self::Checkpoint | Self::Extractor | Self::Generation => &[],
         }
     }
 
@@ -173,6 +181,7 @@ impl Resource {
     fn removal(self) -> &'static [&'static str] {
         match self {
             Self::Architecture => &["DELETE FROM architectures WHERE id = $1"],
+            Self::Extractor => &["DELETE FROM extractors WHERE id = $1"],
             Self::Dataset => &[
                 "DELETE FROM embeddings WHERE subject_kind = 'dataset' AND subject_id = $1",
                 "DELETE FROM datasets WHERE id = $1",
@@ -215,7 +224,8 @@ impl Found {
 /// The row of a key, locked, when the caller sees and owns it.
 async fn owned(write: &mut Write, resource: Resource, key: &str) -> Result<Found> {
     let absent = || Error::not_found(resource.word(), key);
-    let by_name = matches!(resource, Resource::Architecture | Resource::Generator | Resource::Version);
+    let by_name =
+        matches!(resource, Resource::Architecture | Resource::Extractor | Resource::Generator | Resource::Version);
     if key.contains('\0') || (!by_name && key.parse::<Uuid>().is_err()) {
         return Err(absent());
     }

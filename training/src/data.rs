@@ -4,6 +4,7 @@ use datasets::{Dataset, Split, Task};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use weights::manifest::{ExtractorSpec, ExtractorUse};
 
 use crate::config::{Config, SourceConfig, TasksConfig};
 use crate::error::{Error, Result};
@@ -25,8 +26,10 @@ pub enum Part {
 pub struct Source {
     /// Its name.
     pub name: String,
-    /// All examples.
+    /// All examples as the networks see them.
     pub data: Dataset,
+    /// The same examples as the dataset encoder sees them, where that differs.
+    features: Option<Dataset>,
     by_class: [Vec<Vec<usize>>; 3],
 }
 
@@ -34,6 +37,31 @@ pub struct Source {
 #[derive(Debug)]
 pub struct Sources {
     list: Vec<Source>,
+    extractor: Option<Extracted>,
+}
+
+/// The extractor that the data went through.
+#[derive(Debug, Clone)]
+pub struct Extracted {
+    /// What it takes and gives, and whether the networks see features.
+    pub used: ExtractorUse,
+    /// Its graph.
+    pub onnx: Vec<u8>,
+    /// Shape of the images before it.
+    pub images: Vec<usize>,
+}
+
+/// A feature extractor, as training needs it; it is run elsewhere.
+pub trait Extract {
+    /// What it takes and gives.
+    fn spec(&self) -> &ExtractorSpec;
+    /// Its ONNX graph, which the bundle carries.
+    fn onnx(&self) -> &[u8];
+    /// A dataset of features `[dim]` with the labels and in the order of the images.
+    ///
+    /// # Errors
+    /// A sentence, when it fails.
+    fn extract(&self, images: &Dataset) -> std::result::Result<Dataset, String>;
 }
 
 /// Indices of one task's examples of one part, per class in the task's order.
@@ -41,6 +69,8 @@ pub struct Sources {
 pub struct TaskData<'a> {
     source: &'a Source,
     classes: Vec<&'a [usize]>,
+    /// What is drawn.
+    data: &'a Dataset,
 }
 
 impl Source {
@@ -86,7 +116,53 @@ impl Sources {
                 other.name, other.data.shape, list[0].name, list[0].data.shape
             )));
         }
-        Ok(Self { list })
+        Ok(Self { list, extractor: None })
+    }
+
+    /// The sources with the features of the configuration's extractor in place of pixels, or beside them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the configuration names another one, the data are no images, or it fails.
+    pub fn extracted(mut self, config: &Config, extractor: &dyn Extract) -> Result<Self> {
+        let spec = extractor.spec();
+        if config.extractor() != Some(&spec.name) {
+            let named = config.extractor().unwrap_or("none");
+            return Err(Error::Config(format!("the extractor is {}, the configuration names {named}", spec.name)));
+        }
+        let used = ExtractorUse { spec: spec.clone(), networks: config.data.extractor.is_some() };
+        let images = self.input_shape().to_vec();
+        for source in &mut self.list {
+            let features = extractor.extract(&source.data).map_err(|e| {
+                Error::Config(format!("source {}: the extractor {} fails: {e}", source.name, spec.name))
+            })?;
+            match used.networks {
+                true => source.data = features,
+                false => source.features = Some(features),
+            }
+        }
+        self.extractor = Some(Extracted { used, onnx: extractor.onnx().to_vec(), images });
+        Ok(self)
+    }
+
+    /// The extractor that the data went through.
+    pub fn extractor(&self) -> Option<&Extracted> {
+        self.extractor.as_ref()
+    }
+
+    /// Refuses data that did not go through the configuration's extractor.
+    pub(crate) fn check_extractor(&self, config: &Config) -> Result<()> {
+        match (config.extractor(), &self.extractor) {
+            (Some(name), None) => {
+                Err(Error::Config(format!("the configuration needs the features of the extractor {name}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Values of one example as the dataset encoder sees it.
+    pub fn feature_dim(&self) -> usize {
+        let first = &self.list[0];
+        first.features.as_ref().unwrap_or(&first.data).dim()
     }
 
     /// The sources.
@@ -116,7 +192,7 @@ impl Sources {
             .map(|&c| by_class.get(c as usize).map(Vec::as_slice))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::Config(format!("task {task}: the source has {} classes", by_class.len())))?;
-        Ok(TaskData { source, classes })
+        Ok(TaskData { source, classes, data: &source.data })
     }
 
     /// The tasks of a configuration: those of the zoo, and those that stay unseen.
@@ -191,7 +267,7 @@ fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<
     let Split { train, validation, test } =
         datasets::split(&data, config.seed, config.data.validation, config.data.test)?;
     let by_class = [train, validation, test].map(|part| data.class_indices(&part));
-    Ok(Source { name: source.name.clone(), data, by_class })
+    Ok(Source { name: source.name.clone(), data, features: None, by_class })
 }
 
 /// Drops examples whose values equal an earlier one's: a twin could otherwise lie in train and in test.
@@ -238,9 +314,15 @@ impl TaskData<'_> {
         self.classes.iter().map(|c| c.len()).min().unwrap_or(0)
     }
 
+    /// The same examples as the dataset encoder sees them.
+    #[must_use]
+    pub fn for_encoder(self) -> Self {
+        Self { data: self.source.features.as_ref().unwrap_or(&self.source.data), ..self }
+    }
+
     /// Features of one example.
     pub fn dim(&self) -> usize {
-        self.source.data.dim()
+        self.data.dim()
     }
 
     /// Appends the features of `n` examples of each class, drawn without replacement where there are enough,
@@ -276,6 +358,6 @@ impl TaskData<'_> {
     pub(crate) fn push(&self, index: usize, out: &mut Vec<f32>) {
         let start = out.len();
         out.resize(start + self.dim(), 0.0);
-        self.source.data.write_features(index, &mut out[start..]);
+        self.data.write_features(index, &mut out[start..]);
     }
 }

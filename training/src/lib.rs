@@ -19,6 +19,6 @@ pub mod threads;
 
 pub use config::Config;
 pub use curve::Curve;
-pub use data::{Part, Source, Sources, TaskData};
+pub use data::{Extract, Extracted, Part, Source, Sources, TaskData};
 pub use error::{Error, Result};
 pub use snapshots::{Folder, Keep, Snapshots};

@@ -213,6 +213,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             embedding_dim: 8,
             condition_dim: 32,
         },
+        extractor: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

@@ -31,6 +31,10 @@ pub mod files {
     /// The loss of each training step: `{"format": 1, "stages": [{"stage", "steps", "step": […], "loss": […]}]}`.
     pub const TRAINING_CURVE: &str = "training_curve.json";
 
+    /// `images [batch, channels, height, width]` → features `[batch, feature_dim]`, under the names of its
+    /// specification; only with a registered feature extractor.
+    pub const EXTRACTOR: &str = "extractor.onnx";
+
     /// The forward graph of an architecture: one input per parameter, named and shaped as in the layout, and
     /// `input [batch, …]` → `logits [batch, classes]`.
     pub fn forward(architecture: &str) -> String {
@@ -139,12 +143,59 @@ impl Schedule {
     }
 }
 
+/// How an image gets the size that a feature extractor takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResizeRule {
+    /// Height and width are resized each for itself.
+    #[default]
+    Stretch,
+    /// The largest middle part of the wanted proportions is resized.
+    Crop,
+}
+
+/// A feature extractor: an ONNX image encoder, and what is done to images before it.
+///
+/// An image gets the channels (grey repeated, colour by luminance), the size, values from 0 to 1, and then
+/// `(value - mean) / std` of its channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractorSpec {
+    /// Its name.
+    pub name: String,
+    /// Name of the graph's input, f32 `[batch, channels, height, width]`.
+    pub input: String,
+    /// Name of the graph's output, f32 `[batch, dim]`; further dimensions are flattened.
+    pub output: String,
+    /// `[channels, height, width]` of the input; 1 or 3 channels.
+    pub shape: [usize; 3],
+    /// How images get that size.
+    #[serde(default)]
+    pub resize: ResizeRule,
+    /// Mean of each channel.
+    pub mean: Vec<f32>,
+    /// Deviation of each channel.
+    pub std: Vec<f32>,
+    /// Features of an image; found by running the graph when it is registered.
+    #[serde(default)]
+    pub dim: usize,
+}
+
+/// The feature extractor of a generator; its graph is [`files::EXTRACTOR`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExtractorUse {
+    /// What it takes and gives.
+    pub spec: ExtractorSpec,
+    /// Whether the generated networks take features too, and not only the dataset encoder.
+    pub networks: bool,
+}
+
 /// What the dataset encoder takes and gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncoderContract {
-    /// Feature extractor: `pixels` divides by 255 and flattens.
+    /// Feature extractor: `pixels` divides by 255 and flattens; otherwise the name of the bundle's own.
     pub extractor: String,
-    /// Shape of one example: `[channels, height, width]` or `[features]`.
+    /// Shape of one example as requests bring it: `[channels, height, width]` or `[features]`.
     pub input_shape: Vec<usize>,
     /// Features per example after the extractor.
     pub feature_dim: usize,
@@ -190,6 +241,9 @@ pub struct Manifest {
     pub schedule: Schedule,
     /// The encoder's contract.
     pub encoder: EncoderContract,
+    /// The feature extractor, unless it is `pixels`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<ExtractorUse>,
     /// Whether the denoiser was trained with condition dropout, so that guidance means something. The null
     /// condition is the zero vector.
     pub guidance: bool,

@@ -102,7 +102,7 @@ impl Job {
         let seed = self.dataset.seed;
         let features = in_dataset(generator.features(&data, &labels, seed))?;
         let evaluation = match self.evaluates {
-            true => Some(self.evaluation_data(&data, &labels, &classes, &features)?),
+            true => Some(self.evaluation_data(&data, &labels, &classes)?),
             false => None,
         };
         let dataset_digest = self.dataset.digest.clone().unwrap_or_else(|| data.digest());
@@ -138,10 +138,12 @@ impl Job {
     }
 
     /// The data to evaluate on, with class k the head's row k.
-    fn evaluation_data(&self, data: &Dataset, labels: &[u32], classes: &[String], features: &[f32]) -> Result<Dataset> {
+    fn evaluation_data(&self, data: &Dataset, labels: &[u32], classes: &[String]) -> Result<Dataset> {
         let Some(input) = &self.evaluation else {
             let taken = self.generator.manifest().encoder.images_per_class;
-            return held_out(data, labels, features, taken).map_err(|error| error.in_field("evaluate"));
+            // The examples themselves: an extractor's features of them are not comparable.
+            let support = in_dataset(self.generator.support(data, labels, self.dataset.seed))?;
+            return held_out(data, labels, &data.gather(&support), taken).map_err(|error| error.in_field("evaluate"));
         };
         let (evaluation, labels) = input.read(Some(classes), &self.limits)?;
         check_evaluation(data, classes, &evaluation, &labels)
@@ -185,7 +187,7 @@ fn check_evaluation(data: &Dataset, classes: &[String], evaluation: &Dataset, la
     Ok(())
 }
 
-/// The examples of the chosen classes that are not among the encoder's features (`[classes, taken, dim]`), nor equal
+/// The examples of the chosen classes that are not among those the encoder took (`[classes, taken, dim]`), nor equal
 /// to one of them.
 fn held_out(data: &Dataset, labels: &[u32], features: &[f32], taken: usize) -> Result<Dataset> {
     let chosen = data.select_classes(labels)?;
@@ -219,9 +221,10 @@ fn evaluate(
     let Some(data) = data else {
         return Ok(Vec::new());
     };
+    let data = generator.network_data(data)?;
     let each = weights.iter().map(|theta| {
         cancel.check()?;
-        Ok(generator.evaluate(theta, data)?)
+        Ok(generator.evaluate(theta, &data)?)
     });
     each.collect()
 }

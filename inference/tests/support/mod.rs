@@ -70,6 +70,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
             embedding_dim: FEATURES,
             condition_dim: CLASSES * FEATURES,
         },
+        extractor: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

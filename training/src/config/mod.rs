@@ -64,6 +64,9 @@ pub struct DataConfig {
     /// Largest number of examples of a class that is used; 0 for all.
     #[serde(default)]
     pub limit_per_class: usize,
+    /// Feature extractor whose features are what networks and dataset encoder see; none: pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<String>,
 }
 
 /// One source.
@@ -251,6 +254,10 @@ impl Default for VaeConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EncoderConfig {
+    /// Feature extractor whose features the dataset encoder sees, while the networks see pixels; none: what the
+    /// networks see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<String>,
     /// Images of each class.
     pub images: usize,
     /// Width inside.
@@ -280,6 +287,7 @@ pub struct EncoderConfig {
 impl Default for EncoderConfig {
     fn default() -> Self {
         Self {
+            extractor: None,
             images: 5,
             width: 64,
             heads: 4,
@@ -389,6 +397,12 @@ mod d {
 }
 
 impl Config {
+    /// Name of the feature extractor that the data goes through, if any.
+    #[must_use]
+    pub fn extractor(&self) -> Option<&str> {
+        self.data.extractor.as_deref().or(self.encoder.extractor.as_deref()).filter(|name| *name != "pixels")
+    }
+
     /// Parses and checks a TOML text.
     ///
     /// # Errors

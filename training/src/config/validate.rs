@@ -15,6 +15,7 @@ impl Config {
     /// [`Error::Config`] with what would be right.
     pub fn validate(&self) -> Result<()> {
         self.validate_sources()?;
+        self.validate_extractor()?;
         self.validate_counts()?;
         self.validate_numbers()?;
         self.validate_evaluation()?;
@@ -33,6 +34,16 @@ impl Config {
         let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks else { return Ok(()) };
         need(*classes >= 2, "tasks.classes must be at least 2")?;
         need(*seen > 0 && *orders > 0, "tasks.seen and tasks.orders must be at least 1")
+    }
+
+    fn validate_extractor(&self) -> Result<()> {
+        match (&self.data.extractor, &self.encoder.extractor) {
+            (Some(data), Some(encoder)) => need(
+                data == encoder,
+                "data.extractor and encoder.extractor differ; with data.extractor leave the other out",
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn validate_counts(&self) -> Result<()> {

@@ -27,10 +27,10 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    fn new(config: &Config, zoo: &Zoo, device: &Device) -> Self {
+    fn new(config: &Config, zoo: &Zoo, sources: &Sources, device: &Device) -> Self {
         let e = &config.encoder;
         let shape = EncoderShape {
-            feature_dim: zoo.architecture.input_dim(),
+            feature_dim: sources.feature_dim(),
             classes: zoo.architecture.classes(),
             images: e.images,
             width: e.width,
@@ -63,7 +63,7 @@ impl Encoder {
     ) -> Result<Tensor> {
         let mut features = Vec::new();
         for task in tasks {
-            sources.task(task, part)?.draw(self.shape.images, rng, &mut features);
+            sources.task(task, part)?.for_encoder().draw(self.shape.images, rng, &mut features);
         }
         let s = &self.shape;
         let n = features.len() / (s.classes * s.images * s.feature_dim);
@@ -78,7 +78,7 @@ impl Encoder {
 pub fn train(given: &Given<'_>, latents: &Tensor) -> Result<(Encoder, Curve)> {
     let Given { config, zoo, vectors, sources, .. } = *given;
     let settings = &config.encoder;
-    let encoder = Encoder::new(config, zoo, latents.device());
+    let encoder = Encoder::new(config, zoo, sources, latents.device());
     let batch = Batches { config, zoo, sources, train: &vectors.train, latents: latents.flatten_from(1)? };
     // One loss makes all parameters, so that clones have them too.
     let mut first = Shard { networks: encoder, rng: random::stream(config.seed, "create") };

@@ -49,10 +49,12 @@ pub fn train(
     progress: &Progress,
     keep: Keep<'_>,
 ) -> Result<Trained> {
+    sources.check_extractor(config)?;
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
     let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
-    let identity = snapshots::identity(&(config, &zoo.digest))?;
+    let extractor = sources.extractor().map(|e| (&e.used, weights::digest::sha256(&e.onnx)));
+    let identity = snapshots::identity(&(config, &zoo.digest, extractor))?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
     let (mut vae, vae_curve) = timed.run("vae", || vae::train(&given, device))?;
     let latents = vae.means(&vectors)?;
@@ -62,6 +64,9 @@ pub fn train(
     let metrics = metrics(zoo, &vectors, sources, &mut vae)?;
     let mut files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
     files.insert(files::TRAINING_CURVE.into(), curve::to_json(&curve)?);
+    if let Some(extractor) = sources.extractor() {
+        files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
+    }
     let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
     let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
     Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
@@ -122,7 +127,8 @@ fn manifest(
 ) -> Result<Manifest> {
     let layout = zoo.architecture.layout();
     let name = zoo.architecture.name();
-    let input_shape = sources.input_shape().to_vec();
+    let extractor = sources.extractor();
+    let input_shape = extractor.map_or_else(|| sources.input_shape().to_vec(), |e| e.images.clone());
     let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
     let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Manifest {
@@ -142,7 +148,7 @@ fn manifest(
         latent: denoiser.latent.clone(),
         schedule: denoiser.schedule.clone(),
         encoder: EncoderContract {
-            extractor: "pixels".into(),
+            extractor: extractor.map_or_else(|| "pixels".into(), |e| e.used.spec.name.clone()),
             feature_dim: encoder.shape.feature_dim,
             classes: encoder.shape.classes,
             images_per_class: encoder.shape.images,
@@ -150,6 +156,7 @@ fn manifest(
             condition_dim: encoder.shape.condition_dim(),
             input_shape,
         },
+        extractor: extractor.map(|e| e.used.clone()),
         guidance: config.diffusion.condition_dropout > 0.0,
         training: json!({
             "config": settings,

@@ -107,6 +107,7 @@ impl Zoo {
 /// # Errors
 /// [`Error::Zoo`] when `dir` holds another zoo; [`Error::Interrupted`] leaves the finished groups.
 pub fn build(config: &Config, sources: &Sources, dir: &Path, progress: &Progress, keep: Keep<'_>) -> Result<Zoo> {
+    sources.check_extractor(config)?;
     // A configuration that makes no zoo leaves no folder.
     header(config, sources)?;
     let folder = Folder::new(dir);
