@@ -41,23 +41,33 @@ pub(crate) struct Checkpoint {
     run_id: Uuid,
     /// The run's number within the zoo.
     run_index: i32,
-    /// The dataset that the run was trained on.
-    dataset_id: Uuid,
-    /// The task: labels of the dataset, in the order of the model's outputs.
+    /// The run's name, when it was trained elsewhere.
+    #[schema(required, example = "resnet20-12fca82f")]
+    run: Option<String>,
+    /// The dataset that the run was trained on, when that is registered.
+    #[schema(required)]
+    dataset_id: Option<Uuid>,
+    /// What the dataset is called, when the run was trained elsewhere and that is known.
+    #[schema(required, example = "cifar10")]
+    dataset: Option<String>,
+    /// The task: labels of the dataset, in the order of the model's outputs; empty when it is unknown.
     #[schema(example = json!([3, 1, 4, 0, 7]))]
     classes: Vec<i32>,
-    /// The run's seed.
-    #[schema(format = "uint64")]
-    seed: u64,
-    /// Epochs trained.
-    #[schema(example = 30)]
-    epoch: i32,
-    /// Test accuracy, 0 to 1.
-    #[schema(example = 0.976)]
-    accuracy: f32,
-    /// Test loss (mean cross-entropy in nats).
-    #[schema(example = 0.08)]
-    loss: f32,
+    /// The run's seed, when it is known.
+    #[schema(required, format = "uint64")]
+    seed: Option<u64>,
+    /// Epochs trained, when they are known.
+    #[schema(required, example = 30)]
+    epoch: Option<i32>,
+    /// Test accuracy, 0 to 1, when it is known.
+    #[schema(required, example = 0.976)]
+    accuracy: Option<f32>,
+    /// Test loss (mean cross-entropy in nats), when it is known.
+    #[schema(required, example = 0.08)]
+    loss: Option<f32>,
+    /// The file it came in, when it was imported.
+    #[schema(required)]
+    source: Option<Source>,
     /// Digest of the weights file.
     digest: String,
     /// Bytes of the weights file.
@@ -77,6 +87,33 @@ pub(crate) struct Checkpoint {
     deleted_at: Option<DateTime<Utc>>,
 }
 
+/// The file that an imported checkpoint came in.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Source {
+    /// Its name.
+    #[schema(example = "resnet20-12fca82f.th")]
+    name: String,
+    /// Digest of the file as it came; that of the stored weights is another, for they are kept in one form.
+    digest: String,
+    /// Where in the file the tensors were; empty: at the top.
+    #[schema(example = "state_dict")]
+    key: String,
+    /// What was taken off the tensors' names; empty: nothing.
+    #[schema(example = "module.")]
+    strip_prefix: String,
+}
+
+impl Source {
+    fn of(row: &rows::Checkpoint) -> Option<Self> {
+        Some(Self {
+            name: row.source_name.clone()?,
+            digest: row.source_digest.clone()?,
+            key: row.source_key.clone()?,
+            strip_prefix: row.source_prefix.clone()?,
+        })
+    }
+}
+
 impl From<rows::Checkpoint> for Checkpoint {
     fn from(row: rows::Checkpoint) -> Self {
         Self {
@@ -84,9 +121,12 @@ impl From<rows::Checkpoint> for Checkpoint {
             zoo_id: row.zoo_id.as_uuid(),
             run_id: row.run_id.as_uuid(),
             run_index: row.run_index,
-            dataset_id: row.dataset_id.as_uuid(),
+            source: Source::of(&row),
+            run: row.run_name,
+            dataset_id: row.dataset_id.map(|id| id.as_uuid()),
+            dataset: row.dataset_name,
             classes: row.classes,
-            seed: row.seed.0,
+            seed: row.seed.map(|seed| seed.0),
             epoch: row.epoch,
             accuracy: row.accuracy,
             loss: row.loss,
@@ -146,7 +186,7 @@ impl ListQuery {
     responses((status = 200, description = "A page of checkpoints.", body = Listing<Checkpoint>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
-            "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0,
+            "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0, "run": null, "dataset": null, "source": null,
             "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7], "seed": 7,
             "epoch": 30, "accuracy": 0.976, "loss": 0.08,
             "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
@@ -166,7 +206,7 @@ async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query
     security(("token" = ["read"])),
     responses((status = 200, description = "The checkpoint.", body = Checkpoint, example = json!({
         "id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-000000000001",
-        "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0,
+        "run_id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "run_index": 0, "run": null, "dataset": null, "source": null,
         "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7], "seed": 7,
         "epoch": 30, "accuracy": 0.976, "loss": 0.08,
         "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9208,
@@ -238,7 +278,10 @@ async fn file(
     headers: HeaderMap,
 ) -> Result<Response> {
     let row = rows::get(state.registry(), &caller, id.into()).await?;
-    let name = format!("checkpoint-{}-{}.safetensors", row.run_index, row.epoch);
+    let name = match row.epoch {
+        Some(epoch) => format!("checkpoint-{}-{epoch}.safetensors", row.run_index),
+        None => format!("checkpoint-{}-{}.safetensors", row.run_index, row.id),
+    };
     let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
     files::answer(state.registry().artifacts(), &method, &headers, file).await
 }

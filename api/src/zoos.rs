@@ -34,13 +34,15 @@ pub(crate) struct Zoo {
     /// Its unique name.
     #[schema(example = "digits")]
     name: String,
-    /// The architecture of its models.
-    architecture_id: Uuid,
+    /// The architecture of its models; null in a zoo for imports until its first checkpoint comes.
+    #[schema(required)]
+    architecture_id: Option<Uuid>,
     /// How it was trained.
     #[schema(value_type = Object)]
     config: Value,
-    /// Digest of its content.
-    digest: String,
+    /// Digest of its content; null in a zoo for imports, which may grow.
+    #[schema(required)]
+    digest: Option<String>,
     /// Number of runs.
     #[schema(example = 200)]
     runs: i64,
@@ -58,7 +60,7 @@ impl From<rows::Zoo> for Zoo {
         Self {
             id: row.id.as_uuid(),
             name: row.name,
-            architecture_id: row.architecture_id.as_uuid(),
+            architecture_id: row.architecture_id.map(|id| id.as_uuid()),
             config: row.config,
             digest: row.digest,
             runs: row.runs,
@@ -79,14 +81,21 @@ pub(crate) struct Run {
     /// Its number within the zoo.
     #[schema(example = 0)]
     index: i32,
-    /// The dataset it was trained on.
-    dataset_id: Uuid,
-    /// The task: labels of the dataset, in the order of the model's outputs.
+    /// Its name, when it was trained elsewhere.
+    #[schema(required)]
+    name: Option<String>,
+    /// The dataset it was trained on, when that is registered.
+    #[schema(required)]
+    dataset_id: Option<Uuid>,
+    /// What the dataset is called, when the run was trained elsewhere and that is known.
+    #[schema(required)]
+    dataset: Option<String>,
+    /// The task: labels of the dataset, in the order of the model's outputs; empty when it is unknown.
     #[schema(example = json!([3, 1, 4, 0, 7]))]
     classes: Vec<i32>,
-    /// The seed of its initialisation and batches.
-    #[schema(example = 7, format = "uint64")]
-    seed: u64,
+    /// The seed of its initialisation and batches, when it is known.
+    #[schema(required, example = 7, format = "uint64")]
+    seed: Option<u64>,
     /// When it was registered.
     created_at: DateTime<Utc>,
 }
@@ -97,9 +106,11 @@ impl From<run_rows::Run> for Run {
             id: row.id.as_uuid(),
             zoo_id: row.zoo_id.as_uuid(),
             index: row.index,
-            dataset_id: row.dataset_id.as_uuid(),
+            name: row.name,
+            dataset_id: row.dataset_id.map(|id| id.as_uuid()),
+            dataset: row.dataset_name,
             classes: row.classes,
-            seed: row.seed.0,
+            seed: row.seed.map(|seed| seed.0),
             created_at: row.created_at,
         }
     }
@@ -172,7 +183,8 @@ lifecycle!(
     responses((status = 200, description = "A page of runs.", body = Listing<Run>, example = json!({
         "items": [{
             "id": "0199a1f6-3c5e-7d0a-9a53-000000000002", "zoo_id": "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e",
-            "index": 0, "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": [3, 1, 4, 0, 7],
+            "index": 0, "name": null, "dataset_id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "dataset": null,
+            "classes": [3, 1, 4, 0, 7],
             "seed": 7, "created_at": "2026-01-01T00:00:00Z"}],
         "next_cursor": null})), SubListProblems)
 )]

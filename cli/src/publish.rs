@@ -54,9 +54,9 @@ pub async fn zoo(registry: &Registry, write: &mut Write, sources: &Sources, zoo:
     let config = serde_json::json!({ "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() });
     let new = zoos::NewZoo {
         name,
-        architecture_id: architecture.id,
+        architecture_id: Some(architecture.id),
         config,
-        digest: zoo.digest.clone(),
+        digest: Some(zoo.digest.clone()),
         about: NewAbout::default(),
     };
     Ok(zoos::create_with_runs(write, &new, &runs).await?)

@@ -151,6 +151,13 @@ pub async fn by_id(registry: &Registry, caller: &Caller, id: ArchitectureId) -> 
     found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("architecture", id))
 }
 
+/// The architecture of an id, within a unit of work.
+pub(crate) async fn in_work(write: &mut Write, id: ArchitectureId) -> Result<Architecture> {
+    let sql = format!("SELECT {COLUMNS} FROM architectures a WHERE a.id = $1");
+    let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(write.connection()).await?;
+    found.ok_or_else(|| Error::not_found("architecture", id))
+}
+
 /// Architectures, by name unless another order is asked for (`name`, `created_at`).
 ///
 /// # Errors

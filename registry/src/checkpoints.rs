@@ -18,23 +18,34 @@ pub struct Checkpoint {
     pub run_id: RunId,
     /// The run's number within the zoo.
     pub run_index: i32,
-    /// The dataset the run was trained on.
-    pub dataset_id: DatasetId,
-    /// The run's task: classes in the order of the model's outputs.
+    /// The run's name, when it was trained elsewhere.
+    pub run_name: Option<String>,
+    /// The dataset the run was trained on, when that is registered.
+    pub dataset_id: Option<DatasetId>,
+    /// What the dataset is called, when the run was trained elsewhere and that is known.
+    pub dataset_name: Option<String>,
+    /// The run's task: classes in the order of the model's outputs; empty when they are unknown.
     pub classes: Vec<i32>,
-    /// The run's seed.
-    #[sqlx(try_from = "i64")]
-    pub seed: Seed,
-    /// Epochs trained.
-    pub epoch: i32,
-    /// Test accuracy, 0 to 1.
-    pub accuracy: f32,
-    /// Test loss.
-    pub loss: f32,
+    /// The run's seed, when it is known.
+    pub seed: Option<Seed>,
+    /// Epochs trained, when they are known.
+    pub epoch: Option<i32>,
+    /// Test accuracy, 0 to 1, when it is known.
+    pub accuracy: Option<f32>,
+    /// Test loss, when it is known.
+    pub loss: Option<f32>,
     /// Digest of the weights (safetensors).
     pub artifact_digest: String,
     /// Bytes of the weights file.
     pub size: i64,
+    /// Name of the file it came in, when it was imported.
+    pub source_name: Option<String>,
+    /// Digest of that file.
+    pub source_digest: Option<String>,
+    /// Where in that file its tensors were; empty: at the top.
+    pub source_key: Option<String>,
+    /// What was taken off its tensors' names; empty: nothing.
+    pub source_prefix: Option<String>,
     /// Tags.
     pub tags: Vec<String>,
     /// What is said about it.
@@ -75,8 +86,9 @@ pub struct CheckpointFilter {
     pub max_accuracy: Option<f32>,
 }
 
-const COLUMNS: &str = "c.id, c.zoo_id, c.run_id, r.index AS run_index, r.dataset_id, r.classes, r.seed, c.epoch,
-    c.accuracy, c.loss, c.artifact_digest, f.size, c.tags, c.description, c.created_at, c.deleted_at";
+const COLUMNS: &str = "c.id, c.zoo_id, c.run_id, r.index AS run_index, r.name AS run_name, r.dataset_id,
+    r.dataset_name, r.classes, r.seed, c.epoch, c.accuracy, c.loss, c.artifact_digest, f.size, c.source_name,
+    c.source_digest, c.source_key, c.source_prefix, c.tags, c.description, c.created_at, c.deleted_at";
 
 const FROM: &str = "FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN artifacts f ON f.digest = c.artifact_digest
     JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL";
@@ -90,7 +102,7 @@ const LISTED: Listed = Listed {
     described: true,
     orders: &[
         Order { field: "created_at", column: "c.created_at", kind: Kind::Time },
-        Order { field: "accuracy", column: "c.accuracy", kind: Kind::Real },
+        Order { field: "accuracy", column: "coalesce(c.accuracy, -1::real)", kind: Kind::Real },
     ],
     default_order: "created_at",
 };
@@ -154,10 +166,10 @@ pub async fn list(
     query.equal("r.dataset_id", filter.dataset.as_ref());
     query.equal("c.artifact_digest", filter.digest.as_ref());
     if let Some(least) = filter.min_accuracy {
-        query.sql.push(" AND c.accuracy >= ").push_bind(least);
+        query.sql.push(" AND coalesce(c.accuracy, -1::real) >= ").push_bind(least);
     }
     if let Some(most) = filter.max_accuracy {
-        query.sql.push(" AND c.accuracy <= ").push_bind(most);
+        query.sql.push(" AND c.accuracy IS NOT NULL AND coalesce(c.accuracy, -1::real) <= ").push_bind(most);
     }
     query.page(registry).await
 }
@@ -167,6 +179,7 @@ pub async fn list(
 /// # Errors
 /// `database`.
 pub async fn all_of_zoo(registry: &Registry, zoo: ZooId) -> Result<Vec<Checkpoint>> {
-    let sql = format!("SELECT {COLUMNS} {FROM} WHERE c.zoo_id = $1 AND c.deleted_at IS NULL ORDER BY r.index, c.epoch");
+    let sql =
+        format!("SELECT {COLUMNS} {FROM} WHERE c.zoo_id = $1 AND c.deleted_at IS NULL ORDER BY r.index, c.epoch, c.id");
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(zoo).fetch_all(registry.pool()).await?)
 }

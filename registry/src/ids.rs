@@ -110,6 +110,18 @@ impl From<u64> for Seed {
     }
 }
 
+impl sqlx::Type<sqlx::Postgres> for Seed {
+    fn type_info() -> sqlx::postgres::PgTypeInfo {
+        <i64 as sqlx::Type<sqlx::Postgres>>::type_info()
+    }
+}
+
+impl<'r> sqlx::Decode<'r, sqlx::Postgres> for Seed {
+    fn decode(value: sqlx::postgres::PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
+        <i64 as sqlx::Decode<'r, sqlx::Postgres>>::decode(value).map(Self::from)
+    }
+}
+
 impl Seed {
     pub(crate) fn to_bigint(self) -> i64 {
         self.0.cast_signed()

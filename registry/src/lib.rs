@@ -21,6 +21,7 @@ pub mod generations;
 pub mod generators;
 pub mod idempotency;
 mod ids;
+pub mod imports;
 pub mod jobs;
 pub mod lifecycle;
 pub mod lineage;

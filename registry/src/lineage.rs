@@ -124,12 +124,12 @@ impl NodeKind {
                         n.visibility::text AS visibility, n.deleted_at IS NOT NULL AS deleted FROM datasets n"
             }
             Run => {
-                "SELECT n.id, NULL::int AS index, z.name || ' run ' || n.index AS label, z.name::text AS name, z.owner,
+                "SELECT n.id, NULL::int AS index, z.name || ' run ' || coalesce(n.name, n.index::text) AS label, z.name::text AS name, z.owner,
                         z.visibility::text AS visibility, z.deleted_at IS NOT NULL AS deleted
                  FROM runs n JOIN zoos z ON z.id = n.zoo_id"
             }
             Checkpoint => {
-                "SELECT n.id, NULL::int AS index, z.name || ' run ' || r.index || ' epoch ' || n.epoch AS label,
+                "SELECT n.id, NULL::int AS index, z.name || ' run ' || coalesce(r.name, r.index::text) || coalesce(' epoch ' || n.epoch, '') AS label,
                         z.name::text AS name, z.owner, z.visibility::text AS visibility,
                         n.deleted_at IS NOT NULL OR z.deleted_at IS NOT NULL AS deleted
                  FROM checkpoints n JOIN runs r ON r.id = n.run_id JOIN zoos z ON z.id = n.zoo_id"
@@ -180,7 +180,7 @@ impl NodeKind {
     fn results(self) -> &'static [(Self, &'static str)] {
         match self {
             Dataset => &[(Run, "n.dataset_id = s.id ORDER BY n.id"), (Generation, "n.dataset_id = s.id ORDER BY n.id")],
-            Run => &[(Checkpoint, "n.run_id = s.id ORDER BY n.epoch")],
+            Run => &[(Checkpoint, "n.run_id = s.id ORDER BY n.epoch, n.id")],
             Checkpoint => &[(Zoo, "n.id = (SELECT zoo_id FROM checkpoints WHERE id = s.id)")],
             Zoo => &[(Version, "n.zoo_id = s.id ORDER BY n.created_at, n.id")],
             Version => &[(Generation, "n.version_id = s.id ORDER BY n.created_at, n.id")],

@@ -20,13 +20,16 @@ pub struct Run {
     pub zoo_id: ZooId,
     /// Its number within the zoo.
     pub index: i32,
-    /// The dataset it was trained on.
-    pub dataset_id: DatasetId,
-    /// The task: classes of the dataset, in the order of the model's outputs.
+    /// Its name, when it was trained elsewhere.
+    pub name: Option<String>,
+    /// The dataset it was trained on, when that is registered.
+    pub dataset_id: Option<DatasetId>,
+    /// What the dataset is called, when the run was trained elsewhere and that is known.
+    pub dataset_name: Option<String>,
+    /// The task: classes of the dataset, in the order of the model's outputs; empty when they are unknown.
     pub classes: Vec<i32>,
-    /// The seed of its initialisation and batches.
-    #[sqlx(try_from = "i64")]
-    pub seed: Seed,
+    /// The seed of its initialisation and batches, when it is known.
+    pub seed: Option<Seed>,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
 }
@@ -46,7 +49,7 @@ pub struct NewRun {
     pub checkpoints: Vec<NewCheckpoint>,
 }
 
-const COLUMNS: &str = "r.id, r.zoo_id, r.index, r.dataset_id, r.classes, r.seed, r.created_at";
+const COLUMNS: &str = "r.id, r.zoo_id, r.index, r.name, r.dataset_id, r.dataset_name, r.classes, r.seed, r.created_at";
 
 const LISTED: Listed = Listed {
     columns: COLUMNS,

@@ -18,12 +18,12 @@ pub struct Zoo {
     pub id: ZooId,
     /// Its unique name.
     pub name: String,
-    /// The architecture of its models.
-    pub architecture_id: ArchitectureId,
+    /// The architecture of its models; one for imports has none until its first checkpoint comes.
+    pub architecture_id: Option<ArchitectureId>,
     /// How it was trained.
     pub config: Value,
-    /// Digest of its content.
-    pub digest: String,
+    /// Digest of its content; none where that may grow.
+    pub digest: Option<String>,
     /// Number of runs.
     pub runs: i64,
     /// Number of checkpoints of all runs.
@@ -40,12 +40,12 @@ pub struct Zoo {
 pub struct NewZoo {
     /// Its unique name.
     pub name: String,
-    /// The architecture of its models.
-    pub architecture_id: ArchitectureId,
+    /// The architecture of its models; one for imports has none until its first checkpoint comes.
+    pub architecture_id: Option<ArchitectureId>,
     /// How it was trained.
     pub config: Value,
-    /// Digest of its content.
-    pub digest: String,
+    /// Digest of its content; none where that may grow.
+    pub digest: Option<String>,
     /// Tags, description, visibility.
     pub about: NewAbout,
 }

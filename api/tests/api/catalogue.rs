@@ -40,9 +40,9 @@ pub async fn zoo(app: &App) -> Zoo {
     }
     let new = NewZoo {
         name: "small".into(),
-        architecture_id: architecture.id,
+        architecture_id: Some(architecture.id),
         config: json!({}),
-        digest: digest_of(b"small"),
+        digest: Some(digest_of(b"small")),
         about: NewAbout::default(),
     };
     let zoo = zoos::create_with_runs(&mut write, &new, &runs).await.unwrap();

@@ -64,9 +64,9 @@ pub async fn dataset(registry: &Registry, name: &str) -> Dataset {
 pub async fn new_zoo(registry: &Registry, name: &str) -> NewZoo {
     NewZoo {
         name: name.into(),
-        architecture_id: architecture(registry).await.id,
+        architecture_id: Some(architecture(registry).await.id),
         config: json!({"epochs": 3}),
-        digest: digest_of(name.as_bytes()),
+        digest: Some(digest_of(name.as_bytes())),
         about: NewAbout::default(),
     }
 }

@@ -16,6 +16,7 @@ mod fixtures;
 mod generations;
 mod generators;
 mod idempotency;
+mod imports;
 mod jobs;
 mod lifecycle;
 mod lineage;

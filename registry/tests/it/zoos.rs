@@ -20,7 +20,7 @@ async fn a_zoo_with_runs_and_checkpoints(pool: PgPool) {
     assert_eq!(zoos::get(&registry, "digits").await.unwrap(), made);
     let empty = zoos::create(&registry, &new_zoo(&registry, "empty").await).await.unwrap();
     assert_eq!((empty.runs, empty.checkpoints), (0, 0));
-    let filter = ZooFilter { architecture: Some(made.architecture_id), ..ZooFilter::default() };
+    let filter = ZooFilter { architecture: made.architecture_id, ..ZooFilter::default() };
     let listed = zoos::list(&registry, &filter, &page(200, None)).await.unwrap();
     assert_eq!(listed.items, [made.clone(), empty]);
 
@@ -29,7 +29,7 @@ async fn a_zoo_with_runs_and_checkpoints(pool: PgPool) {
     let all: Vec<_> = first.items.iter().chain(&second.items).collect();
     assert_eq!(all.iter().map(|run| run.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(all[1].classes, [1, 2, 3, 4, 5], "the order of the classes is the task's");
-    assert_eq!(all[1].seed, Seed(u64::MAX - 1), "all 64 bits of a seed survive");
+    assert_eq!(all[1].seed, Some(Seed(u64::MAX - 1)), "all 64 bits of a seed survive");
     assert_eq!(&runs::get(&registry, all[1].id).await.unwrap(), all[1]);
 }
 
@@ -40,7 +40,7 @@ async fn checkpoints_are_found_by_zoo_run_and_accuracy(pool: PgPool) {
     zoo(&registry, "other", 1, 1).await;
     let all = all_of_zoo(&registry, made.id).await.unwrap();
     assert_eq!(all.len(), 12);
-    assert_eq!((all[4].run_index, all[4].epoch, all[4].size), (1, 1, 7));
+    assert_eq!((all[4].run_index, all[4].epoch, all[4].size), (1, Some(1), 7));
     assert_eq!(checkpoints::get(&registry, all[4].id).await.unwrap(), all[4]);
 
     let list = async |filter| checkpoints::list(&registry, &filter, &page(200, None)).await.unwrap().items;
@@ -48,7 +48,7 @@ async fn checkpoints_are_found_by_zoo_run_and_accuracy(pool: PgPool) {
     assert_eq!(list(everything.clone()).await.len(), 13);
     assert_eq!(list(CheckpointFilter { zoo: Some(made.id), ..everything.clone() }).await.len(), 12);
     let of_run = list(CheckpointFilter { run: Some(all[4].run_id), ..everything.clone() }).await;
-    assert_eq!(of_run.iter().map(|c| c.epoch).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(of_run.iter().map(|c| c.epoch).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
     // Accuracies are (run + epoch) / 7: 5/7 is reached once, 4/7 by two more.
     let good = list(CheckpointFilter { min_accuracy: Some(4.0 / 7.0), ..everything }).await;
     assert_eq!(good.len(), 3);
