@@ -60,6 +60,12 @@ pub(crate) enum Visibility {
 }
 
 impl NewAbout {
+    /// From the parameters of a query.
+    pub(crate) fn new(description: String, tags: Vec<String>, private: Option<bool>) -> Self {
+        let visibility = private.map(|private| if private { Visibility::Private } else { Visibility::Public });
+        Self { description, tags, visibility }
+    }
+
     /// The registry's form; `private` is what it is by default.
     pub(crate) fn or(self, private: bool) -> registry::NewAbout {
         let private = self.visibility.map_or(private, |asked| asked == Visibility::Private);

@@ -40,7 +40,6 @@ impl Answer {
     }
 
     /// 200.
-    #[allow(dead_code)]
     pub(crate) fn ok(body: &impl Serialize) -> Result<Self> {
         Self::json(StatusCode::OK, body)
     }

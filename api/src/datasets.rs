@@ -2,9 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::LOCATION;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use datasets::Dataset as Data;
 use registry::Caller;
@@ -16,8 +15,10 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::about::{About, NewAbout};
+use crate::answer::Answer;
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
+use crate::idempotency::IdempotencyKey;
 use crate::inline::{Content, Given, Image, labels};
 use crate::lifecycle::lifecycle;
 use crate::limits::{self, check_name};
@@ -25,12 +26,24 @@ use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
 
+mod nearest;
+mod upload;
+mod view;
+
 /// Media type of the stored file.
 const NPZ: &str = "application/x-npz";
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).merge(life::routes())
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get))
+        .routes(routes!(upload::upload))
+        .routes(routes!(view::thumbnail))
+        .routes(routes!(view::sample))
+        .routes(routes!(view::file))
+        .routes(routes!(nearest::nearest))
+        .merge(life::routes())
 }
 
 /// Labelled examples.
@@ -182,6 +195,7 @@ lifecycle!(
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
+    key: IdempotencyKey,
     extract::Json(new): extract::Json<NewDataset>,
 ) -> Result<Response> {
     check_name(&new.name)?;
@@ -193,14 +207,16 @@ async fn create(
     let limits = state.settings().datasets.clone();
     let classes = new.classes;
     let (data, npz) = limits::run(place, move |_| prepare(&content, classes.as_deref(), &limits)).await?;
-    let (status, row) = register(&state, &caller, new.name, new.about, &data, npz).await?;
-    let location = format!("/v1/datasets/{}", row.id);
-    Ok((status, [(LOCATION, location)], Json(Dataset::from(row))).into_response())
+    store(&state, &caller, &key, new.name, new.about, data, npz).await
 }
 
 /// Reads the data, with the classes asked for, and writes it as the file to store.
 fn prepare(content: &Content, classes: Option<&[String]>, limits: &datasets::Limits) -> Result<(Data, Vec<u8>)> {
-    let mut data = content.read("", classes, limits)?;
+    chosen(content.read("", classes, limits)?, classes)
+}
+
+/// The classes asked for, and the file to store.
+fn chosen(mut data: Data, classes: Option<&[String]>) -> Result<(Data, Vec<u8>)> {
     if let Some(classes) = classes {
         let chosen = labels(&data, classes).and_then(|labels| data.select_classes(&labels));
         data = chosen.map_err(|error| Error::from(error).in_field("classes"))?;
@@ -210,17 +226,23 @@ fn prepare(content: &Content, classes: Option<&[String]>, limits: &datasets::Lim
     Ok((data, npz))
 }
 
-async fn register(
+/// Stores and registers data, or answers with the dataset of the same content.
+async fn store(
     state: &AppState,
     caller: &Caller,
+    key: &IdempotencyKey,
     name: String,
     about: NewAbout,
-    data: &Data,
+    data: Data,
     npz: Vec<u8>,
-) -> Result<(StatusCode, rows::Dataset)> {
+) -> Result<Response> {
     let (registry, digest) = (state.registry(), data.digest());
+    let address = |row: &rows::Dataset| format!("/v1/datasets/{}", row.id);
     match rows::by_digest(registry, caller, &digest).await {
-        Ok(existing) => return Ok((StatusCode::OK, existing)),
+        Ok(row) => {
+            let answer = Answer::ok(&Dataset::from(row.clone()))?.header(LOCATION, &address(&row))?;
+            return answer.commit(registry.write(caller).await?, key).await;
+        }
         Err(registry::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
@@ -238,6 +260,5 @@ async fn register(
     };
     let mut write = registry.write(caller).await?;
     let row = rows::ensure(&mut write, &new).await?;
-    write.commit().await?;
-    Ok((StatusCode::CREATED, row))
+    Answer::created(&address(&row), &Dataset::from(row))?.commit(write, key).await
 }

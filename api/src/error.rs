@@ -56,6 +56,9 @@ pub enum Error {
     /// The body is over the limit.
     #[error("the body is larger than the limit of {0} bytes: send less")]
     BodyTooLarge(usize),
+    /// An uploaded file is over the limit.
+    #[error("the file is larger than the limit of {0} bytes: send less")]
+    UploadTooLarge(u64),
     /// The body ended early.
     #[error("the body could not be read to its end: send it again")]
     BodyIncomplete,
@@ -165,7 +168,7 @@ impl Error {
             Self::JsonMalformed(_) => "json_malformed",
             Self::JsonInvalid(_) => "json_invalid",
             Self::MediaType(_) => "media_type_unsupported",
-            Self::BodyTooLarge(_) => "body_too_large",
+            Self::BodyTooLarge(_) | Self::UploadTooLarge(_) => "body_too_large",
             Self::BodyIncomplete => "body_incomplete",
             Self::PathInvalid(_) => "path_invalid",
             Self::QueryInvalid(_) => "query_invalid",
@@ -202,7 +205,7 @@ impl Error {
             | Self::QueryInvalid(_)
             | Self::HeaderInvalid { .. } => StatusCode::BAD_REQUEST,
             Self::MediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge(_) | Self::UploadTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::JsonInvalid(_)
             | Self::ValueInvalid(_)
             | Self::Base64(..)
@@ -271,6 +274,7 @@ fn inference_status(error: &inference::Error) -> StatusCode {
         | E::ShapeMismatch { .. }
         | E::ClassesMismatch { .. }
         | E::UnknownSampler(_)
+        | E::Extractor { .. }
         | E::Option { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         E::Cancelled { .. } => StatusCode::SERVICE_UNAVAILABLE,
         // Data of a request is finite and of the right length before it comes to a graph: the rest is the bundle's

@@ -65,7 +65,8 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>> 
     Ok(bytes)
 }
 
-async fn drain(mut chunks: axum::body::BodyDataStream, limit: usize) {
+/// Reads on for a while what a refused client still sends.
+pub(crate) async fn drain(mut chunks: axum::body::BodyDataStream, limit: usize) {
     let reading = async {
         let mut left = limit.saturating_mul(DRAIN_FACTOR);
         while let Some(Ok(chunk)) = chunks.next().await {

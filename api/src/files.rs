@@ -97,7 +97,7 @@ fn joined(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 }
 
 /// Whether `If-None-Match` names the entity; the comparison is weak.
-fn matches_none(headers: &HeaderMap, etag: &str) -> bool {
+pub(crate) fn matches_none(headers: &HeaderMap, etag: &str) -> bool {
     joined(headers, IF_NONE_MATCH).is_some_and(|list| {
         list.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
     })

@@ -16,6 +16,7 @@ mod datasets;
 mod envelope;
 pub mod error;
 mod extract;
+mod extractors;
 mod files;
 mod generations;
 mod generators;
@@ -31,6 +32,7 @@ mod page;
 pub mod problem;
 pub mod server;
 mod state;
+mod upload;
 mod zoos;
 
 pub use auth::AuthSettings;

@@ -7,7 +7,9 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::problem::Problem;
 use crate::state::AppState;
-use crate::{architectures, auth, checkpoints, datasets, generations, generators, health, jobs, lineage, page, zoos};
+use crate::{
+    architectures, auth, checkpoints, datasets, extractors, generations, generators, health, jobs, lineage, page, zoos,
+};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -23,6 +25,7 @@ use crate::{architectures, auth, checkpoints, datasets, generations, generators,
         (name = "generations", description = "Requests for weights, and the weights that were made."),
         (name = "generators", description = "Trained generators: versions are immutable, aliases move."),
         (name = "datasets", description = "Labelled data."),
+        (name = "extractors", description = "ONNX image encoders whose features may take the place of pixels."),
         (name = "zoos", description = "Populations of trained models."),
         (name = "checkpoints", description = "Weights of trained models."),
         (name = "architectures", description = "Networks that weights are generated for."),
@@ -58,6 +61,7 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(generations::routes())
         .merge(generators::routes())
         .merge(datasets::routes())
+        .merge(extractors::routes())
         .merge(zoos::routes())
         .merge(checkpoints::routes())
         .merge(architectures::routes())

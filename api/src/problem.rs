@@ -178,6 +178,8 @@ problems! {
     FileProblems = [MALFORMED, NOT_FOUND, RANGE, INTERNAL, UNAVAILABLE];
     /// Problems of sending data.
     CreateProblems = [MALFORMED, NOT_FOUND, TOO_LARGE, MEDIA, INVALID, BUSY, INTERNAL, UNAVAILABLE];
+    /// Problems of looking into something, which is work.
+    ViewProblems = [MALFORMED, NOT_FOUND, INVALID, BUSY, INTERNAL, UNAVAILABLE];
     /// Problems of cancelling a job.
     CancelProblems = [MALFORMED, NOT_FOUND, ENDED, INTERNAL, UNAVAILABLE];
     /// Problems of moving an alias.

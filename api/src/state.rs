@@ -42,6 +42,10 @@ pub struct Settings {
     pub timeout: Duration,
     /// How long requests under way may go on after the signal to stop.
     pub grace: Duration,
+    /// Most bytes of an uploaded file.
+    pub upload_limit: u64,
+    /// Folder that uploads are kept in while they are read; none: the system's.
+    pub upload_dir: Option<std::path::PathBuf>,
     /// Limits of labelled data that clients send.
     pub datasets: datasets::Limits,
     /// How clients prove who they are.
@@ -61,10 +65,15 @@ impl Default for Settings {
             datasets_cached: 4,
             timeout: Duration::from_secs(300),
             grace: Duration::from_secs(30),
+            upload_limit: 2 << 30,
+            upload_dir: None,
             datasets: datasets::Limits {
                 max_examples: 100_000,
                 max_classes: 1_000,
                 max_decompressed_bytes: 256 << 20,
+                max_values: 256 << 20,
+                max_files: 110_000,
+                max_compressed_bytes: 2 << 30,
                 ..datasets::Limits::default()
             },
             auth: AuthSettings::default(),

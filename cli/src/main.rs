@@ -6,9 +6,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 mod bench;
 mod config;
 mod context;
+mod dataset;
 mod demo;
 mod error;
 mod evaluate;
+mod extractor;
 mod generate;
 mod generator;
 mod publish;
@@ -51,6 +53,12 @@ enum Command {
     /// List, export and import generators.
     #[command(subcommand)]
     Generator(generator::Command),
+    /// Import, list and show datasets.
+    #[command(subcommand)]
+    Dataset(dataset::Command),
+    /// Import and list feature extractors.
+    #[command(subcommand)]
+    Extractor(extractor::Command),
     /// Measure against other programs.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -67,6 +75,8 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Generator(command) => generator::run(command),
+        Command::Dataset(command) => dataset::run(command),
+        Command::Extractor(command) => extractor::run(command),
         Command::Bench(command) => bench::run(command),
         Command::Openapi => {
             say(api::openapi_json().trim_end());

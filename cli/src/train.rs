@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use inference::{Generator, Runtime, SessionPool};
 use training::export::Probe;
+use training::stages;
 use training::stages::generator::{self, Trained};
-use training::{Sources, stages};
 use weights::Bundle;
 
 use crate::context::{
     RegistryArgs, RuntimeArgs, SnapshotArgs, prepare, progress, say, with_registry, write_whole, writing,
 };
 use crate::error::{Error, Result};
+use crate::extractor;
 use crate::publish;
 use crate::zoo::load_config;
 
@@ -47,7 +48,7 @@ const PARITY: f32 = 1e-4;
 pub fn run(args: Args) -> Result<()> {
     args.snapshots.check()?;
     let config = load_config(args.config.as_ref())?;
-    let sources = Sources::load(&config)?;
+    let sources = extractor::sources(&config, &args.registry, &args.runtime)?;
     let zoo = stages::zoo::open(&args.zoo)?;
     if stages::zoo::differs(&config, &sources, &args.zoo)? {
         let reason = "it was built with another configuration or other data; train with the configuration it has";

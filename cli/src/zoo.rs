@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use training::{Config, Sources, stages};
+use training::{Config, stages};
 
-use crate::context::{SnapshotArgs, progress, say};
+use crate::context::{RegistryArgs, RuntimeArgs, SnapshotArgs, progress, say};
 use crate::error::{Error, Result};
+use crate::extractor;
 
 /// Commands on zoos.
 #[derive(Debug, Subcommand)]
@@ -22,6 +23,10 @@ pub enum Command {
         out: PathBuf,
         #[command(flatten)]
         snapshots: SnapshotArgs,
+        #[command(flatten)]
+        registry: RegistryArgs,
+        #[command(flatten)]
+        runtime: RuntimeArgs,
     },
 }
 
@@ -46,10 +51,10 @@ pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
 
 /// Runs a command.
 pub fn run(command: Command) -> Result<()> {
-    let Command::Build { config, out, snapshots } = command;
+    let Command::Build { config, out, snapshots, registry, runtime } = command;
     snapshots.check()?;
     let config = load_config(config.as_ref())?;
-    let sources = Sources::load(&config)?;
+    let sources = extractor::sources(&config, &registry, &runtime)?;
     if stages::zoo::differs(&config, &sources, &out)? {
         let reason = "it was built with another configuration or other data; choose another folder, or remove it";
         return Err(training::Error::Zoo { path: out, reason: reason.into() }.into());

@@ -1,9 +1,11 @@
 //! n examples of each class, from a generator that the caller seeds.
 
-use rand::Rng;
 use rand::seq::{SliceRandom, index};
+use rand::{Rng, SeedableRng};
 
-use crate::{Error, Result};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{Dataset, Error, Result};
 
 /// Draws `n` indices of each of `classes`: `[classes.len() * n]`, class-major in the order asked.
 ///
@@ -29,6 +31,23 @@ pub fn sample_per_class(
         }
     }
     Ok(chosen)
+}
+
+impl Dataset {
+    /// Indices of `per_class` examples of each class, class by class; all of a class that has fewer. Which ones depends
+    /// on the seed and on the class alone.
+    #[must_use]
+    pub fn sample(&self, per_class: usize, seed: u64) -> Vec<usize> {
+        let all: Vec<usize> = (0..self.len()).collect();
+        let mut chosen = Vec::new();
+        for (class, pool) in self.class_indices(&all).iter().enumerate() {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(class as u64);
+            let picked = index::sample(&mut rng, pool.len(), per_class.min(pool.len()));
+            chosen.extend(picked.into_iter().map(|i| pool[i]));
+        }
+        chosen
+    }
 }
 
 fn pool(class_indices: &[Vec<usize>], class: u32) -> Result<&[usize]> {

@@ -58,8 +58,8 @@ pub struct Neighbourhood {
     pub neighbours: Vec<Near>,
     /// How they were found.
     pub scan: Scan,
-    /// Embeddings of this kind under the version, also of what the caller does not see.
-    pub embedded: i64,
+    /// Embeddings of this kind under the version, also of what the caller does not see; counted where all were compared.
+    pub embedded: Option<i64>,
 }
 
 /// A search.
@@ -77,7 +77,7 @@ pub struct Search<'a> {
     pub limit: u32,
 }
 
-/// The stored embedding of a subject's task under a version, if there is one.
+/// The stored embedding of a subject under a version, if there is one: of a task, or without that of its largest.
 ///
 /// # Errors
 /// `database`.
@@ -86,11 +86,12 @@ pub async fn stored(
     version: VersionId,
     kind: SubjectKind,
     subject: Uuid,
-    classes: &[i32],
+    classes: Option<&[i32]>,
 ) -> Result<Option<Vec<f32>>> {
     let found: Option<Vector> = sqlx::query_scalar(
         "SELECT embedding FROM embeddings
-         WHERE version_id = $1 AND subject_kind = $2 AND subject_id = $3 AND classes = $4",
+         WHERE version_id = $1 AND subject_kind = $2 AND subject_id = $3 AND ($4::int[] IS NULL OR classes = $4)
+         ORDER BY cardinality(classes) DESC, classes LIMIT 1",
     )
     .bind(version)
     .bind(kind.as_str())
@@ -113,18 +114,18 @@ pub async fn search(registry: &Registry, caller: &Caller, search: &Search<'_>) -
     let mut transaction = registry.pool().begin().await?;
     embeddings::require_dimension(&mut transaction, search.version, search.query.len()).await?;
     let indexed = index_state(&mut transaction, search.version, search.kind).await? == Some(true);
-    let scan = if indexed { Scan::Hnsw } else { Scan::Exact };
-    let mut neighbours = rows(&mut transaction, caller, search, scan).await?;
-    let embedded = count(&mut transaction, search.version, search.kind).await?;
-    let full = neighbours.len() as i64 >= i64::from(search.limit).min(embedded);
-    if scan == Scan::Hnsw && !full {
-        // So much is invisible that the index gave up: everything has to be compared.
-        neighbours = rows(&mut transaction, caller, search, Scan::Exact).await?;
-        transaction.rollback().await?;
-        return Ok(Neighbourhood { neighbours, scan: Scan::Exact, embedded });
+    if indexed {
+        let neighbours = rows(&mut transaction, caller, search, Scan::Hnsw).await?;
+        if neighbours.len() == search.limit as usize {
+            transaction.rollback().await?;
+            return Ok(Neighbourhood { neighbours, scan: Scan::Hnsw, embedded: None });
+        }
+        // So much is invisible that the index gave up, or there are no more: everything has to be compared.
     }
+    let neighbours = rows(&mut transaction, caller, search, Scan::Exact).await?;
+    let embedded = Some(count(&mut transaction, search.version, search.kind).await?);
     transaction.rollback().await?;
-    Ok(Neighbourhood { neighbours, scan, embedded })
+    Ok(Neighbourhood { neighbours, scan: Scan::Exact, embedded })
 }
 
 /// The plan of a search, as `EXPLAIN` gives it: for tests.

@@ -11,3 +11,4 @@ mod openapi;
 mod refusals;
 mod serving;
 mod support;
+mod uploads;

@@ -1,5 +1,9 @@
 //! A server without a socket, and a small generator that was really trained.
 
+#[path = "../../../inference/tests/support/onnx.rs"]
+#[allow(dead_code)]
+pub mod onnx;
+
 use std::io::Write;
 use std::sync::OnceLock;
 
@@ -209,7 +213,7 @@ pub fn trained() -> &'static Bundle {
     })
 }
 
-const CONFIG: &str = r#"
+pub const CONFIG: &str = r#"
     name = "tiny"
     [data]
     sources = [{ name = "digits", from = "digits" }]

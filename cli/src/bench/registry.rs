@@ -104,6 +104,8 @@ async fn fill(registry: &Registry, sizes: &Sizes) -> Result<()> {
         })
         .await?;
     }
+    let kind = SubjectKind::Dataset;
+    registry::nearest::maintain(registry, synthetic::version(), kind, registry::nearest::INDEX_FROM).await?;
     // Something to hold on to: the rows are there as any caller sees them.
     let some = datasets::list(registry, &caller(), &DatasetFilter::default(), &ListRequest::default()).await?;
     if some.items.is_empty() {

@@ -40,6 +40,12 @@ pub struct LimitArgs {
     /// Largest JSON body in bytes.
     #[arg(long, env = "WEIGHTSMITH_BODY_LIMIT", default_value_t = Settings::default().body_limit)]
     pub body_limit: usize,
+    /// Largest uploaded file in bytes.
+    #[arg(long, env = "WEIGHTSMITH_UPLOAD_LIMIT", default_value_t = Settings::default().upload_limit)]
+    pub upload_limit: u64,
+    /// Folder that uploads are kept in while they are read; without it the system's.
+    #[arg(long, env = "WEIGHTSMITH_UPLOAD_DIR")]
+    pub upload_dir: Option<std::path::PathBuf>,
     /// Most samples of one generation.
     #[arg(long, env = "WEIGHTSMITH_MAX_COUNT", default_value_t = Settings::default().max_count)]
     pub max_count: usize,
@@ -72,6 +78,8 @@ impl LimitArgs {
     pub fn apply(&self, settings: Settings) -> Settings {
         Settings {
             body_limit: self.body_limit,
+            upload_limit: self.upload_limit,
+            upload_dir: self.upload_dir.clone(),
             max_count: self.max_count,
             max_steps: self.max_steps,
             queue: self.queue,

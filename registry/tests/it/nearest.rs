@@ -82,7 +82,7 @@ async fn many_are_searched_by_the_index_and_few_exactly(pool: PgPool) {
     let mut exact = Vec::new();
     for query in &queries {
         let found = ask(&caller, query).await;
-        assert_eq!((found.scan, found.embedded, found.neighbours.len()), (Scan::Exact, 5000, 10));
+        assert_eq!((found.scan, found.embedded, found.neighbours.len()), (Scan::Exact, Some(5000), 10));
         exact.push(found.neighbours);
     }
 
@@ -109,7 +109,7 @@ async fn many_are_searched_by_the_index_and_few_exactly(pool: PgPool) {
     let plan = nearest::explain(&registry, &caller, &of(version, &queries[0], 10), Scan::Exact).await.unwrap();
     assert!(!plan.contains("hnsw") && plan.contains("Sort"), "{plan}");
     let found = nearest::search(&registry, &caller, &of(small, &queries[0], 10)).await.unwrap();
-    assert_eq!((found.scan, found.embedded, found.neighbours.len()), (Scan::Exact, 0, 0));
+    assert_eq!((found.scan, found.embedded, found.neighbours.len()), (Scan::Exact, Some(0), 0));
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -171,7 +171,7 @@ async fn runs_come_with_their_last_checkpoint(pool: PgPool) {
         .await
         .unwrap();
     assert_eq!((found.neighbours[0].checkpoint_id, found.neighbours[0].zoo_id), (Some(last), Some(made.id.as_uuid())));
-    let stored = nearest::stored(&registry, version, SubjectKind::Run, runs[1], &[0, 1]).await.unwrap();
+    let stored = nearest::stored(&registry, version, SubjectKind::Run, runs[1], Some(&[0, 1])).await.unwrap();
     assert_eq!(stored, Some(vec![1.0, 1.0]));
     sqlx::query("UPDATE zoos SET deleted_at = now()").execute(&pool).await.unwrap();
     assert!(nearest::search(&registry, &system, &search).await.unwrap().neighbours.is_empty());
