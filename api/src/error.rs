@@ -250,7 +250,8 @@ fn registry_status(error: &registry::Error) -> StatusCode {
         E::InvalidName { .. } | E::InvalidReference(_) | E::InvalidValue { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         E::InvalidRange { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
         E::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        E::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        E::DatabaseUnavailable(_) | E::Storage(_) | E::MaintenanceBusy => StatusCode::SERVICE_UNAVAILABLE,
+        E::StorageFull(_) => StatusCode::INSUFFICIENT_STORAGE,
         // Also `artifact_missing`: no client names an artifact, so a row has lost its file.
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

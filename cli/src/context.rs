@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use clap::Args;
 use inference::{Device, Runtime};
+use registry::backup::Programs;
 use registry::embedded::{self, EmbeddedPostgres};
 use registry::{Caller, Registry};
 use training::progress::Progress;
 use training::snapshots::{self, Folder, Keep};
 
+use crate::config::StorageArgs;
 use crate::error::{Error, Result};
+
+/// How often a data folder that changes hands is tried.
+const JOIN_TRIES: usize = 5;
 
 /// Where the registry is.
 #[derive(Debug, Clone, Args)]
@@ -28,6 +33,8 @@ pub struct RegistryArgs {
     /// Folder of a PostgreSQL with pgvector (it holds bin/postgres), for the private server.
     #[arg(long, env = "WEIGHTSMITH_POSTGRES")]
     pub postgres: Option<PathBuf>,
+    #[command(flatten)]
+    pub storage: StorageArgs,
 }
 
 /// How graphs run.
@@ -49,7 +56,14 @@ pub struct RuntimeArgs {
 pub struct OpenRegistry {
     /// The registry.
     pub registry: Registry,
-    server: Option<EmbeddedPostgres>,
+    server: DatabaseServer,
+}
+
+/// A database server that can be connected to: a given one, one that another process runs, or one of our own.
+pub struct DatabaseServer {
+    /// Its URL.
+    pub url: String,
+    own: Option<EmbeddedPostgres>,
 }
 
 impl RegistryArgs {
@@ -66,31 +80,75 @@ impl RegistryArgs {
         Ok(())
     }
 
-    /// Connects; starts the private PostgreSQL first when there is no database URL.
+    /// Connects; without a database URL, joins the private PostgreSQL of the data folder, or starts it.
     pub async fn open(&self) -> Result<OpenRegistry> {
-        let make_dir = || std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir));
-        let (url, server) = match self.url() {
-            Some(url) => (url.clone(), None),
-            None => {
-                let postgres = embedded::locate(self.postgres.clone())?;
-                make_dir()?;
-                let server = EmbeddedPostgres::start(&postgres, &self.data_dir)?;
-                (server.url(), Some(server))
-            }
-        };
-        make_dir()?;
-        let registry = Registry::connect(&url, &self.data_dir.join("artifacts")).await?;
+        self.connect(self.server()?).await
+    }
+
+    /// As [`RegistryArgs::open`], but refuses a data folder that another process holds: for servers, which stay.
+    pub async fn open_alone(&self) -> Result<OpenRegistry> {
+        self.connect(self.server_alone()?).await
+    }
+
+    async fn connect(&self, server: DatabaseServer) -> Result<OpenRegistry> {
+        let place = self.storage.place(&self.data_dir);
+        let registry = Registry::connect_to(&server.url, &place, &self.storage.options()).await?;
         Ok(OpenRegistry { registry, server })
+    }
+
+    /// The database's server, shared with whoever runs it already.
+    pub fn server(&self) -> Result<DatabaseServer> {
+        for _ in 0..JOIN_TRIES {
+            match self.server_alone() {
+                Err(Error::Registry(registry::Error::DataDirectoryBusy(_))) => {}
+                other => return other,
+            }
+            // None: the other process has just ended, and the folder is free.
+            if let Some(url) = EmbeddedPostgres::join(&self.data_dir)? {
+                return Ok(DatabaseServer { url, own: None });
+            }
+        }
+        Err(registry::Error::DataDirectoryBusy(self.data_dir.clone()).into())
+    }
+
+    /// The database's server, started here when there is no URL.
+    pub fn server_alone(&self) -> Result<DatabaseServer> {
+        let make_dir = || std::fs::create_dir_all(&self.data_dir).map_err(Error::io(&self.data_dir));
+        if let Some(url) = self.url() {
+            make_dir()?;
+            return Ok(DatabaseServer { url: url.clone(), own: None });
+        }
+        let postgres = embedded::locate(self.postgres.clone())?;
+        make_dir()?;
+        let server = EmbeddedPostgres::start(&postgres, &self.data_dir)?;
+        Ok(DatabaseServer { url: server.url(), own: Some(server) })
+    }
+
+    /// Where pg_dump and pg_restore are.
+    pub fn programs(&self) -> Programs {
+        Programs::of(embedded::locate(self.postgres.clone()).ok().as_deref())
+    }
+}
+
+impl DatabaseServer {
+    /// Stops it, when it is our own.
+    pub fn stop(mut self) {
+        if let Some(server) = &mut self.own {
+            server.stop();
+        }
     }
 }
 
 impl OpenRegistry {
     /// Closes connections, then stops the private server.
-    pub async fn close(mut self) {
+    pub async fn close(self) {
         self.registry.close().await;
-        if let Some(server) = &mut self.server {
-            server.stop();
-        }
+        self.server.stop();
+    }
+
+    /// The database's URL.
+    pub fn url(&self) -> &str {
+        &self.server.url
     }
 }
 

@@ -42,6 +42,9 @@ pub enum Error {
     /// A request to a server.
     #[error("{0}")]
     Http(String),
+    /// `fsck` found problems.
+    #[error("{0} problems: see the report")]
+    Damaged(u64),
     /// An exported graph differs from what was trained.
     #[error("{0}")]
     Parity(String),
@@ -77,6 +80,7 @@ impl Error {
             Self::Registry(e) => e.code(),
             Self::Api(e) => e.code(),
             Self::Http(_) => "http",
+            Self::Damaged(_) => "damaged",
             Self::Parity(_) => "parity",
             Self::Internal(_) => "internal",
         }
@@ -89,9 +93,16 @@ impl Error {
             Self::Training(training::Error::Tensor(_) | training::Error::Diverged { .. }) => 1,
             Self::Input { .. } | Self::Io { .. } | Self::Data(_) | Self::Weights(_) | Self::Training(_) => 2,
             Self::Inference(inference::Error::Graph { .. }) => 1,
-            Self::Registry(e) if matches!(e.code(), "database" | "storage" | "io" | "artifact_corrupt") => 1,
+            Self::Registry(e)
+                if matches!(
+                    e.code(),
+                    "database" | "storage" | "storage_full" | "io" | "artifact_corrupt" | "maintenance_busy"
+                ) =>
+            {
+                1
+            }
             Self::Inference(_) | Self::Registry(_) => 2,
-            Self::Api(_) | Self::Http(_) | Self::Parity(_) | Self::Internal(_) => 1,
+            Self::Api(_) | Self::Http(_) | Self::Damaged(_) | Self::Parity(_) | Self::Internal(_) => 1,
         }
     }
 }

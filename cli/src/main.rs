@@ -3,6 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod backup;
 mod bench;
 mod config;
 mod context;
@@ -11,6 +12,7 @@ mod demo;
 mod error;
 mod evaluate;
 mod extractor;
+mod gc;
 mod generate;
 mod generator;
 mod publish;
@@ -62,6 +64,14 @@ enum Command {
     /// Measure against other programs.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Remove artifacts that nothing refers to.
+    Gc(gc::GcArgs),
+    /// Compare every artifact with its row, and the reverse.
+    Fsck(gc::FsckArgs),
+    /// Write the database and all artifacts to a folder.
+    Backup(backup::BackupArgs),
+    /// Put a backup into an empty registry.
+    Restore(backup::RestoreArgs),
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -78,6 +88,10 @@ fn run(command: Command) -> Result<()> {
         Command::Dataset(command) => dataset::run(command),
         Command::Extractor(command) => extractor::run(command),
         Command::Bench(command) => bench::run(command),
+        Command::Gc(args) => gc::run_gc(args),
+        Command::Fsck(args) => gc::run_fsck(args),
+        Command::Backup(args) => backup::run_backup(args),
+        Command::Restore(args) => backup::run_restore(args),
         Command::Openapi => {
             say(api::openapi_json().trim_end());
             Ok(())

@@ -42,7 +42,7 @@ pub fn run(args: Args) -> Result<()> {
     tokio_runtime()?.block_on(async {
         let listener = bind(settings.bind).await?;
         let runtime = args.runtime.open()?;
-        let open = args.registry.open().await?;
+        let open = args.registry.open_alone().await?;
         let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
         let provider = runtime.provider();
         let state = AppState::new(open.registry.clone(), runtime, settings);

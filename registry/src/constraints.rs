@@ -35,6 +35,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("digest_valid", Rule("digest", "write sha256: and 64 lowercase hex digits")),
     ("artifacts_pkey", Taken("artifact")),
     ("artifacts_size_valid", Rule("size", COUNTING)),
+    ("uploads_pkey", Taken("upload")),
     ("architectures_pkey", Taken("architecture")),
     ("architectures_name_key", Taken("architecture")),
     ("architectures_parameters_valid", Rule("parameters", "an architecture has at least one")),

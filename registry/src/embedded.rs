@@ -1,10 +1,12 @@
 //! A private PostgreSQL under the data directory, for when no server is given.
 //!
 //! It listens on a Unix socket only, in a directory that nobody else can enter, and ends with this process, even when
-//! the process is killed. A file lock keeps a second process out.
+//! the process is killed; when the server dies alone, it is started again. A file lock keeps a second server out;
+//! another process on the same machine can join the running one ([`EmbeddedPostgres::join`]).
 //!
 //! ```text
 //! DATA_DIR/postgres/lock             held while the server runs
+//! DATA_DIR/postgres/connection       its URL, for processes that join it
 //! DATA_DIR/postgres/server/cluster   the database files   } or elsewhere, when the server's user cannot enter
 //! DATA_DIR/postgres/server/socket    the socket           } DATA_DIR: `DATA_DIR/postgres/location` then says where
 //! DATA_DIR/postgres/server/log       what the server said }
@@ -12,6 +14,7 @@
 
 mod account;
 mod cluster;
+mod connection;
 mod keeper;
 mod leftovers;
 mod locate;
@@ -30,6 +33,8 @@ pub use locate::locate;
 
 /// How long the server may take to come up; recovery after a crash is part of it.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long another process's server is waited for.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at whether it is up.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -41,6 +46,7 @@ pub struct EmbeddedPostgres {
     url: String,
     /// The socket's directory when it had to be outside the data directory.
     short_socket: Option<PathBuf>,
+    base: PathBuf,
     _lock: File,
 }
 
@@ -54,6 +60,7 @@ impl EmbeddedPostgres {
         let dist = locate(Some(pg_dist.to_owned()))?;
         let base = prepare_base(data_dir)?;
         let lock = lock(&base, data_dir)?;
+        connection::remove(&base);
         let account = Account::for_server(&base)?;
         let server = place::choose(&base, &dist, &account)?;
         // Leftovers are recognised by their working directory, which the kernel gives without links.
@@ -62,7 +69,33 @@ impl EmbeddedPostgres {
         let cluster = Cluster::open(&dist, &server, &account)?;
         let keeper = Keeper::start(cluster.command()?, &server)?;
         wait_until_ready(&keeper, &cluster)?;
-        Ok(Self { keeper, url: cluster.url(), short_socket: cluster.short_socket(), _lock: lock })
+        connection::write(&base, &cluster.url())?;
+        Ok(Self { keeper, url: cluster.url(), short_socket: cluster.short_socket(), base, _lock: lock })
+    }
+
+    /// The URL of the server that another process runs on `data_dir`; `None` when none does. Blocks while that one is
+    /// coming up. The server ends with the process that runs it, also for those who joined.
+    ///
+    /// # Errors
+    /// `data_directory_busy` when the other process does not bring its server up, `io`.
+    pub fn join(data_dir: &Path) -> Result<Option<String>> {
+        let base = data_dir.join("postgres");
+        if !base.is_dir() {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + JOIN_TIMEOUT;
+        loop {
+            // Held: the process that wrote the file is alive. The kernel gives the lock up with the process.
+            match lock(&base, data_dir) {
+                Ok(_) => return Ok(None),
+                Err(Error::DataDirectoryBusy(_)) if Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+            if let Some(url) = connection::read(&base)? {
+                return Ok(Some(url));
+            }
+            std::thread::sleep(POLL * 10);
+        }
     }
 
     /// The connection URL: what `DATABASE_URL` would be.
@@ -71,7 +104,7 @@ impl EmbeddedPostgres {
         self.url.clone()
     }
 
-    /// Whether the server is still there: it may have been killed from outside.
+    /// Whether the server is there: when it was killed from outside, it comes back in a moment.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.keeper.is_running()
@@ -79,6 +112,7 @@ impl EmbeddedPostgres {
 
     /// Stops the server: connections are ended, everything committed is on disk. Does nothing the second time.
     pub fn stop(&mut self) {
+        connection::remove(&self.base);
         self.keeper.stop();
         if let Some(directory) = self.short_socket.take() {
             // Empty now; if not, the next start uses it again.
@@ -119,7 +153,7 @@ fn lock(base: &Path, data_dir: &Path) -> Result<File> {
 fn wait_until_ready(keeper: &Keeper, cluster: &Cluster) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while !cluster.is_ready(keeper.pid()) {
-        if !keeper.is_running() {
+        if keeper.has_ended() {
             return Err(cluster.start_error("it ended at once"));
         }
         if Instant::now() > deadline {

@@ -212,6 +212,20 @@ pub enum Error {
         /// The digest asked for.
         digest: String,
     },
+    /// The disk of the artifact store is full.
+    #[error("the artifact store is full: free space on its disk (`weightsmith gc` removes what nothing refers to)")]
+    StorageFull(#[source] object_store::Error),
+    /// Another `gc` or a backup is under way.
+    #[error("another gc, backup or restore is under way: wait until it has ended")]
+    MaintenanceBusy,
+    /// A backup that cannot be made there, or cannot be restored.
+    #[error("the backup {path} cannot be used: {reason}")]
+    Backup {
+        /// The backup's folder.
+        path: PathBuf,
+        /// Why, and what would be right.
+        reason: String,
+    },
     /// The database cannot be reached.
     #[error("the database cannot be reached: check that the server runs and that DATABASE_URL is right")]
     DatabaseUnavailable(#[source] sqlx::Error),
@@ -269,6 +283,9 @@ impl Error {
             Self::DataDirectoryBusy(_) => "data_directory_busy",
             Self::ArtifactMissing { .. } => "artifact_missing",
             Self::ArtifactCorrupt { .. } => "artifact_corrupt",
+            Self::StorageFull(_) => "storage_full",
+            Self::MaintenanceBusy => "maintenance_busy",
+            Self::Backup { .. } => "backup",
             Self::DatabaseUnavailable(_) => "database_unavailable",
             Self::Database(_) => "database",
             Self::Storage(_) => "storage",
@@ -294,6 +311,7 @@ impl Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
+            sqlx::Error::Database(database) if is_going_down(database.as_ref()) => Self::DatabaseUnavailable(error),
             sqlx::Error::Database(database) => {
                 constraints::explain(database.as_ref()).unwrap_or_else(|| Self::Database(error))
             }
@@ -307,8 +325,27 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+/// Whether the server is stopping, starting, or has cut the connection: it answers again soon.
+fn is_going_down(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().is_some_and(|code| code.starts_with("08") || matches!(&*code, "57P01" | "57P02" | "57P03"))
+}
+
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Self {
-        Self::Storage(error)
+        if is_full(&error) { Self::StorageFull(error) } else { Self::Storage(error) }
     }
+}
+
+/// Whether the cause is a disk with no room, a quota, or a limit on a file's size.
+fn is_full(error: &object_store::Error) -> bool {
+    use std::io::ErrorKind;
+
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge);
+        }
+        cause = error.source();
+    }
+    false
 }

@@ -8,6 +8,7 @@ pub mod aliases;
 pub mod architectures;
 pub mod artifacts;
 pub mod audit;
+pub mod backup;
 mod caller;
 pub mod checkpoints;
 #[doc(hidden)]
@@ -17,6 +18,8 @@ pub mod embedded;
 pub mod embeddings;
 mod error;
 pub mod extractors;
+pub mod fsck;
+pub mod garbage;
 pub mod generations;
 pub mod generators;
 pub mod idempotency;
@@ -31,6 +34,7 @@ mod names;
 pub mod nearest;
 mod page;
 pub mod quotas;
+mod references;
 pub mod runs;
 pub mod synthetic;
 pub mod tokens;
@@ -44,7 +48,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 pub use about::{About, NewAbout};
-pub use artifacts::{Artifact, ArtifactReader, ArtifactStore, digest_of};
+pub use artifacts::{Artifact, ArtifactPlace, ArtifactReader, ArtifactStore, S3Options, digest_of};
 pub use caller::{Access, Caller};
 pub use error::{Error, Result};
 pub use ids::{
@@ -75,6 +79,14 @@ impl Registry {
     /// # Errors
     /// `database_unavailable`, `pgvector_missing`, `schema_newer`, `schema_mismatch`, `io`, `storage`.
     pub async fn connect(database_url: &str, artifact_dir: &Path) -> Result<Self> {
+        Self::connect_to(database_url, &ArtifactPlace::Folder(artifact_dir.into()), &S3Options::default()).await
+    }
+
+    /// Connects to a server, brings its schema up to date, and opens the artifact store.
+    ///
+    /// # Errors
+    /// As [`Registry::connect`], and `invalid_value` for options of a bucket that do not do.
+    pub async fn connect_to(database_url: &str, artifacts: &ArtifactPlace, options: &S3Options) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
@@ -82,7 +94,7 @@ impl Registry {
             .await
             .map_err(Error::DatabaseUnavailable)?;
         migrations::run(&pool).await?;
-        let artifacts = ArtifactStore::local(artifact_dir, pool.clone())?;
+        let artifacts = ArtifactStore::at(artifacts, options, pool.clone())?;
         Ok(Self::new(pool, artifacts))
     }
 

@@ -38,8 +38,13 @@ async fn dispatcher(pool: &PgPool) -> Result<()> {
     Ok(lock.commit().await?)
 }
 
+/// The newest version of the schema that this program knows.
+pub(crate) fn newest() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
 async fn refuse_newer(pool: &PgPool) -> Result<()> {
-    let known = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = newest();
     let migrated: bool =
         sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(pool).await?;
     if !migrated {

@@ -8,6 +8,7 @@ mod duration;
 mod environment;
 mod log;
 mod print;
+mod storage;
 
 use std::net::SocketAddr;
 
@@ -17,6 +18,7 @@ pub use duration::Span;
 pub use environment::check as check_environment;
 pub use log::LogArgs;
 pub use print::print;
+pub use storage::StorageArgs;
 
 /// The HTTP server.
 #[derive(Debug, Clone, clap::Args)]

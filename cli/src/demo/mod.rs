@@ -177,6 +177,7 @@ impl Args {
             data_dir: self.data_dir.clone(),
             database_url: self.database_url.clone(),
             postgres: self.postgres.clone(),
+            storage: crate::config::StorageArgs::default(),
         }
     }
 }
