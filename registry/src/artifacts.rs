@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 pub use digest::digest_of;
 pub(crate) use files::{FileKind, StoredFile};
-pub use place::{ArtifactPlace, S3Options};
+pub use place::{ArtifactPlace, S3Key, S3Options};
 pub use read::ArtifactReader;
 pub(crate) use settle::{bucket, release, try_alone};
 

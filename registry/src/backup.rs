@@ -21,8 +21,7 @@ use sqlx::{PgPool, Row};
 pub use programs::Programs;
 
 use crate::artifacts::key_of;
-use crate::garbage::MAINTENANCE_LOCK;
-use crate::{ArtifactPlace, ArtifactStore, Error, Registry, Result, S3Options, migrations};
+use crate::{ArtifactPlace, ArtifactStore, Error, Registry, Result, S3Options, garbage, migrations};
 
 const MANIFEST: &str = "backup.json";
 const DUMP: &str = "database.dump";
@@ -64,13 +63,7 @@ pub async fn make(registry: &Registry, database_url: &str, programs: &Programs, 
     let mut guard = registry.pool().acquire().await?;
     // Its lock ends with it, whatever happens.
     guard.close_on_drop();
-    let free: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock_shared($1)")
-        .bind(MAINTENANCE_LOCK)
-        .fetch_one(&mut *guard)
-        .await?;
-    if !free {
-        return Err(Error::MaintenanceBusy);
-    }
+    garbage::take(&mut guard, "pg_try_advisory_lock_shared").await?;
     // One snapshot for the dump and for the list: what the dump's rows refer to is what is copied.
     let mut snapshot = registry.pool().begin().await?;
     sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY").execute(&mut *snapshot).await?;
@@ -100,6 +93,7 @@ pub async fn make(registry: &Registry, database_url: &str, programs: &Programs, 
         artifacts: list.len() as u64,
         artifact_bytes: list.iter().map(|(_, size)| u64::try_from(*size).unwrap_or(0)).sum(),
     };
+    garbage::give_back(&mut guard, "pg_advisory_unlock_shared").await?;
     let json = serde_json::to_vec_pretty(&backup).map_err(|e| unusable(folder, e.to_string()))?;
     write(&folder.join(MANIFEST), &json)?;
     Ok(backup)

@@ -12,14 +12,14 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use serde_json::json;
 use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, Connection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
 
 use crate::artifacts::{self, FileKind, StoredFile};
 use crate::references::{self, Reference};
 use crate::{Caller, Change, Error, Registry, Result};
 
 /// Held by a `gc` alone, and by backups together: "WSGC".
-pub(crate) const MAINTENANCE_LOCK: i64 = 0x5753_4743;
+const MAINTENANCE_LOCK: i64 = 0x5753_4743;
 /// Rows looked at in one statement.
 const PAGE: i64 = 10_000;
 /// Artifacts removed under a lock at a time: uploads of the bucket wait as long.
@@ -95,13 +95,7 @@ pub async fn collect(registry: &Registry, caller: &Caller, options: GarbageOptio
     let mut connection = registry.pool().acquire().await?;
     // Its locks end with it, whatever happens.
     connection.close_on_drop();
-    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
-        .bind(MAINTENANCE_LOCK)
-        .fetch_one(&mut *connection)
-        .await?;
-    if !alone {
-        return Err(Error::MaintenanceBusy);
-    }
+    take(&mut connection, "pg_try_advisory_lock").await?;
     let cutoff: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp() - make_interval(secs => $1)")
         .bind(options.grace.as_secs_f64())
         .fetch_one(&mut *connection)
@@ -116,7 +110,8 @@ pub async fn collect(registry: &Registry, caller: &Caller, options: GarbageOptio
     sweep.artifacts().await?;
     sweep.files().await?;
     sweep.uploads().await?;
-    let report = sweep.report;
+    let Sweep { mut connection, report, .. } = sweep;
+    give_back(&mut connection, "pg_advisory_unlock").await?;
     if !report.dry_run && !report.is_clean() {
         let mut write = registry.write(caller).await?;
         let change = Change::made("artifact.collect", "artifact", "gc", json!(report));
@@ -124,6 +119,28 @@ pub async fn collect(registry: &Registry, caller: &Caller, options: GarbageOptio
         write.commit().await?;
     }
     Ok(report)
+}
+
+/// Takes the lock of maintenance by one of PostgreSQL's functions. Waits a little: a connection that has just been
+/// closed may still hold it.
+pub(crate) async fn take(connection: &mut PgConnection, function: &'static str) -> Result<()> {
+    for _ in 0..TRIES {
+        let query = format!("SELECT {function}($1)");
+        let taken: bool =
+            sqlx::query_scalar(AssertSqlSafe(query)).bind(MAINTENANCE_LOCK).fetch_one(&mut *connection).await?;
+        if taken {
+            return Ok(());
+        }
+        tokio::time::sleep(BETWEEN_TRIES).await;
+    }
+    Err(Error::MaintenanceBusy)
+}
+
+/// Gives the lock of maintenance back.
+pub(crate) async fn give_back(connection: &mut PgConnection, function: &'static str) -> Result<()> {
+    let query = format!("SELECT {function}($1)");
+    sqlx::query(AssertSqlSafe(query)).bind(MAINTENANCE_LOCK).execute(connection).await?;
+    Ok(())
 }
 
 struct Sweep<'a> {

@@ -48,7 +48,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 pub use about::{About, NewAbout};
-pub use artifacts::{Artifact, ArtifactPlace, ArtifactReader, ArtifactStore, S3Options, digest_of};
+pub use artifacts::{Artifact, ArtifactPlace, ArtifactReader, ArtifactStore, S3Key, S3Options, digest_of};
 pub use caller::{Access, Caller};
 pub use error::{Error, Result};
 pub use ids::{

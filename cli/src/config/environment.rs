@@ -8,9 +8,10 @@ use crate::error::{Error, Result};
 
 const PREFIX: &str = "WEIGHTSMITH_";
 /// Read by the build, by the scripts, by tests, or by configuration files that name them.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
     "WEIGHTSMITH_DATA",
     "WEIGHTSMITH_DEPS",
+    "WEIGHTSMITH_MOTO",
     "WEIGHTSMITH_PYTHON",
     "WEIGHTSMITH_PYTHONPATH",
     "WEIGHTSMITH_REVISION",

@@ -39,6 +39,7 @@ impl StorageArgs {
             region: self.s3_region.clone().filter(|region| !region.is_empty()),
             path_style: self.s3_path_style,
             allow_http: self.s3_allow_http,
+            key: None,
         }
     }
 }

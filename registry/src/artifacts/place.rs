@@ -45,6 +45,23 @@ pub struct S3Options {
     pub path_style: Option<bool>,
     /// Whether the endpoint may be plain `http://`.
     pub allow_http: bool,
+    /// The key that requests are signed with; `None`: that of the `AWS_*` variables, or of the machine's role.
+    pub key: Option<S3Key>,
+}
+
+/// An access key of a bucket.
+#[derive(Clone, PartialEq, Eq)]
+pub struct S3Key {
+    /// Its id.
+    pub id: String,
+    /// Its secret.
+    pub secret: String,
+}
+
+impl fmt::Debug for S3Key {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("S3Key").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl FromStr for ArtifactPlace {
@@ -99,6 +116,9 @@ pub(super) fn bucket(name: &str, prefix: &str, options: &S3Options) -> Result<Ar
         .with_retry(retry);
     if let Some(region) = &options.region {
         builder = builder.with_region(region);
+    }
+    if let Some(key) = &options.key {
+        builder = builder.with_access_key_id(&key.id).with_secret_access_key(&key.secret);
     }
     let path_style = options.path_style.unwrap_or(endpoint.is_some());
     builder = builder.with_virtual_hosted_style_request(!path_style);

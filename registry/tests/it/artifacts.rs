@@ -1,28 +1,13 @@
 use std::io;
-use std::path::Path;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use registry::digest_of;
 use sqlx::PgPool;
 
-use crate::fixtures::{absent_digest, count, registry};
+use crate::fixtures::{absent_digest, count, files, registry};
 
 const TYPE: &str = "application/octet-stream";
-
-/// Files below a directory.
-fn files(directory: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else {
-            found.push(path.display().to_string());
-        }
-    }
-    found
-}
 
 #[sqlx::test(migrations = "../migrations")]
 async fn round_trip_and_ranges(pool: PgPool) {

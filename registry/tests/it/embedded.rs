@@ -224,3 +224,58 @@ fn failures_to_start_say_why() {
     let refused = EmbeddedPostgres::start(&distribution(), data.path()).unwrap_err();
     assert!(refused.to_string().contains("made by PostgreSQL 9"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_server_that_is_killed_comes_back() {
+    let data = data_dir();
+    let postgres = EmbeddedPostgres::start(&distribution(), data.path()).unwrap();
+    let registry = connect(&postgres, data.path()).await;
+    let version = fixtures::publish(&registry, "digits", "one").await;
+    for round in 0..2 {
+        let pid_file = data.path().join("postgres/server/cluster/postmaster.pid");
+        let pid = std::fs::read_to_string(&pid_file).unwrap().lines().next().unwrap().to_owned();
+        assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+        let began = Instant::now();
+        let mut failures = 0;
+        loop {
+            match generators::resolve(&registry, "digits").await {
+                Ok(found) if failures > 0 || began.elapsed() > Duration::from_millis(50) => {
+                    assert_eq!(found, version);
+                    let now = std::fs::read_to_string(&pid_file).unwrap_or_default();
+                    if now.lines().next().is_some_and(|now| now != pid) {
+                        break;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.code(), "database_unavailable", "{error:?}");
+                    failures += 1;
+                }
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "round {round}: it does not come back");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        println!("back after {:?}, {failures} failures", began.elapsed());
+        assert!(postgres.is_running());
+    }
+    drop(postgres);
+    assert_eq!(processes_below(data.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn another_process_joins() {
+    let data = data_dir();
+    assert_eq!(EmbeddedPostgres::join(data.path()).unwrap(), None, "nobody is there");
+    let mut postgres = EmbeddedPostgres::start(&distribution(), data.path()).unwrap();
+    // The lock is the process's, not the file's: another descriptor of ours sees it as another process does.
+    assert_eq!(EmbeddedPostgres::join(data.path()).unwrap(), Some(postgres.url()));
+    connect(&postgres, data.path()).await.ping().await.unwrap();
+    let note = data.path().join("postgres/connection");
+    assert_eq!(std::fs::metadata(&note).unwrap().permissions().mode() & 0o777, 0o600);
+    postgres.stop();
+    assert!(!note.exists());
+    drop(postgres);
+    std::fs::write(&note, "postgres://stale").unwrap();
+    assert_eq!(EmbeddedPostgres::join(data.path()).unwrap(), None, "a note without its process is not believed");
+    drop(EmbeddedPostgres::start(&distribution(), data.path()).unwrap());
+}

@@ -123,3 +123,24 @@ pub fn page(limit: u32, cursor: Option<String>) -> ListRequest {
 pub async fn count(pool: &PgPool, table: &'static str) -> i64 {
     sqlx::query_scalar(sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"))).fetch_one(pool).await.unwrap()
 }
+
+/// Files below a directory.
+pub fn files(directory: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+/// The URL of a test's own database.
+pub fn url(pool: &PgPool) -> String {
+    use sqlx::ConnectOptions;
+    let options: &sqlx::postgres::PgConnectOptions = &pool.connect_options();
+    options.to_url_lossy().to_string()
+}
