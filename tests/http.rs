@@ -7,6 +7,8 @@
 mod killed;
 #[path = "http/refusals.rs"]
 mod refusals;
+#[path = "http/storage.rs"]
+mod storage;
 mod support;
 
 use std::collections::BTreeMap;
