@@ -38,7 +38,7 @@ impl Programs {
         let program = self.folder.as_ref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         let mut command = Command::new(program);
         let (url, password) = split_password(url);
-        command.arg("--dbname").arg(url).arg("--no-password");
+        command.arg("--dbname").arg(for_libpq(&url)).arg("--no-password");
         // Everybody on the machine can read a command's arguments.
         if let Some(password) = password {
             command.env("PGPASSWORD", password);
@@ -58,6 +58,24 @@ async fn run(mut command: Command, file: &Path) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().find(|line| line.contains("error")).or(said.lines().last()).unwrap_or("no message");
     Err(unusable(file, format!("{} failed ({said}): see that it is as new as the server", program.display())))
+}
+
+/// A URL whose parameters have libpq's names: sqlx knows others besides, and one that libpq does not know at all.
+fn for_libpq(url: &str) -> String {
+    let Some((base, parameters)) = url.split_once('?') else { return url.to_owned() };
+    let renamed = parameters.split('&').filter_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let name = match name {
+            "statement-cache-capacity" => return None,
+            "ssl-mode" => "sslmode",
+            "ssl-root-cert" | "ssl-ca" => "sslrootcert",
+            "ssl-cert" => "sslcert",
+            "ssl-key" => "sslkey",
+            other => other,
+        };
+        Some(format!("{name}={value}"))
+    });
+    format!("{base}?{}", renamed.collect::<Vec<_>>().join("&"))
 }
 
 /// A URL without its password, and the password.
@@ -96,6 +114,13 @@ fn decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_have_libpqs_names() {
+        let url = "postgres://db/models?ssl-mode=require&statement-cache-capacity=100&host=%2Ftmp";
+        assert_eq!(for_libpq(url), "postgres://db/models?sslmode=require&host=%2Ftmp");
+        assert_eq!(for_libpq("postgres://db/models"), "postgres://db/models");
+    }
 
     #[test]
     fn passwords_are_no_arguments() {

@@ -303,7 +303,8 @@ async fn a_backup_of_a_bucket_is_restored_to_a_folder(pool: PgPool) {
     let large = registry.artifacts().put_stream(stream(&content(9 * MIB, 9)), TYPE, None).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (backup, artifacts) = (folder.path().join("backup"), folder.path().join("artifacts"));
-    let programs = Programs::of(std::env::var_os("WEIGHTSMITH_POSTGRES").map(Into::into).as_deref());
+    let distribution = registry::embedded::locate(std::env::var_os("WEIGHTSMITH_POSTGRES").map(Into::into)).unwrap();
+    let programs = Programs::of(Some(&distribution));
     let made = backup::make(&registry, &fixtures::url(&pool), &programs, &backup).await.unwrap();
     assert_eq!((made.artifacts, made.artifact_bytes), (2, 10 + 9 * MIB as u64));
     let again = backup::make(&registry, &fixtures::url(&pool), &programs, &backup).await.unwrap_err();
