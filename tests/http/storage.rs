@@ -39,7 +39,7 @@ fn commands_join_a_running_server() {
     let server = Server::start(data.path(), &[]);
     let made = make(&server);
     let clean = report(&["fsck", "--deep"], data.path());
-    assert_eq!((&clean["problem_count"], &clean["artifacts"]), (&json!(0), &json!(4)), "{clean}");
+    assert_eq!((&clean["problem_count"], &clean["artifacts"]), (&json!(0), &json!(5)), "{clean}");
     let listed = succeed(&["generator", "list", "--data-dir", text(data.path())]);
     assert!(listed.contains(GENERATOR), "{listed}");
 
@@ -79,13 +79,13 @@ fn a_backup_is_restored_to_equal_bytes() {
     let backup = safe.path().join("monday");
     // While the server runs.
     let said = succeed(&["backup", text(&backup), "--data-dir", text(data.path())]);
-    assert!(said.starts_with("backed up 4 artifacts"), "{said}");
+    assert!(said.starts_with("backed up 5 artifacts"), "{said}");
     drop(server);
     drop(data);
 
     let restored = new.path().join("data");
     let report_of = report(&["restore", text(&backup)], &restored);
-    assert_eq!(report_of["artifacts"], 4, "{report_of}");
+    assert_eq!(report_of["artifacts"], 5, "{report_of}");
     assert_eq!(report(&["fsck", "--deep"], &restored)["problem_count"], 0);
     let server = Server::start(&restored, &[]);
     let path = format!("/v1/generations/{}", made["id"].as_str().unwrap());
@@ -155,7 +155,8 @@ fn postgres_killed_under_load_comes_back() {
         created.extend(made);
         unavailable += refused;
     }
-    assert!(created.len() > 5, "{} made, {unavailable} unavailable", created.len());
+    println!("{} made, {unavailable} unavailable", created.len());
+    assert!(created.len() > 5 && unavailable > 0, "{} made, {unavailable} unavailable", created.len());
     wait_until("the server recovers", Duration::from_secs(60), || server.api.get("/health/ready").status == 200);
     let there: Vec<Value> = server.api.all("/v1/datasets").iter().map(|dataset| dataset["id"].clone()).collect();
     for id in &created {
@@ -177,11 +178,13 @@ fn load(base: &str, client: usize, began: Instant) -> (Vec<Value>, usize) {
     let (mut created, mut unavailable, mut number) = (Vec::new(), 0, 0);
     while began.elapsed() < Duration::from_secs(14) {
         number += 1;
-        let some = crate::support::data::some_digits(&[client as u32, 5, 9], number, number + 2);
+        let some =
+            crate::support::data::some_digits(&[client as u32, 5, 9], number % 80, number % 80 + 2 + number / 80);
         let body = json!({"name": format!("load-{client}-{number}"), "npz": crate::support::data::npz(&some)});
         let reply = api.post("/v1/datasets", &body);
         match reply.status {
-            201 => created.push(reply.json()["id"].clone()),
+            // 200: it was committed although its answer, a 503, could not say so.
+            200 | 201 => created.push(reply.json()["id"].clone()),
             503 => {
                 assert_eq!(reply.json()["code"], "database_unavailable", "{}", reply.text());
                 unavailable += 1;
@@ -190,7 +193,6 @@ fn load(base: &str, client: usize, began: Instant) -> (Vec<Value>, usize) {
         }
         let list = api.get("/v1/generators");
         assert!([200, 503].contains(&list.status), "{}", list.text());
-        number %= 80;
     }
     (created, unavailable)
 }
