@@ -15,7 +15,9 @@ use futures::FutureExt;
 use tracing::Instrument;
 
 use crate::error::{Error, Failure};
+use crate::metrics::{self, InFlight, Route};
 use crate::problem::{MEDIA_TYPE, Problem};
+use crate::slow::{self, Progress};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over from a client.
@@ -34,12 +36,21 @@ struct Origin {
 
 /// Puts the envelope around a whole router: a layer of the router itself would not see what the router adds to answers,
 /// such as `Allow`.
-pub(crate) fn wrap(router: Router, limit: Duration) -> Router {
-    Router::new().fallback_service(router).layer(from_fn_with_state(limit, envelope))
+pub(crate) fn wrap(router: Router, limits: Limits) -> Router {
+    Router::new().fallback_service(router).layer(from_fn_with_state(limits, envelope))
 }
 
-/// Runs a request inside its envelope, for at most `limit`.
-async fn envelope(State(limit): State<Duration>, mut request: Request, next: Next) -> Response {
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// From the last piece of the body to the answer.
+    pub(crate) answer: Duration,
+    /// From one piece of the body to the next.
+    pub(crate) pause: Duration,
+}
+
+/// Runs a request inside its envelope, within the limits.
+async fn envelope(State(limits): State<Limits>, mut request: Request, next: Next) -> Response {
     let origin = Origin {
         id: request_id(request.headers()),
         method: request.method().clone(),
@@ -49,23 +60,33 @@ async fn envelope(State(limit): State<Duration>, mut request: Request, next: Nex
     let span = tracing::info_span!("request", id = %origin.id, method = %origin.method, path = %origin.path);
     async move {
         let start = Instant::now();
-        let mut response = finish(run(limit, request, next).await, &origin);
+        let (route, _in_flight) = (Route::default(), InFlight::begin());
+        request.extensions_mut().insert(route.clone());
+        let mut response = finish(run(limits, request, next).await, &origin);
         if let Ok(id) = HeaderValue::from_str(&origin.id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         let milliseconds = start.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(status = response.status().as_u16(), milliseconds, "answered");
+        metrics::answered(&origin.method, &route, response.status(), start.elapsed());
+        tracing::info!(status = response.status().as_u16(), route = route.name(), milliseconds, "answered");
         response
     }
     .instrument(span)
     .await
 }
 
-async fn run(limit: Duration, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(panic)) => Error::Internal(format!("a handler panicked: {}", panic_text(&*panic))).into_response(),
-        Err(_) => Error::Timeout(limit.as_secs()).into_response(),
+async fn run(limits: Limits, request: Request, next: Next) -> Response {
+    let progress = Progress::new();
+    let request = request.map(|body| slow::watched(body, limits.pause, progress.clone()));
+    let work = AssertUnwindSafe(next.run(request)).catch_unwind();
+    match slow::limited(limits.answer, &progress, work).await {
+        // Whatever the handler made of a body that broke off.
+        Some(Ok(response)) if progress.stalled() && !response.status().is_success() => {
+            Error::BodyStalled(limits.pause.as_secs()).into_response()
+        }
+        Some(Ok(response)) => response,
+        Some(Err(panic)) => Error::Internal(format!("a handler panicked: {}", panic_text(&*panic))).into_response(),
+        None => Error::Timeout(limits.answer.as_secs()).into_response(),
     }
 }
 
@@ -130,6 +151,9 @@ fn chain(error: &Error) -> String {
 fn as_problem(response: Response, error: &Error, origin: &Origin) -> Response {
     let mut problem = Problem::new(error.status(), error.code(), error.detail(), &origin.path, &origin.id);
     problem.field = error.field().map(str::to_owned);
+    if let Error::NotReady(checks) = error {
+        problem.checks = Some(checks.clone());
+    }
     let (mut parts, _) = response.into_parts();
     parts.status = error.status();
     parts.headers.remove(CONTENT_LENGTH);
@@ -163,7 +187,7 @@ mod tests {
             .route("/slow", get(sleep))
             .route("/plain", get(|| async { (StatusCode::IM_A_TEAPOT, "secret") }))
             .route("/good", get(|| async { "good" }));
-        let router = wrap(router, Duration::from_millis(50));
+        let router = wrap(router, Limits { answer: Duration::from_millis(50), pause: Duration::from_secs(10) });
         let mut request = Request::builder().method(method).uri(path);
         if let Some(id) = id {
             request = request.header(REQUEST_ID, id);

@@ -6,6 +6,8 @@ use axum::http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use crate::problem::Check;
+
 /// The result of a handler or of serving.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -117,6 +119,18 @@ pub enum Error {
     /// The request took too long.
     #[error("the request took longer than the limit of {0} seconds: ask for less at a time")]
     Timeout(u64),
+    /// The body stopped coming.
+    #[error("nothing of the body came for {0} seconds: send it again, without pauses")]
+    BodyStalled(u64),
+    /// The server is not yet able to do its work.
+    #[error("the server is starting: try again in a second")]
+    Starting,
+    /// The server cannot do its work; the checks say why.
+    #[error("the server is not ready: {}", failing(.0))]
+    NotReady(Vec<Check>),
+    /// A page's origin that cannot be one.
+    #[error("`{0}` is not an origin: write scheme://host or scheme://host:port, or * for all")]
+    Origin(String),
     /// The client went away.
     #[error("the request was cancelled")]
     Cancelled,
@@ -126,6 +140,14 @@ pub enum Error {
     /// The listener failed.
     #[error("cannot serve: {0}")]
     Serve(#[source] io::Error),
+}
+
+fn failing(checks: &[Check]) -> String {
+    let failing: Vec<String> = checks
+        .iter()
+        .filter_map(|check| check.reason.as_ref().map(|reason| format!("{}: {reason}", check.name)))
+        .collect();
+    failing.join("; ")
 }
 
 fn last_byte(size: u64) -> String {
@@ -182,6 +204,10 @@ impl Error {
             Self::IdempotencyInFlight => "idempotency_in_flight",
             Self::IdempotencyKeyReused(_) => "idempotency_key_reused",
             Self::Timeout(_) => "timeout",
+            Self::BodyStalled(_) => "body_stalled",
+            Self::Starting => "starting",
+            Self::NotReady(_) => "not_ready",
+            Self::Origin(_) => "origin_invalid",
             Self::Cancelled => "cancelled",
             Self::Internal(_) | Self::Serve(_) => "internal",
         }
@@ -215,7 +241,9 @@ impl Error {
             Self::AliasAbsent => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Timeout(_) | Self::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout(_) | Self::Cancelled | Self::Starting | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyStalled(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Origin(_) => StatusCode::UNPROCESSABLE_ENTITY,
         }
     }
 
@@ -292,7 +320,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
         let header = match &self {
-            Self::Busy(_) | Self::IdempotencyInFlight => Some((RETRY_AFTER, "1".to_owned())),
+            Self::Busy(_) | Self::IdempotencyInFlight | Self::Starting | Self::NotReady(_) => {
+                Some((RETRY_AFTER, "1".to_owned()))
+            }
             Self::MethodNotAllowed { allow, .. } => Some((ALLOW, allow.clone())),
             Self::RangeNotSatisfiable { size } => Some((CONTENT_RANGE, format!("bytes */{size}"))),
             _ => None,

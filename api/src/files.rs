@@ -16,6 +16,7 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::{Error, Result};
+use crate::metrics;
 
 /// Media type of safetensors files.
 pub(crate) const SAFETENSORS: &str = "application/vnd.safetensors";
@@ -42,7 +43,7 @@ impl ToSchema for Binary {}
 pub(crate) struct File<'a> {
     /// Digest of its artifact.
     pub(crate) digest: &'a str,
-    /// Name under which it is saved: ASCII without quotes.
+    /// Name under which it is saved.
     pub(crate) name: String,
     /// Its media type.
     pub(crate) media_type: &'static str,
@@ -65,7 +66,7 @@ pub(crate) async fn answer(
     let bytes = range.clone().unwrap_or(0..size);
     let mut response = response
         .header(CONTENT_TYPE, file.media_type)
-        .header(CONTENT_DISPOSITION, format!("attachment; filename=\"{}\"", file.name))
+        .header(CONTENT_DISPOSITION, disposition(&file.name))
         .header(CONTENT_LENGTH, bytes.end - bytes.start);
     if range.is_some() {
         response = response
@@ -79,10 +80,22 @@ pub(crate) async fn answer(
     built(response.body(body))
 }
 
+/// A name to save as (RFC 6266): in ASCII for old clients, and exactly in UTF-8 for the others.
+fn disposition(name: &str) -> String {
+    let kept = |c: char| c.is_ascii_alphanumeric() || "!#$&+-.^_`|~".contains(c);
+    let ascii: String = name.chars().map(|c| if kept(c) || " ()[]{},;=@'".contains(c) { c } else { '_' }).collect();
+    let exact = name.chars().map(|c| match kept(c) {
+        true => c.to_string(),
+        false => c.encode_utf8(&mut [0; 4]).bytes().map(|byte| format!("%{byte:02X}")).collect(),
+    });
+    format!("attachment; filename=\"{ascii}\"; filename*=UTF-8''{}", exact.collect::<String>())
+}
+
 async fn stream(store: &ArtifactStore, digest: &str, range: Option<Range<u64>>) -> Result<Body> {
     let chunks = store.open(digest, range).await?.stream;
     // The status is sent already: the client notices by the length, the operator by the log.
-    let logged = chunks.inspect_err(|error| tracing::error!(%error, "a download broke off"));
+    let counted = chunks.inspect_ok(|chunk| metrics::sent(chunk.len()));
+    let logged = counted.inspect_err(|error| tracing::error!(%error, "a download broke off"));
     Ok(Body::from_stream(logged))
 }
 
@@ -98,9 +111,15 @@ fn joined(headers: &HeaderMap, name: HeaderName) -> Option<String> {
 
 /// Whether `If-None-Match` names the entity; the comparison is weak.
 pub(crate) fn matches_none(headers: &HeaderMap, etag: &str) -> bool {
-    joined(headers, IF_NONE_MATCH).is_some_and(|list| {
-        list.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
-    })
+    joined(headers, IF_NONE_MATCH)
+        .is_some_and(|list| list.split(',').map(str::trim).any(|tag| tag == "*" || plain(tag) == plain(etag)))
+}
+
+/// The tag of the uncompressed representation: neither weak nor with the name of an encoding.
+fn plain(tag: &str) -> &str {
+    let tag = tag.strip_prefix("W/").unwrap_or(tag);
+    let opaque = tag.strip_suffix('"').unwrap_or(tag);
+    ["-gzip", "-zstd"].iter().find_map(|encoding| opaque.strip_suffix(encoding)).unwrap_or(opaque)
 }
 
 /// The range to send, or `None` for all of it: no range, one that is not understood, or an `If-Range` that no longer
@@ -181,6 +200,15 @@ mod tests {
             assert_eq!(range(outside), None, "{outside}");
         }
         assert!(parse_range("bytes=0-", 0).is_err());
+    }
+
+    #[test]
+    fn names_to_save_as() {
+        assert_eq!(disposition("a-1.tar"), "attachment; filename=\"a-1.tar\"; filename*=UTF-8''a-1.tar");
+        assert_eq!(
+            disposition("na\u{ef}ve \"x\"\r\n.bin"),
+            "attachment; filename=\"na_ve _x___.bin\"; filename*=UTF-8''na%C3%AFve%20%22x%22%0D%0A.bin"
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::files::SAFETENSORS;
 use crate::health::device;
 use crate::lifecycle::lifecycle;
 use crate::limits;
+use crate::metrics;
 use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
@@ -146,6 +147,21 @@ pub(crate) struct Timings {
 }
 
 impl Timings {
+    /// Counts the stages and samples of a generation that was recorded.
+    fn count(self, samples: usize) {
+        let stages = [
+            ("parse", self.parse_ms),
+            ("encode", self.encode_ms),
+            ("sample", self.sample_ms),
+            ("decode", self.decode_ms),
+            ("evaluate", self.evaluate_ms),
+            ("store", self.store_ms),
+            ("total", self.total_ms),
+        ];
+        stages.into_iter().for_each(|(name, milliseconds)| metrics::stage(name, milliseconds));
+        metrics::samples(samples);
+    }
+
     /// Rounded to microseconds, which is what is worth keeping.
     fn rounded(self) -> Self {
         let round = |ms: f64| (ms * 1e3).round() / 1e3;
@@ -383,6 +399,7 @@ async fn store(
     let mut write = state.registry().write(caller).await?;
     let row = rows::create(&mut write, &new).await?;
     write.commit().await?;
+    timings.count(new.samples.len());
     Ok(row)
 }
 

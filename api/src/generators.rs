@@ -4,7 +4,7 @@ mod aliases;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
@@ -18,9 +18,11 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::about::About;
+use crate::answer::Answer;
 use crate::error::Result;
 use crate::extract::{self, Path, Query};
 use crate::files::{self, Binary, File, TAR};
+use crate::idempotency::IdempotencyKey;
 use crate::lifecycle::{Patch, lifecycle};
 use crate::page::{Listing, list_query};
 use crate::problem::{ChangeProblems, FileProblems, GetProblems, ListProblems, SubListProblems};
@@ -351,12 +353,12 @@ async fn restore_version(
 async fn purge_version(
     State(state): State<AppState>,
     caller: Caller,
+    key: IdempotencyKey,
     Path((name, version)): Path<(String, i32)>,
-) -> Result<StatusCode> {
+) -> Result<Response> {
     let mut write = state.registry().write(&caller).await?;
     life_rows::purge(&mut write, life_rows::Resource::Version, &format!("{name}@{version}")).await?;
-    write.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    Answer::no_content().commit(write, &key).await
 }
 
 /// Download a generator's bundle

@@ -23,9 +23,13 @@ use futures::{Stream, StreamExt};
 use registry::idempotency::{self as keys, Claim, Key, LEASE};
 use registry::{Caller, Registry};
 use sha2::{Digest, Sha256};
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{OpenApi, Required};
 
 use crate::answer::Answer;
 use crate::error::{Error, Result};
+use crate::problem;
 use crate::state::AppState;
 
 /// The request header.
@@ -126,6 +130,27 @@ impl Drop for Returned {
 async fn release(held: &Held) {
     if let Err(error) = held.claim.release(&held.registry).await {
         tracing::warn!(%error, "an idempotency key was not given back; its lease will end");
+    }
+}
+
+/// Says of every POST that it takes a key.
+pub(crate) fn describe(document: &mut OpenApi) {
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(MAX_KEY))
+        .pattern(Some("^[!-~]+$"));
+    let key = ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("Repeated with the same key, the request gets the first answer and changes nothing."))
+        .schema(Some(schema))
+        .example(Some("5f0c1f5e-5b8e-4a55-8a55-0f6d0c1b7b11".into()))
+        .build();
+    for post in document.paths.paths.values_mut().filter_map(|item| item.post.as_mut()) {
+        post.parameters.get_or_insert_default().push(key.clone().into());
+        problem::describe_post(&mut post.responses.responses);
     }
 }
 

@@ -39,13 +39,16 @@ macro_rules! lifecycle {
         mod $module {
             use axum::extract::State;
             use axum::http::StatusCode;
+            use axum::response::Response;
             use registry::Caller;
             use registry::lifecycle::{self, Resource};
             use utoipa_axum::router::OpenApiRouter;
             use utoipa_axum::routes;
 
+            use crate::answer::Answer;
             use crate::error::Result;
             use crate::extract::{Json, Path};
+            use crate::idempotency::IdempotencyKey;
             use crate::lifecycle::Patch;
             use crate::problem::ChangeProblems;
             use crate::state::AppState;
@@ -123,11 +126,10 @@ macro_rules! lifecycle {
                 responses((status = 204, description = "Gone."), ChangeProblems),
                 security(("token" = ["administer"]))
             )]
-            async fn purge(State(state): State<AppState>, caller: Caller, Path(key): Path<$type>) -> Result<StatusCode> {
+            async fn purge(State(state): State<AppState>, caller: Caller, idempotency: IdempotencyKey, Path(key): Path<$type>) -> Result<Response> {
                 let mut write = state.registry().write(&caller).await?;
                 lifecycle::purge(&mut write, Resource::$resource, &key.to_string()).await?;
-                write.commit().await?;
-                Ok(StatusCode::NO_CONTENT)
+                Answer::no_content().commit(write, &idempotency).await
             }
         }
     };

@@ -7,12 +7,26 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::envelope::panic_text;
 use crate::error::{Error, Result};
+use crate::metrics;
 
 /// Places for blocking work, and a queue before them.
 pub(crate) struct Work {
     places: Arc<Semaphore>,
     waiting: AtomicUsize,
     queue: usize,
+    size: usize,
+}
+
+/// How much of [`Work`] is in use.
+pub(crate) struct Usage {
+    /// Requests that wait.
+    pub(crate) waiting: usize,
+    /// Requests that may wait.
+    pub(crate) queue: usize,
+    /// Requests that may work at a time.
+    pub(crate) places: usize,
+    /// Requests that work.
+    pub(crate) busy: usize,
 }
 
 /// A place for blocking work, given back when dropped.
@@ -29,12 +43,25 @@ impl Drop for Waiting<'_> {
 
 impl Work {
     pub(crate) fn new(places: usize, queue: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(places.max(1))), waiting: AtomicUsize::new(0), queue }
+        let size = places.max(1);
+        Self { places: Arc::new(Semaphore::new(size)), waiting: AtomicUsize::new(0), queue, size }
+    }
+
+    /// How much of it is in use.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            waiting: self.waiting.load(Ordering::Acquire),
+            queue: self.queue,
+            places: self.size,
+            busy: self.size.saturating_sub(self.places.available_permits()),
+        }
     }
 
     /// A place, after waiting for one when there is room in the queue.
     pub(crate) async fn place(&self) -> Result<Place> {
+        let begin = std::time::Instant::now();
         if let Ok(permit) = self.places.clone().try_acquire_owned() {
+            metrics::waited(begin.elapsed());
             return Ok(Place(permit));
         }
         let before = self.waiting.fetch_add(1, Ordering::AcqRel);
@@ -43,6 +70,7 @@ impl Work {
             return Err(Error::Busy(self.queue));
         }
         let permit = self.places.clone().acquire_owned().await;
+        metrics::waited(begin.elapsed());
         permit.map(Place).map_err(|_| Error::Internal("the work queue is closed".into()))
     }
 }

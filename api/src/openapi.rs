@@ -8,7 +8,8 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::problem::Problem;
 use crate::state::AppState;
 use crate::{
-    architectures, auth, checkpoints, datasets, extractors, generations, generators, health, jobs, lineage, page, zoos,
+    architectures, auth, checkpoints, datasets, extractors, generations, generators, health, idempotency, jobs,
+    lineage, manners, metrics, page, zoos,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -68,6 +69,7 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(jobs::routes())
         .merge(lineage::routes())
         .merge(health::routes())
+        .merge(metrics::routes())
 }
 
 /// The OpenAPI 3.1 document.
@@ -75,6 +77,8 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
 pub fn openapi() -> OpenApi {
     let mut document = described().into_openapi();
     page::describe_selection(&mut document);
+    idempotency::describe(&mut document);
+    manners::describe(&mut document);
     document
 }
 

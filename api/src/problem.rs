@@ -42,6 +42,23 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "generator")]
     pub field: Option<String>,
+    /// What was looked at, when the server is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<Check>>,
+}
+
+/// One thing that a server needs to do its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Check {
+    /// What: `migrations`, `database`, `artifacts` or `session`.
+    #[schema(example = "database")]
+    pub name: &'static str,
+    /// Whether it works.
+    pub ok: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "the database cannot be reached: check that the server runs and that DATABASE_URL is right")]
+    pub reason: Option<String>,
 }
 
 impl Problem {
@@ -57,6 +74,7 @@ impl Problem {
             instance: instance.to_owned(),
             request_id: request_id.to_owned(),
             field: None,
+            checks: None,
         }
     }
 }
@@ -94,6 +112,18 @@ const CONFLICT: Kind = (
     "The resource is in a state in which that is not possible.",
     "in_use",
     "the zoo `digits` is in use by a generator version: purge that first",
+);
+const IN_FLIGHT: Kind = (
+    409,
+    "A request with the same `Idempotency-Key` is under way; `Retry-After` says when to send it again.",
+    "idempotency_in_flight",
+    "a request with this Idempotency-Key is under way: wait for its answer, or send the same again in a second",
+);
+const STALLED: Kind = (
+    408,
+    "The body stopped coming.",
+    "body_stalled",
+    "nothing of the body came for 30 seconds: send it again, without pauses",
 );
 const PRECONDITION: Kind = (
     412,
@@ -142,6 +172,13 @@ const UNAVAILABLE: Kind = (
 
 fn describe(kinds: &[Kind]) -> BTreeMap<String, RefOr<Response>> {
     kinds.iter().map(|kind| (kind.0.to_string(), RefOr::T(response(kind)))).collect()
+}
+
+/// Adds what every POST may answer, unless the operation says so itself.
+pub(crate) fn describe_post(responses: &mut BTreeMap<String, RefOr<Response>>) {
+    for (status, response) in describe(&[STALLED, MALFORMED, IN_FLIGHT, INVALID]) {
+        responses.entry(status).or_insert(response);
+    }
 }
 
 fn response((status, description, code, detail): &Kind) -> Response {

@@ -14,7 +14,9 @@ use tokio::sync::{broadcast, watch};
 use crate::auth::AuthSettings;
 use crate::cache::Cache;
 use crate::error::Result;
+use crate::health::Probes;
 use crate::limits::{Work, blocking};
+use crate::manners::Origin;
 
 /// Datasets above this many bytes are read anew for each request.
 const LARGEST_CACHED_DATASET: i64 = 256 << 20;
@@ -46,6 +48,14 @@ pub struct Settings {
     pub upload_limit: u64,
     /// Folder that uploads are kept in while they are read; none: the system's.
     pub upload_dir: Option<std::path::PathBuf>,
+    /// Longest time from a connection's beginning, or from an answer, to the end of the next request's head.
+    pub header_timeout: Duration,
+    /// Longest pause in a request's body.
+    pub body_timeout: Duration,
+    /// Origins of pages that may use the API from a browser.
+    pub cors_origins: Vec<Origin>,
+    /// Whether `/metrics` is served by [`crate::server::serve_metrics`], and not with the rest.
+    pub metrics_elsewhere: bool,
     /// Limits of labelled data that clients send.
     pub datasets: datasets::Limits,
     /// How clients prove who they are.
@@ -67,6 +77,10 @@ impl Default for Settings {
             grace: Duration::from_secs(30),
             upload_limit: 2 << 30,
             upload_dir: None,
+            header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(30),
+            cors_origins: Vec::new(),
+            metrics_elsewhere: false,
             datasets: datasets::Limits {
                 max_examples: 100_000,
                 max_classes: 1_000,
@@ -88,6 +102,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     registry: Registry,
     runtime: Runtime,
+    probes: Probes,
     settings: Settings,
     work: Work,
     generators: Cache<Generator>,
@@ -108,6 +123,7 @@ impl AppState {
             datasets: Cache::new(settings.datasets_cached),
             jobs: OnceLock::new(),
             stopping: watch::Sender::new(false),
+            probes: Probes::default(),
             registry,
             runtime,
             settings,
@@ -144,6 +160,16 @@ impl AppState {
 
     pub(crate) fn stop(&self) {
         self.0.stopping.send_replace(true);
+    }
+
+    /// Looks at all that the server needs, so that the first request does not wait for it. What is not ready now may be
+    /// later: `/health/ready` says so.
+    pub async fn warm_up(&self) {
+        crate::health::check(self).await;
+    }
+
+    pub(crate) fn probes(&self) -> &Probes {
+        &self.0.probes
     }
 
     pub(crate) fn work(&self) -> &Work {

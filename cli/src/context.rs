@@ -90,6 +90,13 @@ impl RegistryArgs {
         self.connect(self.server_alone()?).await
     }
 
+    /// As [`RegistryArgs::open_alone`], but refuses a schema that would have to be migrated.
+    pub async fn open_current(&self) -> Result<OpenRegistry> {
+        let server = self.server_alone()?;
+        registry::schema_status(&server.url).await?.require_current()?;
+        self.connect(server).await
+    }
+
     async fn connect(&self, server: DatabaseServer) -> Result<OpenRegistry> {
         let place = self.storage.place(&self.data_dir);
         let registry = Registry::connect_to(&server.url, &place, &self.storage.options()).await?;

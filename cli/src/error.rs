@@ -86,7 +86,7 @@ impl Error {
         }
     }
 
-    /// 2 for bad input, 130 for an interruption, 1 for all else.
+    /// 2 for bad input, 3 for a schema that lacks migrations, 130 for an interruption, 1 for all else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Training(training::Error::Interrupted) => 130,
@@ -101,6 +101,7 @@ impl Error {
             {
                 1
             }
+            Self::Registry(registry::Error::SchemaBehind { .. }) => 3,
             Self::Inference(_) | Self::Registry(_) => 2,
             Self::Api(_) | Self::Http(_) | Self::Damaged(_) | Self::Parity(_) | Self::Internal(_) => 1,
         }

@@ -8,6 +8,7 @@ mod bench;
 mod config;
 mod context;
 mod dataset;
+mod db;
 mod demo;
 mod error;
 mod evaluate;
@@ -72,6 +73,9 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Put a backup into an empty registry.
     Restore(backup::RestoreArgs),
+    /// Look at the database's schema, or bring it up to date.
+    #[command(subcommand)]
+    Db(db::Command),
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -92,6 +96,7 @@ fn run(command: Command) -> Result<()> {
         Command::Fsck(args) => gc::run_fsck(args),
         Command::Backup(args) => backup::run_backup(args),
         Command::Restore(args) => backup::run_restore(args),
+        Command::Db(command) => db::run(command),
         Command::Openapi => {
             say(api::openapi_json().trim_end());
             Ok(())

@@ -1,5 +1,6 @@
 //! `weightsmith serve`.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 
 use api::{AppState, AuthSettings, Settings};
@@ -21,6 +22,9 @@ pub struct Args {
     registry: RegistryArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
+    /// Refuse to start on a schema that lacks migrations, instead of running them.
+    #[arg(long, env = "WEIGHTSMITH_NO_MIGRATE", help_heading = "Database")]
+    no_migrate: bool,
     /// Print the effective configuration, and where each value comes from, and do nothing else.
     #[arg(long, help_heading = "Other")]
     pub print_config: bool,
@@ -39,20 +43,40 @@ pub fn run(args: Args) -> Result<()> {
     if !settings.bind.ip().is_loopback() {
         tracing::warn!(bind = %settings.bind, "anyone who reaches this address can use and change the registry");
     }
-    tokio_runtime()?.block_on(async {
-        let listener = bind(settings.bind).await?;
+    tokio_runtime()?.block_on(serve(&args, settings))
+}
+
+async fn serve(args: &Args, settings: Settings) -> Result<()> {
+    let listener = bind(settings.bind).await?;
+    let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
+    let metrics = match args.server.metrics_bind {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let provider = Cell::new(None);
+    let mut opened = None;
+    let start = async {
         let runtime = args.runtime.open()?;
-        let open = args.registry.open_alone().await?;
-        let address = listener.local_addr().map_err(|e| Error::Internal(e.to_string()))?;
-        let provider = runtime.provider();
-        let state = AppState::new(open.registry.clone(), runtime, settings);
-        say(&format!(
-            "weightsmith serves http://{address} ({provider}); the API is described at http://{address}/docs"
-        ));
-        let served = api::serve(listener, state, stop_signal()).await;
+        let open =
+            if args.no_migrate { args.registry.open_current().await? } else { args.registry.open_alone().await? };
+        provider.set(Some(runtime.provider()));
+        let state = AppState::new(open.registry.clone(), runtime, settings.clone());
+        opened = Some(open);
+        state.warm_up().await;
+        if let Some(listener) = metrics {
+            tokio::spawn(api::serve_metrics(listener, state.clone()));
+        }
+        Ok(state)
+    };
+    let ready = || {
+        let provider = provider.get().map(|provider| format!(" ({provider})")).unwrap_or_default();
+        say(&format!("weightsmith serves http://{address}{provider}; the API is described at http://{address}/docs"));
+    };
+    let served = api::serve_when_ready(listener, settings.clone(), start, ready, stop_signal()).await;
+    if let Some(open) = opened {
         open.close().await;
-        Ok(served?)
-    })
+    }
+    served
 }
 
 /// Binds, with a sentence when it fails.

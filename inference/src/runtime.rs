@@ -13,6 +13,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::pool::SessionPool;
 
 /// Where the operator wants graphs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -134,6 +135,19 @@ impl Runtime {
     /// CPU threads that the sessions of a graph share.
     pub fn threads(&self) -> usize {
         self.0.threads
+    }
+
+    /// Runs a built-in graph once and checks what it gives, on the provider that is really used: for readiness.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] when it does not run, or runs wrong.
+    pub fn warm(&self) -> Result<()> {
+        let pool = SessionPool::new(self, "probe", PROBE)?;
+        let outputs = pool.run(&[("x", &[], &[1.5])])?;
+        match outputs.get("y") {
+            Some(tensor) if tensor.data == [3.0] => Ok(()),
+            other => Err(pool.failed(format!("1.5 + 1.5 gave {other:?}"))),
+        }
     }
 
     /// A session for a graph's bytes with this many threads inside an operator.

@@ -6,6 +6,7 @@
 mod digest;
 mod files;
 mod place;
+mod probe;
 mod read;
 mod settle;
 mod upload;

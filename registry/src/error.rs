@@ -171,6 +171,14 @@ pub enum Error {
         /// Newest version this program knows.
         known: i64,
     },
+    /// The database's schema lacks migrations, and the program was told not to run them.
+    #[error(
+        "the database's schema lacks {pending} migrations: run weightsmith db migrate, or start without --no-migrate"
+    )]
+    SchemaBehind {
+        /// How many.
+        pending: usize,
+    },
     /// The database's schema is not the one this program's migrations made.
     #[error("the database's schema is not the one this program makes: give it an empty database or restore a backup")]
     SchemaMismatch(#[source] sqlx::migrate::MigrateError),
@@ -276,6 +284,7 @@ impl Error {
             Self::ClaimLost => "claim_lost",
             Self::TooLarge { .. } => "too_large",
             Self::SchemaNewer { .. } => "schema_newer",
+            Self::SchemaBehind { .. } => "schema_behind",
             Self::SchemaMismatch(_) => "schema_mismatch",
             Self::PgvectorMissing => "pgvector_missing",
             Self::PostgresMissing { .. } => "postgres_missing",

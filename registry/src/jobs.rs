@@ -7,6 +7,7 @@
 mod dispatch;
 mod events;
 mod snapshots;
+mod stats;
 mod sweep;
 mod webhooks;
 pub mod work;
@@ -19,6 +20,7 @@ use sqlx::PgConnection;
 pub use dispatch::{Attempt, DispatchOptions, Ended, Handler, run};
 pub use events::{Event, Watch, events};
 pub use snapshots::{load_snapshot, remove_snapshot, save_snapshot};
+pub use stats::{JobCount, unfinished};
 pub use webhooks::{Delivery, Due, MAX_DELIVERIES, deliveries, sign};
 
 use crate::listing::{Kind, Listed, Order, Query, Sight};

@@ -57,6 +57,7 @@ pub use ids::{
 };
 pub use listing::ListRequest;
 pub use migrations::run as migrate;
+pub use migrations::{SchemaStatus, SchemaStep, migrate_schema, schema_status};
 pub use names::{GeneratorRef, Selector, check as check_name};
 pub use page::{MAX_LIMIT, Page};
 pub use write::{Change, Write};
@@ -117,6 +118,12 @@ impl Registry {
     pub async fn ping(&self) -> Result<()> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
         Ok(())
+    }
+
+    /// Connections to the database: all that are open, and those of them that nobody uses.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        (self.pool.size() as usize, self.pool.num_idle())
     }
 
     /// Closes the connections; calls under way end first.

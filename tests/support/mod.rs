@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long anything that should happen at once may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command `weightsmith`, with no setting of this environment but where ONNX Runtime and PostgreSQL are: a
 /// registry that it opens runs on a private server in its data folder.

@@ -190,9 +190,11 @@ async fn health_says_what_is_used(pool: PgPool) {
     let app = App::new(pool.clone());
     assert_eq!(app.json("/health/live").await["status"], "live");
     let ready = app.json("/health/ready").await;
-    assert_eq!((&ready["database"], &ready["runtime"]["provider"]), (&json!("ok"), &json!("cpu")));
+    assert_eq!((&ready["status"], &ready["runtime"]["provider"]), (&json!("ready"), &json!("cpu")));
+    let names: Vec<&str> = ready["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["migrations", "database", "artifacts", "session"]);
     assert_eq!(ready["runtime"]["device"], "CPU, 2 threads");
     pool.close().await;
-    app.get("/health/ready").await.problem(503, "database_unavailable");
+    app.get("/health/ready").await.problem(503, "not_ready");
     assert_eq!(app.json("/health/live").await["status"], "live");
 }

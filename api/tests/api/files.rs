@@ -26,7 +26,10 @@ async fn whole_files(pool: PgPool) {
         ("content-length", "100"),
         ("accept-ranges", "bytes"),
         ("content-type", "application/vnd.safetensors"),
-        ("content-disposition", "attachment; filename=\"checkpoint-1-0.safetensors\""),
+        (
+            "content-disposition",
+            "attachment; filename=\"checkpoint-1-0.safetensors\"; filename*=UTF-8''checkpoint-1-0.safetensors",
+        ),
     ] {
         assert_eq!(reply.header(name), value, "{name}");
     }
@@ -80,7 +83,10 @@ async fn bundles(pool: PgPool) {
     let path = "/v1/generators/digits/versions/1/bundle";
     let reply = app.get(path).await;
     assert_eq!(reply.header("content-type"), "application/x-tar");
-    assert_eq!(reply.header("content-disposition"), "attachment; filename=\"digits-1.tar\"");
+    assert_eq!(
+        reply.header("content-disposition"),
+        "attachment; filename=\"digits-1.tar\"; filename*=UTF-8''digits-1.tar"
+    );
     assert_eq!(reply.header("etag"), format!("\"{}\"", version.artifact_digest));
     let bundle = weights::Bundle::read_tar(&reply.bytes[..]).unwrap();
     assert_eq!(bundle.digest(), version.digest);

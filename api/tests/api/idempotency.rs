@@ -122,3 +122,113 @@ async fn an_abandoned_key_comes_back(pool: PgPool) {
     sqlx::query(claim).bind(-1.0).execute(&pool).await.unwrap();
     assert_eq!(keyed(&app, "/v1/generations", "dead", body).await.status, 201);
 }
+
+/// How an operation keeps its answer.
+#[derive(Debug, PartialEq)]
+enum Keeps {
+    /// In the transaction of the change.
+    WithChange,
+    /// Right after it: the operation sets a state and finds it set when it is repeated, so nothing happens twice.
+    AfterChange,
+}
+
+/// Every POST there is: a new one has to say how it keeps its answer.
+fn keeps(operation: &str) -> Keeps {
+    match operation {
+        "createDataset" | "uploadDataset" | "createExtractor" | "createGeneration" | "cancelJob" => Keeps::WithChange,
+        name if name.starts_with("purge") => Keeps::WithChange,
+        "yankGeneratorVersion" => Keeps::AfterChange,
+        name if name.starts_with("restore") => Keeps::AfterChange,
+        other => panic!("{other}: say how this POST keeps its answer, and make a request of it below"),
+    }
+}
+
+fn posts() -> Vec<(String, String)> {
+    let document: Value = serde_json::from_str(&api::openapi_json()).unwrap();
+    let paths = document["paths"].as_object().unwrap().clone();
+    let posts = paths.into_iter().filter_map(|(path, item)| {
+        let operation = item.get("post")?;
+        let names = |member: &str| operation[member].as_array().into_iter().flatten().map(|p| p["name"].clone());
+        assert!(names("parameters").any(|name| name == "Idempotency-Key"), "{path} does not describe its header");
+        assert!(operation["responses"]["409"].is_object(), "{path} does not describe 409");
+        Some((path, operation["operationId"].as_str().unwrap().to_owned()))
+    });
+    posts.collect()
+}
+
+/// Who the test's requests are, as keys are kept.
+async fn principal(app: &App, pool: &PgPool) -> registry::Caller {
+    let body = json!({"name": "d", "npz": npz(digits())}).to_string();
+    assert_eq!(keyed(app, "/v1/datasets", "who", body).await.status, 201);
+    let principal: String = sqlx::query_scalar("SELECT principal FROM idempotency").fetch_one(pool).await.unwrap();
+    match principal.split_once(':').unwrap() {
+        ("token", id) => registry::Caller {
+            token: Some(id.parse::<uuid::Uuid>().unwrap().into()),
+            ..registry::Caller::system("any")
+        },
+        (_, name) => registry::Caller::system(name),
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn every_post_takes_a_key(pool: PgPool) {
+    use registry::idempotency::{Answer, Key, claim};
+    use sha2::{Digest, Sha256};
+    let app = App::new(pool.clone());
+    let caller = principal(&app, &pool).await;
+    let posts = posts();
+    assert!(posts.len() > 10, "{posts:?}");
+    for (template, operation) in posts {
+        keeps(&operation);
+        let path = template.replace("{id}", "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e").replace(['{', '}'], "");
+        let Key::Claimed(held) = claim(&app.registry, &caller, &operation, &format!("POST {path}")).await.unwrap()
+        else {
+            panic!("{operation}: the key is new");
+        };
+        keyed(&app, &path, &operation, "{}").await.problem(409, "idempotency_in_flight");
+        let answer = Answer {
+            body_sha256: Sha256::digest(b"{}").into(),
+            status: 201,
+            headers: vec![("location".into(), "/there".into())],
+            body: operation.clone().into_bytes(),
+        };
+        app.registry.write(&caller).await.unwrap().commit_answer(&held, answer).await.unwrap();
+        let again = keyed(&app, &path, &operation, "{}").await;
+        assert_eq!((again.status.as_u16(), &again.bytes[..]), (201, operation.as_bytes()), "{path}");
+        assert_eq!((again.header("idempotency-replayed"), again.header("location")), ("true", "/there"), "{path}");
+        keyed(&app, &path, &operation, "{ }").await.problem(422, "idempotency_key_reused");
+    }
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn no_change_without_its_answer(pool: PgPool) {
+    let app = App::new(pool.clone());
+    app.publish("digits").await;
+    let dataset = app.digits().await;
+    let body = json!({"name": "d", "npz": npz(&digits().select_classes(&[1, 2]).unwrap())}).to_string();
+    let purge = format!("/v1/datasets/{}/purge", dataset.id);
+    assert_eq!(app.ask(axum::http::Method::DELETE, &format!("/v1/datasets/{}", dataset.id), &[]).await.status, 204);
+    sqlx::raw_sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no answers'; END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE OF answer ON idempotency FOR EACH ROW WHEN (NEW.answer IS NOT NULL)
+         EXECUTE FUNCTION refuse()",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let before = (count(&pool, "datasets").await, count(&pool, "audit").await);
+    for (path, body) in [("/v1/datasets", body.as_str()), (&purge, "")] {
+        assert_eq!(keeps(if path == "/v1/datasets" { "createDataset" } else { "purgeDataset" }), Keeps::WithChange);
+        keyed(&app, path, "k", body.to_owned()).await.problem(500, "database");
+        assert_eq!((count(&pool, "datasets").await, count(&pool, "audit").await), before, "{path}");
+        assert_eq!(count(&pool, "idempotency").await, 0, "the key is back");
+    }
+    sqlx::raw_sql("DROP TRIGGER refuse ON idempotency").execute(&pool).await.unwrap();
+    assert_eq!(keyed(&app, &purge, "k", "").await.status, 204);
+    let again = keyed(&app, &purge, "k", "").await;
+    assert_eq!(
+        (again.status.as_u16(), again.header("idempotency-replayed")),
+        (204, "true"),
+        "gone, and the same answer"
+    );
+}

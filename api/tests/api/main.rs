@@ -7,6 +7,7 @@ mod catalogue;
 mod files;
 mod generations;
 mod idempotency;
+mod manners;
 mod openapi;
 mod refusals;
 mod serving;

@@ -12,7 +12,7 @@ mod storage;
 
 use std::net::SocketAddr;
 
-use api::Settings;
+use api::{Origin, Settings};
 
 pub use duration::Span;
 pub use environment::check as check_environment;
@@ -33,6 +33,19 @@ pub struct ServerArgs {
     /// How long requests under way may go on after the signal to stop.
     #[arg(long, env = "WEIGHTSMITH_GRACE", default_value_t = Span(Settings::default().grace))]
     pub grace: Span,
+    /// Longest time for a request's head, counted from the connection's beginning or the answer before.
+    #[arg(long, env = "WEIGHTSMITH_HEADER_TIMEOUT", default_value_t = Span(Settings::default().header_timeout))]
+    pub header_timeout: Span,
+    /// Longest pause in a request's body; then 408.
+    #[arg(long, env = "WEIGHTSMITH_BODY_TIMEOUT", default_value_t = Span(Settings::default().body_timeout))]
+    pub body_timeout: Span,
+    /// An origin whose pages may use the API from a browser, such as https://app.example, or * for all; several with
+    /// commas or by repetition.
+    #[arg(long, env = "WEIGHTSMITH_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    pub cors_origin: Vec<Origin>,
+    /// Serve /metrics on this address alone, instead of beside the API.
+    #[arg(long, env = "WEIGHTSMITH_METRICS_BIND", value_name = "ADDRESS")]
+    pub metrics_bind: Option<SocketAddr>,
 }
 
 /// What one request may ask for, and how much is done at a time.
@@ -71,7 +84,16 @@ pub struct LimitArgs {
 impl ServerArgs {
     /// Puts these into the settings.
     pub fn apply(&self, settings: Settings) -> Settings {
-        Settings { bind: self.bind, timeout: self.timeout.0, grace: self.grace.0, ..settings }
+        Settings {
+            bind: self.bind,
+            timeout: self.timeout.0,
+            grace: self.grace.0,
+            header_timeout: self.header_timeout.0,
+            body_timeout: self.body_timeout.0,
+            cors_origins: self.cors_origin.clone(),
+            metrics_elsewhere: self.metrics_bind.is_some(),
+            ..settings
+        }
     }
 }
 
