@@ -43,7 +43,7 @@ pub struct Import {
     #[arg(long)]
     output: String,
     /// Channels, height and width of the input.
-    #[arg(long, value_delimiter = ',', num_args = 3, value_name = "C,H,W")]
+    #[arg(long, value_delimiter = ',', required = true, value_name = "C,H,W")]
     shape: Vec<usize>,
     /// How images get that size.
     #[arg(long, value_enum, default_value_t = Resize::Stretch)]

@@ -116,7 +116,7 @@ async fn fill(registry: &Registry, sizes: &Sizes) -> Result<()> {
 
 fn embedding(number: u32, rng: &mut rand_chacha::ChaCha8Rng) -> NewEmbedding {
     let embedding = (0..DIMENSIONS).map(|_| rng.random_range(-1.0..1.0)).collect();
-    NewEmbedding { subject_id: id(Kind::Dataset, number).into(), classes: vec![0, 1, 2], embedding }
+    NewEmbedding { subject_id: id(Kind::Dataset, number), classes: vec![0, 1, 2], embedding }
 }
 
 /// Spreads counting numbers over `1..=size`, the same way each time.
