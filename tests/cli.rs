@@ -63,7 +63,8 @@ fn refuse_all(cases: &[(&[&str], &str, &str)]) {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands = "serve|zoo build|train|generate|evaluate|demo|generator list|generator export|generator import";
+    let commands = "serve|zoo build|train|generate|evaluate|demo|generator list|generator export|generator import|\
+                    dataset import|dataset list|dataset show|extractor import|extractor list";
     for command in commands.split('|') {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = succeed(&args);
@@ -120,6 +121,33 @@ fn generated_files_evaluate_well() {
     let said = succeed(&["evaluate", files[0], "--data", &format!("zip:{}", archive.display()), "--json"]);
     let result: Value = serde_json::from_str(&said).unwrap();
     assert!(result["accuracy"].as_f64().unwrap() > 0.8 && result["examples"] == 300, "{result}");
+}
+
+#[test]
+fn datasets_are_imported_listed_and_shown() {
+    let (place, files) = (folder(), folder());
+    let data = ["--data-dir", text(place.path())];
+    let digits = datasets::load_source("digits").unwrap();
+    let few = digits.take(&digits.sample(3, 0));
+    let file = files.path().join("few.npz");
+    std::fs::write(&file, datasets::npz::to_npz(&few).unwrap()).unwrap();
+    let import = |name: &str, more: &[&str]| {
+        succeed(&[&["dataset", "import", text(&file), "--name", name][..], more, &data[..]].concat())
+    };
+    assert!(import("few", &[]).contains(&format!("few: 30 examples of [1, 8, 8] in 10 classes, {}", few.digest())));
+    assert!(import("again", &[]).contains("few: 30 examples") && import("again", &[]).contains("before"));
+    assert!(import("two", &["--classes", "3,1", "--channels", "3"]).contains("two: 6 examples of [3, 8, 8] in 2"));
+    assert_eq!(succeed(&[&["dataset", "list"][..], &data].concat()).lines().count(), 3);
+    let shown: Value = serde_json::from_str(&succeed(&[&["dataset", "show", "two"][..], &data].concat())).unwrap();
+    assert_eq!(shown["class_names"], json!(["3", "1"]));
+    for (args, code) in [
+        (["dataset", "import", text(&file), "--name", "A"], "invalid_name"),
+        (["dataset", "import", "few.rar", "--name", "a"], "unknown_format"),
+        (["dataset", "import", "none.zip", "--name", "a"], "io"),
+    ] {
+        let line = refused(weightsmith(args).args(data));
+        assert!(line.ends_with(&format!(" [{code}]")), "{line}");
+    }
 }
 
 #[test]
