@@ -238,7 +238,7 @@ async fn create(
         Ok((spec, file))
     })
     .await?;
-    let artifact = state.registry().artifacts().put_file(file.path(), ONNX).await?;
+    let artifact = state.registry().artifacts().put_file(&file.path(), ONNX).await?;
     let json = |error: serde_json::Error| Error::Internal(error.to_string());
     let new = rows::NewExtractor {
         name: query.name,

@@ -131,6 +131,14 @@ impl RegistryArgs {
         Ok(DatabaseServer { url: server.url(), own: Some(server) })
     }
 
+    /// The folder where bodies of uploads are while they come in; made when it is missing. Not the system's temporary
+    /// folder, which may be small, or in memory.
+    pub fn upload_dir(&self) -> Result<PathBuf> {
+        let folder = self.data_dir.join("uploads");
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        Ok(folder)
+    }
+
     /// Where pg_dump and pg_restore are.
     pub fn programs(&self) -> Programs {
         Programs::of(embedded::locate(self.postgres.clone()).ok().as_deref())

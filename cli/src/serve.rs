@@ -39,7 +39,7 @@ impl Args {
 
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: Args) -> Result<()> {
-    let settings = args.settings();
+    let mut settings = args.settings();
     if !settings.bind.ip().is_loopback() {
         tracing::warn!(bind = %settings.bind, "anyone who reaches this address can use and change the registry");
     }
@@ -60,7 +60,8 @@ async fn serve(args: &Args, settings: Settings) -> Result<()> {
         let open =
             if args.no_migrate { args.registry.open_current().await? } else { args.registry.open_alone().await? };
         provider.set(Some(runtime.provider()));
-        let state = AppState::new(open.registry.clone(), runtime, settings.clone());
+        let upload_dir = Some(args.registry.upload_dir()?);
+        let state = AppState::new(open.registry.clone(), runtime, Settings { upload_dir, ..settings.clone() });
         opened = Some(open);
         state.warm_up().await;
         if let Some(listener) = metrics {

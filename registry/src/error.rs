@@ -222,7 +222,7 @@ pub enum Error {
     },
     /// The disk of the artifact store is full.
     #[error("the artifact store is full: free space on its disk (`weightsmith gc` removes what nothing refers to)")]
-    StorageFull(#[source] object_store::Error),
+    StorageFull(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Another `gc` or a backup is under way.
     #[error("another gc, backup or restore is under way: wait until it has ended")]
     MaintenanceBusy,
@@ -341,7 +341,7 @@ fn is_going_down(error: &dyn sqlx::error::DatabaseError) -> bool {
 
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Self {
-        if is_full(&error) { Self::StorageFull(error) } else { Self::Storage(error) }
+        if is_full(&error) { Self::StorageFull(Box::new(error)) } else { Self::Storage(error) }
     }
 }
 

@@ -98,39 +98,69 @@ fn a_backup_is_restored_to_equal_bytes() {
     assert!(again.code == Some(2) && again.err.contains("tables already"), "{again:?}");
 }
 
-/// Killed while a request's body comes in, and while what it brought is being written.
+/// Killed while a request's body comes in, at another moment each time.
 #[test]
 fn a_server_killed_in_an_upload_leaves_no_row() {
     let data = registry();
     let mut server = Server::start(data.path(), &[]);
     let before = server.api.all("/v1/datasets");
+    let zip = crate::support::data::zip(&crate::support::data::some_digits(&[1, 2, 3], 0, 100));
     for wait in [0, 30, 150] {
-        let address = server.api.base.trim_start_matches("http://").to_owned();
-        let mut client = TcpStream::connect(&address).unwrap();
-        let head = format!(
-            "POST /v1/datasets HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
-             content-length: 9000000\r\n\r\n{{\"name\": \"cut\", \"images\": [\""
-        );
-        client.write_all(head.as_bytes()).unwrap();
-        client.write_all(&vec![b'A'; 1 << 20]).unwrap();
+        let client = begin_upload(&server, zip.len() * 3);
+        (&client).write_all(&zip).unwrap();
         std::thread::sleep(Duration::from_millis(wait));
         server.running.signal("KILL");
         server.running.end();
         wait_until("PostgreSQL ends with the server", Duration::from_secs(20), || postgres(data.path()).is_empty());
-        // As an upload that was being written leaves it.
+        // As an upload that was being written to the store leaves it.
         let incoming = data.path().join("artifacts/incoming");
         std::fs::create_dir_all(&incoming).unwrap();
         std::fs::write(incoming.join(format!("{wait}#1")), b"cut off").unwrap();
         server = Server::start(data.path(), &[]);
     }
     assert_eq!(server.api.all("/v1/datasets"), before);
+    assert_eq!(files_in(&data.path().join("uploads")), [], "what came in went with the process");
     let swept = report(&["gc", "--grace", "0"], data.path());
     assert_eq!(swept["incoming"], json!({"count": 3, "bytes": 21}), "{swept}");
     assert_eq!(report(&["fsck", "--deep"], data.path())["problem_count"], 0);
     assert_eq!(files_in(&data.path().join("artifacts/incoming")), []);
 }
 
-/// PostgreSQL is killed, twice, while clients register datasets and read: every answer is a success or a clean 503,
+/// The head of an upload of a zip.
+fn begin_upload(server: &Server, length: usize) -> TcpStream {
+    let address = server.api.base.trim_start_matches("http://").to_owned();
+    let mut client = TcpStream::connect(&address).unwrap();
+    let head = format!(
+        "POST /v1/datasets/upload?name=cut&format=zip HTTP/1.1\r\nhost: {address}\r\n\
+         content-type: application/octet-stream\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).unwrap();
+    client
+}
+
+/// The kernel answers to a write beyond a file's largest size as to one on a full disk.
+#[test]
+fn a_full_disk_in_an_upload_is_told_and_leaves_nothing() {
+    let data = registry();
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; ulimit -f $((48 * 2048)); exec \"$0\" \"$@\""]);
+    let server = Server::start_by(command, data.path(), &[]);
+    let before = server.api.all("/v1/datasets");
+    let mut client = begin_upload(&server, 64 << 20);
+    let megabyte = vec![7; 1 << 20];
+    // The server answers before it has read all.
+    while client.write_all(&megabyte).is_ok() {}
+    let mut answer = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut client, &mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 507 ") && answer.contains("storage_full"), "{answer:?}");
+    assert_eq!(server.api.all("/v1/datasets"), before);
+    assert_eq!(files_in(&data.path().join("uploads")), []);
+    make(&server);
+    assert_eq!(report(&["fsck", "--deep"], data.path())["problem_count"], 0, "it goes on");
+}
+
+/// PostgreSQL is killed, and then shut down, while clients register datasets and read: every answer is a success or a clean 503,
 /// the server goes on by itself, and what was answered with 201 is there.
 #[test]
 fn postgres_killed_under_load_comes_back() {
@@ -144,9 +174,9 @@ fn postgres_killed_under_load_comes_back() {
             std::thread::spawn(move || load(&base, client, began))
         })
         .collect();
-    for _ in 0..2 {
+    for signal in ["-9", "-INT"] {
         std::thread::sleep(Duration::from_secs(2));
-        kill_postgres(data.path());
+        kill_postgres(data.path(), signal);
         std::thread::sleep(Duration::from_secs(4));
     }
     let (mut created, mut unavailable) = (Vec::new(), 0);
@@ -167,12 +197,12 @@ fn postgres_killed_under_load_comes_back() {
     assert_eq!(report(&["fsck", "--deep"], data.path())["problem_count"], 0);
 }
 
-/// Kills the postmaster, as the out-of-memory killer may.
-fn kill_postgres(data: &Path) {
+/// Ends the postmaster, as the out-of-memory killer or an administrator may.
+fn kill_postgres(data: &Path, signal: &str) {
     let elsewhere = std::fs::read_to_string(data.join("postgres/location"));
     let server = elsewhere.map_or_else(|_| data.join("postgres/server"), |path| path.trim().into());
     let pid = std::fs::read_to_string(server.join("cluster/postmaster.pid")).unwrap();
-    assert!(Command::new("kill").args(["-9", pid.lines().next().unwrap()]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, pid.lines().next().unwrap()]).status().unwrap().success());
 }
 
 fn load(base: &str, client: usize, began: Instant) -> (Vec<Value>, usize) {

@@ -41,7 +41,24 @@ pub struct Stored {
 impl Server {
     /// Serves a data folder, with further arguments.
     pub fn start(data: &Path, args: &[&str]) -> Self {
-        let mut command = weightsmith(["serve", "--bind", "127.0.0.1:0", "--data-dir", text(data)]);
+        Self::start_with(weightsmith(["serve", "--bind", "127.0.0.1:0", "--data-dir", text(data)]), data, args)
+    }
+
+    /// As [`Server::start`], as the command of another, such as a shell that sets limits.
+    pub fn start_by(mut command: std::process::Command, data: &Path, args: &[&str]) -> Self {
+        let server = weightsmith(["serve", "--bind", "127.0.0.1:0", "--data-dir", text(data)]);
+        command.arg(server.get_program()).args(server.get_args());
+        for (name, value) in server.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        Self::start_with(command, data, args)
+    }
+
+    /// As [`Server::start`], by a command that is made already.
+    pub fn start_with(mut command: std::process::Command, data: &Path, args: &[&str]) -> Self {
         command.args(args);
         let mut running = Running::start(command);
         let line = running.lines_until("weightsmith serves http://", PATIENCE).pop().unwrap_or_default();

@@ -102,7 +102,7 @@ pub(super) async fn upload(
     let place = state.work().place().await?;
     let classes = query.classes.as_deref().map(between_commas);
     let (data, npz) = limits::run(place, move |_| {
-        let data = datasets::read_file(file.path(), format, &options, &limits)?;
+        let data = datasets::read_file(&file.path(), format, &options, &limits)?;
         chosen(data, classes.as_deref())
     })
     .await?;

@@ -46,10 +46,15 @@ impl FileKind {
         match digest_of_key(final_key) {
             Some(_) if staged => Self::Incoming,
             Some(digest) if final_key == key => Self::Artifact(digest),
-            _ if key.strip_prefix("incoming/").is_some_and(|rest| !rest.contains('/')) => Self::Incoming,
+            _ if is_temporary(key) => Self::Incoming,
             _ => Self::Unknown,
         }
     }
+}
+
+/// Whether a key is of an upload, or of a probe of the store.
+fn is_temporary(key: &str) -> bool {
+    key.split_once('/').is_some_and(|(folder, rest)| ["incoming", "probe"].contains(&folder) && !rest.contains('/'))
 }
 
 fn digest_of_key(key: &str) -> Option<String> {
@@ -160,7 +165,7 @@ mod tests {
         let digest = super::super::digest_of(b"x");
         let key = super::super::digest::key(&digest).unwrap().to_string();
         assert_eq!(FileKind::of(&key), FileKind::Artifact(digest));
-        for incoming in [format!("{key}#1"), "incoming/0199".into(), "incoming/0199#12".into()] {
+        for incoming in [format!("{key}#1"), "incoming/0199".into(), "incoming/0199#12".into(), "probe/0199".into()] {
             assert_eq!(FileKind::of(&incoming), FileKind::Incoming, "{incoming}");
         }
         let upper = key.to_uppercase();
