@@ -39,7 +39,7 @@ impl Args {
 
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: Args) -> Result<()> {
-    let mut settings = args.settings();
+    let settings = args.settings();
     if !settings.bind.ip().is_loopback() {
         tracing::warn!(bind = %settings.bind, "anyone who reaches this address can use and change the registry");
     }
