@@ -6,14 +6,12 @@ mod work;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::LOCATION;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
 use registry::generations as rows;
 use registry::generators::{self, GeneratorVersion};
-use registry::{GenerationId, Seed};
+use registry::{GenerationId, Seed, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -27,10 +25,12 @@ use samples::Sample;
 use work::{Clock, Input, Job, Made};
 
 use crate::about::{About, NewAbout};
+use crate::answer::Answer;
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
 use crate::files::SAFETENSORS;
 use crate::health::device;
+use crate::idempotency::IdempotencyKey;
 use crate::lifecycle::lifecycle;
 use crate::limits;
 use crate::metrics;
@@ -314,15 +314,18 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
+    key: IdempotencyKey,
     extract::Json(new): extract::Json<NewGeneration>,
 ) -> Result<Response> {
-    let row = generate(&state, &caller, new).await?;
+    let (mut write, row) = generate(&state, &caller, new).await?;
+    let samples = rows::samples_within(&mut write, row.id).await?;
     let location = format!("/v1/generations/{}", row.id);
-    let body = with_samples(&state, &caller, row).await?;
-    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(body)).into_response())
+    let body = Generation { summary: row.into(), samples: samples.into_iter().map(Sample::from).collect() };
+    Answer::created(&location, &body)?.commit(write, &key).await
 }
 
-async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Result<rows::Generation> {
+/// Makes a generation; it is recorded when the write is committed.
+async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Result<(Write, rows::Generation)> {
     let mut total = Clock::start();
     let evaluates = new.evaluates()?;
     let options = new.options();
@@ -360,7 +363,7 @@ async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Resu
     store(state, caller, &version, seed, recorded, made, about, &mut total).await
 }
 
-/// Stores the files, then all rows in one transaction.
+/// Stores the files, then all rows in one transaction, which is still to be committed.
 #[allow(clippy::too_many_arguments)] // a record has many parts, each from another place
 async fn store(
     state: &AppState,
@@ -371,7 +374,7 @@ async fn store(
     made: Made,
     about: NewAbout,
     total: &mut Clock,
-) -> Result<rows::Generation> {
+) -> Result<(Write, rows::Generation)> {
     let mut clock = Clock::start();
     let artifacts = state.registry().artifacts().put_many(made.files, SAFETENSORS).await?;
     let timings = Timings { store_ms: clock.lap(), total_ms: total.lap(), ..made.timings }.rounded();
@@ -398,9 +401,8 @@ async fn store(
     };
     let mut write = state.registry().write(caller).await?;
     let row = rows::create(&mut write, &new).await?;
-    write.commit().await?;
     timings.count(new.samples.len());
-    Ok(row)
+    Ok((write, row))
 }
 
 fn as_json(value: &impl Serialize) -> Result<serde_json::Value> {

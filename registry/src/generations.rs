@@ -229,6 +229,15 @@ pub async fn samples(registry: &Registry, caller: &Caller, id: GenerationId) -> 
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_all(registry.pool()).await?)
 }
 
+/// The samples of a generation that this write makes, in order.
+///
+/// # Errors
+/// `database`.
+pub async fn samples_within(write: &mut Write, id: GenerationId) -> Result<Vec<Sample>> {
+    let sql = format!("{SAMPLE} WHERE s.generation_id = $1 ORDER BY s.index");
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_all(write.connection()).await?)
+}
+
 /// One sample of a generation.
 ///
 /// # Errors
