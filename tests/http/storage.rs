@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{GENERATOR, register, registry, samples};
 use crate::support::http::Server;
+use crate::support::moto::S3;
 use crate::support::{files_in, folder, postgres, run, succeed, text, wait_until, weightsmith};
 
 /// A command on a data folder that reports as JSON.
@@ -158,6 +159,40 @@ fn a_full_disk_in_an_upload_is_told_and_leaves_nothing() {
     assert_eq!(files_in(&data.path().join("uploads")), []);
     make(&server);
     assert_eq!(report(&["fsck", "--deep"], data.path())["problem_count"], 0, "it goes on");
+}
+
+/// Artifacts in a bucket, with all settings from the environment; no artifact touches the disk.
+#[test]
+fn a_registry_in_a_bucket() {
+    let (data, s3) = (folder(), S3::start("models"));
+    let endpoint = format!("http://{}", s3.address);
+    let bundle = data.path().join("bundle.tar");
+    std::fs::write(&bundle, &super::trained().tar).unwrap();
+    let set = |mut command: Command| {
+        command.env("WEIGHTSMITH_ARTIFACTS", "s3://models/team").env("WEIGHTSMITH_S3_ENDPOINT", &endpoint);
+        command.env("WEIGHTSMITH_S3_ALLOW_HTTP", "true").env("AWS_ACCESS_KEY_ID", "key");
+        command.env("AWS_SECRET_ACCESS_KEY", "a secret");
+        command
+    };
+    let command = |args: &[&str]| set(weightsmith([args, &["--data-dir", text(data.path())]].concat()));
+    let imported = run(&mut command(&["generator", "import", text(&bundle)]));
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    let server = Server::start_with(command(&["serve", "--bind", "127.0.0.1:0"]), data.path(), &[]);
+    let made = make(&server);
+    let url = samples(&made)[1]["url"].as_str().unwrap();
+    let part = server.api.ask(reqwest::Method::GET, url, &[("range", "bytes=10-99")]);
+    assert_eq!((part.status, &part.bytes[..]), (206, &download(&server, &made)[1][10..100]));
+    let checked = run(&mut command(&["fsck", "--deep"]));
+    assert!(checked.code == Some(0) && checked.out.contains("5 artifacts"), "{checked:?}");
+    let swept = run(&mut command(&["gc", "--grace", "0"]));
+    assert!(swept.out.contains("0 bytes in all"), "{swept:?}");
+    assert!(!data.path().join("artifacts").exists());
+    let shown = run(&mut command(&["serve", "--print-config"]));
+    assert!(shown.out.contains("s3://models/team") && !shown.out.contains("a secret"), "{shown:?}");
+    let refused = run(command(&["fsck"]).env("WEIGHTSMITH_S3_ALLOW_HTTP", "false"));
+    assert!(refused.code == Some(2) && refused.err.contains("--s3-allow-http"), "{refused:?}");
+    let refused = run(command(&["fsck"]).env("WEIGHTSMITH_ARTIFACTS", "gs://models"));
+    assert!(refused.code == Some(2) && refused.err.contains("s3://bucket"), "{refused:?}");
 }
 
 /// PostgreSQL is killed, and then shut down, while clients register datasets and read: every answer is a success or a clean 503,

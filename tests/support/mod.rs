@@ -4,6 +4,7 @@
 
 pub mod data;
 pub mod http;
+pub mod moto;
 
 use std::ffi::OsStr;
 use std::fs::File;

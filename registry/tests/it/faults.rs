@@ -5,14 +5,16 @@ use std::process::Command;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use registry::{ArtifactStore, Registry};
+use registry::{ArtifactPlace, ArtifactStore, Registry, S3Key, S3Options};
 use sqlx::PgPool;
 
 use crate::fixtures::{count, files, url};
+use crate::moto::S3;
 
 const TYPE: &str = "application/octet-stream";
 const FOLDER: &str = "REGISTRY_TEST_FOLDER";
 const URL: &str = "REGISTRY_TEST_URL";
+const ENDPOINT: &str = "REGISTRY_TEST_ENDPOINT";
 const MIB: usize = 1 << 20;
 
 /// Runs an ignored test of this file in a process of its own, after some shell commands.
@@ -29,7 +31,17 @@ async fn run(test: &str, shell: &str, pool: &PgPool, folder: &std::path::Path) -
 async fn child() -> (Registry, PgPool) {
     let [url, folder] = [URL, FOLDER].map(|name| std::env::var(name).expect("the other test sets it"));
     let pool = PgPool::connect(&url).await.unwrap();
-    let store = ArtifactStore::local(folder.as_ref(), pool.clone()).unwrap();
+    let place = match std::env::var(ENDPOINT) {
+        Ok(_) => "s3://artifacts/x".parse().unwrap(),
+        Err(_) => ArtifactPlace::Folder(folder.into()),
+    };
+    let options = S3Options {
+        endpoint: std::env::var(ENDPOINT).ok(),
+        allow_http: true,
+        key: Some(S3Key { id: "key".into(), secret: "secret".into() }),
+        ..S3Options::default()
+    };
+    let store = ArtifactStore::at(&place, &options, pool.clone()).unwrap();
     (Registry::new(pool.clone(), store), pool)
 }
 
@@ -65,6 +77,11 @@ async fn large_uploads_and_downloads_take_constant_memory(pool: PgPool) {
     let folder = tempfile::tempdir().unwrap();
     let said = run("child_that_moves_much", "", &pool, folder.path()).await;
     println!("{said}");
+    sqlx::query("TRUNCATE artifacts CASCADE").execute(&pool).await.unwrap();
+    let s3 = S3::start("artifacts");
+    let export = format!("export {ENDPOINT}=http://{};", s3.address);
+    let said = run("child_that_moves_much", &export, &pool, folder.path()).await;
+    println!("in a bucket: {said}");
 }
 
 #[tokio::test]

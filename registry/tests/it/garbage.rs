@@ -173,7 +173,7 @@ async fn upload_over_and_over(registry: Registry, pool: PgPool, task: u32, began
             registry.artifacts().read(&made.digest).await.unwrap();
             sqlx::query("DELETE FROM uses WHERE digest = $1 AND $2")
                 .bind(&made.digest)
-                .bind(n % 3 != 0)
+                .bind(!n.is_multiple_of(3))
                 .execute(&pool)
                 .await
                 .unwrap();

@@ -22,6 +22,8 @@ mod imports;
 mod jobs;
 mod lifecycle;
 mod lineage;
+#[path = "../../../tests/support/moto.rs"]
+mod moto;
 mod nearest;
 mod plans;
 mod quotas;

@@ -2,10 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -20,66 +19,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::fixtures::{self, count};
+use crate::moto::S3;
 
 const TYPE: &str = "application/octet-stream";
 const MIB: usize = 1 << 20;
 const BUCKET: &str = "artifacts";
 
-/// moto's server in a process of its own, which ends with the test.
-struct S3 {
-    process: Child,
-    address: SocketAddr,
+/// What the bucket holds, as anybody sees it.
+trait Bucket {
+    fn client(&self) -> AmazonS3;
+    async fn keys(&self) -> Vec<String>;
 }
 
-impl Drop for S3 {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// What the server runs: it ends when its standard input does, and so with this process in every case.
-const SCRIPT: &str = "
-import os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-from moto.server import main
-main(['-H', '127.0.0.1', '-p', sys.argv[1]])
-";
-
-impl S3 {
-    async fn start() -> Self {
-        let setting = |name| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make test`"));
-        // Free a moment ago; nobody else takes ports of this range in between.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut command = Command::new(setting("WEIGHTSMITH_PYTHON"));
-        command.args(["-c", SCRIPT, &address.port().to_string()]).env("PYTHONPATH", setting("WEIGHTSMITH_MOTO"));
-        command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut server = Self { process: command.spawn().unwrap(), address };
-        let began = Instant::now();
-        while let Err(error) = server.make_bucket().await {
-            assert!(server.process.try_wait().unwrap().is_none(), "moto has ended: run `scripts/setup.py tests`");
-            assert!(began.elapsed() < Duration::from_secs(60), "moto does not answer: {error}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        server
-    }
-
-    /// As a client would, with the smallest request that does it.
-    async fn make_bucket(&self) -> io::Result<()> {
-        let mut stream = TcpStream::connect(self.address).await?;
-        let authorization = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request";
-        let request = format!(
-            "PUT /{BUCKET} HTTP/1.1\r\nhost: {}\r\nauthorization: {authorization}\r\ncontent-length: 0\r\n\
-             connection: close\r\n\r\n",
-            self.address
-        );
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        if answer.contains(" 200 ") { Ok(()) } else { Err(io::Error::other(answer)) }
-    }
-
-    /// The bucket as anybody sees it.
+impl Bucket for S3 {
     fn client(&self) -> AmazonS3 {
         AmazonS3Builder::new()
             .with_bucket_name(BUCKET)
@@ -137,7 +89,7 @@ async fn gc(registry: &Registry) -> GarbageReport {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_bucket_does_what_a_folder_does(pool: PgPool) {
-    let s3 = S3::start().await;
+    let s3 = S3::start(BUCKET);
     let registry = registry_at(s3.address, &pool);
     let store = registry.artifacts();
     let small = store.put_bytes(&b"0123456789"[..], TYPE).await.unwrap();
@@ -174,7 +126,7 @@ async fn a_bucket_does_what_a_folder_does(pool: PgPool) {
 /// What a killed process leaves: an object without a row, one under a temporary key, an upload in parts.
 #[sqlx::test(migrations = "../migrations")]
 async fn leftovers_in_a_bucket_are_collected(pool: PgPool) {
-    let s3 = S3::start().await;
+    let s3 = S3::start(BUCKET);
     let registry = registry_at(s3.address, &pool);
     fixtures::dataset(&registry, "kept").await;
     let orphan = registry.artifacts().put_bytes(&b"orphan"[..], TYPE).await.unwrap();
@@ -262,7 +214,7 @@ async fn pass(mut client: TcpStream, to: SocketAddr, fault: Option<Fault>) -> io
 
 #[sqlx::test(migrations = "../migrations")]
 async fn an_upload_survives_failures_that_pass(pool: PgPool) {
-    let s3 = S3::start().await;
+    let s3 = S3::start(BUCKET);
     for (round, fault) in
         [Fault::Status("500 Oops"), Fault::Status("503 Slow Down"), Fault::Cut].into_iter().enumerate()
     {
@@ -280,7 +232,7 @@ async fn an_upload_survives_failures_that_pass(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn an_upload_that_fails_for_good_leaves_no_row(pool: PgPool) {
-    let s3 = S3::start().await;
+    let s3 = S3::start(BUCKET);
     let (address, failed) = proxy(s3.address, Fault::Status("500 Oops"), 1, 1).await;
     let broken = registry_at(address, &pool);
     let whole = broken.artifacts().put_bytes(&b"small"[..], TYPE).await.unwrap_err();
@@ -297,7 +249,7 @@ async fn an_upload_that_fails_for_good_leaves_no_row(pool: PgPool) {
 
 #[sqlx::test(migrations = "../migrations")]
 async fn a_backup_of_a_bucket_is_restored_to_a_folder(pool: PgPool) {
-    let s3 = S3::start().await;
+    let s3 = S3::start(BUCKET);
     let registry = registry_at(s3.address, &pool);
     let version = fixtures::publish(&registry, "digits", "the bundle").await;
     let large = registry.artifacts().put_stream(stream(&content(9 * MIB, 9)), TYPE, None).await.unwrap();
