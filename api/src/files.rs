@@ -202,6 +202,20 @@ mod tests {
         assert!(parse_range("bytes=0-", 0).is_err());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_range_is_inside_the_file(text in "(bytes|Bytes)?=?[ -~]{0,40}|bytes=[0-9]{0,25}-[0-9]{0,25}", size: u64) {
+            if let Ok(Some(range)) = parse_range(&text, size) {
+                assert!(range.start < range.end && range.end <= size, "{text} of {size}: {range:?}");
+            }
+        }
+
+        #[test]
+        fn any_name_is_a_header(name in ".{0,60}") {
+            assert!(HeaderValue::try_from(disposition(&name)).is_ok(), "{name:?}");
+        }
+    }
+
     #[test]
     fn names_to_save_as() {
         assert_eq!(disposition("a-1.tar"), "attachment; filename=\"a-1.tar\"; filename*=UTF-8''a-1.tar");

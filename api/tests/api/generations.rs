@@ -293,3 +293,32 @@ async fn an_abandoned_request_stops_and_stores_nothing(pool: PgPool) {
             .unwrap();
     assert_eq!(most, 1, "the abandoned generation left no rows");
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn two_hundred_at_once_are_made_or_refused_and_never_both(pool: PgPool) {
+    let app = App::with(pool.clone(), Settings { workers: 1, queue: 10, ..Settings::default() });
+    app.publish("digits").await;
+    let dataset = app.digits().await;
+    let requests = (0..200).map(|seed| {
+        let body = json!({"generator": "digits", "dataset": {"id": dataset.id, "classes": ["3", "1", "4"]}, "steps": 1,
+            "seed": seed});
+        let app = &app;
+        async move { app.post("/v1/generations", &body).await }
+    });
+    let replies = futures::future::join_all(requests).await;
+    let mut made = std::collections::BTreeSet::new();
+    for reply in &replies {
+        if reply.status == 201 {
+            let id = reply.json()["id"].as_str().unwrap().to_owned();
+            assert!(made.insert(id), "each answer is of a generation of its own");
+        } else {
+            reply.problem(429, "busy");
+            assert_eq!(reply.header("retry-after"), "1");
+        }
+    }
+    assert!(made.len() >= 11 && made.len() < 200, "{}", made.len());
+    let rows: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM generations").fetch_all(&pool).await.unwrap();
+    assert_eq!(rows.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>(), made);
+    let samples: i64 = sqlx::query_scalar("SELECT count(*) FROM samples").fetch_one(&pool).await.unwrap();
+    assert_eq!(samples, made.len() as i64, "none lost, none double");
+}
