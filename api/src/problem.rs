@@ -165,9 +165,15 @@ const INTERNAL: Kind = (
 );
 const UNAVAILABLE: Kind = (
     503,
-    "The database cannot be reached, or the request took too long.",
+    "The database or the artifact store cannot be reached, or the request took too long.",
     "database_unavailable",
     "the database cannot be reached: check that the server runs and that DATABASE_URL is right",
+);
+const FULL: Kind = (
+    507,
+    "The disk of the artifact store is full.",
+    "storage_full",
+    "the artifact store is full: free space on its disk (`weightsmith gc` removes what nothing refers to)",
 );
 
 fn describe(kinds: &[Kind]) -> BTreeMap<String, RefOr<Response>> {
@@ -214,7 +220,7 @@ problems! {
     /// Problems of downloading a file.
     FileProblems = [MALFORMED, NOT_FOUND, RANGE, INTERNAL, UNAVAILABLE];
     /// Problems of sending data.
-    CreateProblems = [MALFORMED, NOT_FOUND, TOO_LARGE, MEDIA, INVALID, BUSY, INTERNAL, UNAVAILABLE];
+    CreateProblems = [MALFORMED, NOT_FOUND, TOO_LARGE, MEDIA, INVALID, BUSY, INTERNAL, UNAVAILABLE, FULL];
     /// Problems of looking into something, which is work.
     ViewProblems = [MALFORMED, NOT_FOUND, INVALID, BUSY, INTERNAL, UNAVAILABLE];
     /// Problems of cancelling a job.

@@ -35,6 +35,8 @@ pub use locate::locate;
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long another process's server is waited for.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the lock is tried.
+const LOCK_TRIES: usize = 20;
 /// Between two looks at whether it is up.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -59,7 +61,7 @@ impl EmbeddedPostgres {
     pub fn start(pg_dist: &Path, data_dir: &Path) -> Result<Self> {
         let dist = locate(Some(pg_dist.to_owned()))?;
         let base = prepare_base(data_dir)?;
-        let lock = lock(&base, data_dir)?;
+        let lock = lock_for_long(&base, data_dir)?;
         connection::remove(&base);
         let account = Account::for_server(&base)?;
         let server = place::choose(&base, &dist, &account)?;
@@ -138,6 +140,17 @@ fn prepare_base(data_dir: &Path) -> Result<PathBuf> {
         std::fs::set_permissions(&base, PermissionsExt::from_mode(0o711)).map_err(Error::io(&base))?;
     }
     Ok(base)
+}
+
+/// As [`lock`], but waits out those who only look whether it is held.
+fn lock_for_long(base: &Path, data_dir: &Path) -> Result<File> {
+    for _ in 0..LOCK_TRIES {
+        match lock(base, data_dir) {
+            Err(Error::DataDirectoryBusy(_)) => std::thread::sleep(POLL),
+            other => return other,
+        }
+    }
+    lock(base, data_dir)
 }
 
 fn lock(base: &Path, data_dir: &Path) -> Result<File> {
