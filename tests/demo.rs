@@ -141,8 +141,12 @@ fn a_served_demo_answers_its_own_commands() {
     let mut demo = Running::start(command);
     let lines = demo.lines_until("Serving until Ctrl-C", Duration::from_secs(300));
     let (address, curls) = last_words(&lines);
-    let api = Api::new(address);
+    let mut api = Api::new(address);
     assert_eq!(curls.len(), 3, "{curls:?}");
+    api.get("/v1/generators").problem(401, "token_missing");
+    let token = curls[0].split_once("authorization: Bearer ").unwrap().1.split_once('\'').unwrap().0;
+    assert!(curls.iter().all(|line| line.contains(token)), "{curls:?}");
+    api.token = Some(token.to_owned());
     let [generator, generation, file] = [0, 1, 2].map(|n| run_curl(&api, &curls[n]));
     assert_eq!((generator.status, &generator.json()["name"]), (200, &Value::from("tiny")), "{}", curls[0]);
     assert_eq!(generation.status, 201, "{}: {}", curls[1], generation.text());

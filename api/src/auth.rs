@@ -2,20 +2,32 @@
 //!
 //! A handler that needs the [`Caller`] takes it as an argument.
 
+mod bearer;
+mod known;
+mod local;
+pub(crate) mod quota;
+mod rate;
 mod scopes;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use registry::Caller;
+use registry::tokens::{Scope, Scopes};
 
 use crate::envelope::RequestId;
 use crate::error::{Error, Result};
 use crate::state::AppState;
+pub(crate) use known::Known;
+pub use rate::RateLimit;
+pub(crate) use rate::Standing;
+use rate::{Client, Limiter};
+pub(crate) use rate::{exceeded_headers, quota_headers};
 pub(crate) use scopes::SCHEME;
 use scopes::{Needs, Table};
 
@@ -27,11 +39,34 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 /// How clients prove who they are, and how much they may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct AuthSettings {
-    /// No tokens: whoever reaches the server is an administrator. For loopback only.
+    /// No tokens: whoever reaches the server is an administrator. [`crate::serve`] refuses it on other addresses than
+    /// loopback.
     pub open: bool,
     /// Proxies in front of the server, each of which appends the address it sees to `X-Forwarded-For`; with 0 the
     /// header is not looked at.
     pub trusted_proxies: usize,
+    /// Requests that a client may make; none: any number.
+    pub rate: Option<RateLimit>,
+}
+
+impl AuthSettings {
+    /// Refuses open mode on an address that others can reach.
+    ///
+    /// # Errors
+    /// `open_needs_loopback`.
+    pub fn check(&self, bind: SocketAddr) -> Result<()> {
+        match self.open && !bind.ip().is_loopback() {
+            true => Err(Error::OpenNeedsLoopback(bind)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Whoever asks, and what they may ask.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) caller: Caller,
+    pub(crate) scopes: Scopes,
 }
 
 impl FromRequestParts<AppState> for Caller {
@@ -39,7 +74,19 @@ impl FromRequestParts<AppState> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self> {
         let caller = parts.extensions.get::<Caller>().cloned();
-        caller.ok_or_else(|| Error::Internal("the operation is outside the authorised routes".into()))
+        caller.ok_or_else(|| Error::Internal("the operation needs no token and asks for the caller".into()))
+    }
+}
+
+/// What a token allows, for the operation that tells it.
+pub(crate) struct Allowed(pub(crate) Scopes);
+
+impl FromRequestParts<AppState> for Allowed {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self> {
+        let scopes = parts.extensions.get::<Scopes>().cloned();
+        scopes.map(Self).ok_or_else(|| Error::Internal("the operation needs no token and asks for its scopes".into()))
     }
 }
 
@@ -47,40 +94,91 @@ impl FromRequestParts<AppState> for Caller {
 #[derive(Clone)]
 pub(crate) struct Guard {
     state: AppState,
-    table: std::sync::Arc<Table>,
+    table: Arc<Table>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 impl Guard {
     /// A guard of the operations of a document.
     pub(crate) fn new(state: AppState, document: &utoipa::openapi::OpenApi) -> Self {
-        Self { state, table: std::sync::Arc::new(Table::of(document)) }
+        let limiter = state.settings().auth.rate.map(|rate| Arc::new(Limiter::new(rate)));
+        Self { state, table: Arc::new(Table::of(document)), limiter }
+    }
+
+    /// Counts a request of a client.
+    fn count(&self, client: Client) -> Result<Option<Standing>> {
+        self.limiter.as_ref().map(|limiter| limiter.count(client)).transpose()
     }
 }
 
 /// Lets a request through with its [`Caller`], or refuses it.
-pub(crate) async fn authorise(State(guard): State<Guard>, mut request: Request, next: Next) -> Result<Response> {
+pub(crate) async fn authorise(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    match admit(&guard, request).await {
+        Ok((request, standing)) => {
+            let mut response = next.run(request).await;
+            if let Some(standing) = standing {
+                standing.write(response.headers_mut());
+            }
+            response
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn admit(guard: &Guard, mut request: Request) -> Result<(Request, Option<Standing>)> {
     let needs = match request.extensions().get::<MatchedPath>() {
         Some(path) => guard.table.needs(request.method(), path.as_str())?,
         None => return Err(Error::UnknownRoute(request.uri().path().to_owned())),
     };
-    if needs != Needs::Nothing {
-        let caller = identify(&guard.state, request.headers(), request.extensions())?;
-        request.extensions_mut().insert(caller);
-    }
-    Ok(next.run(request).await)
+    let Needs::Token(scopes) = needs else {
+        return Ok((request, None));
+    };
+    let address = address(guard.state.settings().auth.trusted_proxies, request.headers(), request.extensions());
+    // A request cannot be kept over a wait: its body is not to be shared between threads.
+    let shown = show(&guard.state, &request);
+    let identity = match identify(&guard.state, shown).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            // Whoever tries tokens may not try for ever.
+            guard.count(Client::Address(address))?;
+            return Err(error);
+        }
+    };
+    let Identity { mut caller, scopes: held } = identity;
+    let standing = guard.count(caller.token.map_or(Client::Address(address), Client::Token))?;
+    require(&scopes, &held)?;
+    caller.address = address;
+    caller.request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+    request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(held);
+    Ok((request, standing))
 }
 
-fn identify(state: &AppState, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller> {
-    let settings = &state.settings().auth;
-    let mut caller = Caller::system(LOCAL);
-    caller.request_id = extensions.get::<RequestId>().map(|id| id.0.clone());
-    caller.address = address(settings.trusted_proxies, headers, extensions);
-    Ok(caller)
+/// The secret that a request shows; none in open mode.
+fn show(state: &AppState, request: &Request) -> Result<Option<String>> {
+    match state.settings().auth.open {
+        true => local::check(request).map(|()| None),
+        false => Ok(Some(bearer::secret(request.headers())?.to_owned())),
+    }
+}
+
+async fn identify(state: &AppState, shown: Result<Option<String>>) -> Result<Identity> {
+    match shown? {
+        Some(secret) => state.known().identify(state.registry(), &secret).await,
+        None => Ok(Identity { caller: Caller::system(LOCAL), scopes: Scopes(Scope::ALL.to_vec()) }),
+    }
+}
+
+fn require(needed: &[Scope], held: &Scopes) -> Result<()> {
+    match needed.iter().find(|scope| !held.allow(**scope)) {
+        Some(scope) => Err(Error::ScopeMissing(*scope)),
+        None => Ok(()),
+    }
 }
 
 /// The client's address: the connection's, or what the outermost trusted proxy saw.
 fn address(trusted_proxies: usize, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
-    let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical());
     if trusted_proxies == 0 {
         return peer;
     }
@@ -106,5 +204,15 @@ mod tests {
             assert_eq!(address(trusted, &headers, &extensions), expected.parse().ok(), "{trusted}");
         }
         assert_eq!(address(1, &HeaderMap::new(), &Extensions::new()), None);
+    }
+
+    #[test]
+    fn open_mode_is_for_loopback() {
+        let open = AuthSettings { open: true, ..AuthSettings::default() };
+        for (bind, fine) in [("127.0.0.1:1", true), ("[::1]:1", true), ("0.0.0.0:1", false), ("10.1.2.3:1", false)] {
+            let bind = bind.parse().unwrap();
+            assert_eq!(open.check(bind).is_ok(), fine, "{bind}");
+            assert!(AuthSettings::default().check(bind).is_ok());
+        }
     }
 }

@@ -1,12 +1,19 @@
 //! What can go wrong, and the one place that says which status each error has.
 
 use std::io;
+use std::net::SocketAddr;
 
-use axum::http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use registry::tokens::Scope;
+
+use crate::auth::{RateLimit, Standing, exceeded_headers};
 use crate::problem::Check;
+
+/// How a client may prove who it is (RFC 6750).
+const CHALLENGE: &str = "Bearer realm=\"weightsmith\"";
 
 /// The result of a handler or of serving.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -105,6 +112,21 @@ pub enum Error {
         /// Bytes there are.
         size: u64,
     },
+    /// No token came with the request.
+    #[error("the operation needs a token: send it as `Authorization: Bearer wsm_…`")]
+    TokenMissing,
+    /// The token does not allow the operation.
+    #[error("the token does not have the scope `{0}`: use one that has it, or ask an administrator")]
+    ScopeMissing(Scope),
+    /// In open mode, a request that was meant for another host.
+    #[error("this server serves only this machine, and the request is for `{0}`: ask for localhost or 127.0.0.1")]
+    HostNotAllowed(String),
+    /// Open mode on an address that others can reach.
+    #[error("open mode is only for loopback, and {0} is not: use tokens, or bind to 127.0.0.1")]
+    OpenNeedsLoopback(SocketAddr),
+    /// Too many requests of one client.
+    #[error("more requests than {} a second ({} at once) came from this client: try again in a second", .0.per_second, .0.burst)]
+    RateLimited(RateLimit),
     /// Too many requests wait.
     #[error("{0} requests are waiting already, which is the limit: try again in a second")]
     Busy(usize),
@@ -200,6 +222,11 @@ impl Error {
             Self::EvaluationMissing { .. } => "evaluation_missing",
             Self::AliasAbsent => "conflict",
             Self::RangeNotSatisfiable { .. } => "range_not_satisfiable",
+            Self::TokenMissing => "token_missing",
+            Self::ScopeMissing(_) => "scope_missing",
+            Self::HostNotAllowed(_) => "host_not_allowed",
+            Self::OpenNeedsLoopback(_) => "open_needs_loopback",
+            Self::RateLimited(_) => "rate_limited",
             Self::Busy(_) => "busy",
             Self::IdempotencyInFlight => "idempotency_in_flight",
             Self::IdempotencyKeyReused(_) => "idempotency_key_reused",
@@ -221,7 +248,9 @@ impl Error {
             Self::Dataset(error) => dataset_status(error),
             Self::Inference(error) => inference_status(error),
             // Only bundles of this registry are read here, and those were verified when they were published.
-            Self::Weights(_) | Self::Internal(_) | Self::Serve(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Weights(_) | Self::Internal(_) | Self::Serve(_) | Self::OpenNeedsLoopback(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::InField { source, .. } => source.status(),
             Self::UnknownRoute(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -240,7 +269,9 @@ impl Error {
             Self::IdempotencyInFlight => StatusCode::CONFLICT,
             Self::AliasAbsent => StatusCode::PRECONDITION_FAILED,
             Self::RangeNotSatisfiable { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
-            Self::Busy(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TokenMissing => StatusCode::UNAUTHORIZED,
+            Self::ScopeMissing(_) | Self::HostNotAllowed(_) => StatusCode::FORBIDDEN,
+            Self::Busy(_) | Self::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Timeout(_) | Self::Cancelled | Self::Starting | Self::NotReady(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyStalled(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Origin(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -319,21 +350,41 @@ pub(crate) struct Failure(pub(crate) std::sync::Arc<Error>);
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
-        let header = match &self {
-            Self::Busy(_) | Self::IdempotencyInFlight | Self::Starting | Self::NotReady(_) => {
-                Some((RETRY_AFTER, "1".to_owned()))
-            }
-            Self::MethodNotAllowed { allow, .. } => Some((ALLOW, allow.clone())),
-            Self::RangeNotSatisfiable { size } => Some((CONTENT_RANGE, format!("bytes */{size}"))),
-            _ => None,
-        };
-        if let Some((name, value)) = header
-            && let Ok(value) = HeaderValue::try_from(value)
-        {
-            response.headers_mut().insert(name, value);
-        }
+        headers(&self, response.headers_mut());
         response.extensions_mut().insert(Failure(std::sync::Arc::new(self)));
         response
+    }
+}
+
+/// The headers that an error's answer has to have.
+fn headers(error: &Error, headers: &mut HeaderMap) {
+    let header = match error {
+        Error::InField { source, .. } => return self::headers(source, headers),
+        Error::Busy(_) | Error::IdempotencyInFlight => Some((RETRY_AFTER, "1".to_owned())),
+        Error::RateLimited(rate) => {
+            Standing::exhausted(*rate).write(headers);
+            // At one request a second or more, the next is possible within one.
+            Some((RETRY_AFTER, "1".to_owned()))
+        }
+        Error::Registry(registry::Error::QuotaExceeded { what, limit, left, reset_seconds }) => {
+            exceeded_headers(headers, what, *limit, *left, *reset_seconds);
+            Some((RETRY_AFTER, reset_seconds.to_string()))
+        }
+        Error::MethodNotAllowed { allow, .. } => Some((ALLOW, allow.clone())),
+        Error::RangeNotSatisfiable { size } => Some((CONTENT_RANGE, format!("bytes */{size}"))),
+        Error::TokenMissing => Some((WWW_AUTHENTICATE, CHALLENGE.to_owned())),
+        Error::ScopeMissing(scope) => {
+            Some((WWW_AUTHENTICATE, format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"")))
+        }
+        other if other.status() == StatusCode::UNAUTHORIZED => {
+            Some((WWW_AUTHENTICATE, format!("{CHALLENGE}, error=\"invalid_token\"")))
+        }
+        _ => None,
+    };
+    if let Some((name, value)) = header
+        && let Ok(value) = HeaderValue::try_from(value)
+    {
+        headers.insert(name, value);
     }
 }
 

@@ -26,6 +26,7 @@ use work::{Clock, Input, Job, Made};
 
 use crate::about::{About, NewAbout};
 use crate::answer::Answer;
+use crate::auth::quota::{self, Reserved};
 use crate::error::{Error, Result};
 use crate::extract::{self, Path, Query};
 use crate::files::SAFETENSORS;
@@ -317,15 +318,22 @@ async fn create(
     key: IdempotencyKey,
     extract::Json(new): extract::Json<NewGeneration>,
 ) -> Result<Response> {
-    let (mut write, row) = generate(&state, &caller, new).await?;
+    let (mut write, row, reserved) = generate(&state, &caller, new).await?;
     let samples = rows::samples_within(&mut write, row.id).await?;
     let location = format!("/v1/generations/{}", row.id);
     let body = Generation { summary: row.into(), samples: samples.into_iter().map(Sample::from).collect() };
-    Answer::created(&location, &body)?.commit(write, &key).await
+    let mut response = Answer::created(&location, &body)?.commit(write, &key).await?;
+    reserved.made().await;
+    quota::tell(state.registry(), &caller, response.headers_mut()).await;
+    Ok(response)
 }
 
 /// Makes a generation; it is recorded when the write is committed.
-async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Result<(Write, rows::Generation)> {
+async fn generate(
+    state: &AppState,
+    caller: &Caller,
+    new: NewGeneration,
+) -> Result<(Write, rows::Generation, Reserved)> {
     let mut total = Clock::start();
     let evaluates = new.evaluates()?;
     let options = new.options();
@@ -349,7 +357,10 @@ async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Resu
         ..Recorded::default()
     };
     let seed = Seed(options.seed);
+    // Last of what can refuse the request, and given back when the work fails.
+    let mut reserved = Reserved::of(state.registry(), caller, options.count).await?;
     let place = state.work().place().await?;
+    reserved.begin();
     let generator = state.generator(&version).await?;
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
@@ -360,7 +371,8 @@ async fn generate(state: &AppState, caller: &Caller, new: NewGeneration) -> Resu
     recorded.classes = std::mem::take(&mut made.classes);
     recorded.evaluation_digest = made.evaluation_digest.take();
     let about = new.about.unwrap_or_default();
-    store(state, caller, &version, seed, recorded, made, about, &mut total).await
+    let (write, row) = store(state, caller, &version, seed, recorded, made, about, &mut total).await?;
+    Ok((write, row, reserved))
 }
 
 /// Stores the files, then all rows in one transaction, which is still to be committed.

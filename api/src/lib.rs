@@ -9,6 +9,7 @@
 mod about;
 mod answer;
 mod architectures;
+mod audit;
 mod auth;
 mod cache;
 mod checkpoints;
@@ -36,10 +37,11 @@ pub mod problem;
 pub mod server;
 mod slow;
 mod state;
+mod tokens;
 mod upload;
 mod zoos;
 
-pub use auth::AuthSettings;
+pub use auth::{AuthSettings, RateLimit};
 pub use error::{Error, Result};
 pub use generations::Recorded;
 pub use manners::Origin;

@@ -2,14 +2,15 @@
 
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::problem::Problem;
+use crate::problem::{self, Problem};
 use crate::state::AppState;
 use crate::{
-    architectures, auth, checkpoints, datasets, extractors, generations, generators, health, idempotency, jobs,
-    lineage, manners, metrics, page, zoos,
+    architectures, audit, auth, checkpoints, datasets, extractors, generations, generators, health, idempotency, jobs,
+    lineage, manners, metrics, page, tokens, zoos,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -32,6 +33,8 @@ use crate::{
         (name = "architectures", description = "Networks that weights are generated for."),
         (name = "jobs", description = "Long work: watched, cancelled, resumed."),
         (name = "lineage", description = "What was made from what."),
+        (name = "tokens", description = "Who may do what, and how much."),
+        (name = "audit", description = "Who did what."),
         (name = "health", description = "Liveness and readiness."),
     ),
     components(schemas(Problem)),
@@ -68,6 +71,8 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(architectures::routes())
         .merge(jobs::routes())
         .merge(lineage::routes())
+        .merge(tokens::routes())
+        .merge(audit::routes())
         .merge(health::routes())
         .merge(metrics::routes())
 }
@@ -79,7 +84,25 @@ pub fn openapi() -> OpenApi {
     page::describe_selection(&mut document);
     idempotency::describe(&mut document);
     manners::describe(&mut document);
+    add_access_problems(&mut document);
     document
+}
+
+/// Every operation that needs a token may answer that it did not get the right one.
+fn add_access_problems(document: &mut OpenApi) {
+    let open = [SecurityRequirement::default()];
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        if operation.security.as_deref().is_some_and(|security| security != open) {
+            for (status, problem) in problem::access() {
+                operation.responses.responses.entry(status).or_insert(problem);
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let PathItem { get, put, post, delete, options, head, patch, trace, .. } = item;
+    [get, put, post, delete, options, head, patch, trace].into_iter().flatten()
 }
 
 /// The OpenAPI document as it is served and kept in `openapi/openapi.json`: pretty, in a stable order, with a newline

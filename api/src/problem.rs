@@ -95,6 +95,24 @@ const MALFORMED: Kind = (
     "invalid_cursor",
     "the cursor is not one this list gave out: pass next_cursor of the page before, or none to begin",
 );
+const UNAUTHENTICATED: Kind = (
+    401,
+    "No token came with the request, or one that is not valid (any more).",
+    "token_missing",
+    "the operation needs a token: send it as `Authorization: Bearer wsm_…`",
+);
+const FORBIDDEN: Kind = (
+    403,
+    "The token does not allow this.",
+    "scope_missing",
+    "the token does not have the scope `train`: use one that has it, or ask an administrator",
+);
+const LIMITED: Kind = (
+    429,
+    "Too many requests, or the day's quota is used up; `Retry-After` says when to come back.",
+    "rate_limited",
+    "more requests than 50 a second (100 at once) came from this client: try again in a second",
+);
 const NOT_FOUND: Kind = (
     404,
     "Nothing has this name or id.",
@@ -197,6 +215,11 @@ fn response((status, description, code, detail): &Kind) -> Response {
     ResponseBuilder::new().description(*description).content(MEDIA_TYPE, content).build()
 }
 
+/// Problems of every operation that needs a token.
+pub(crate) fn access() -> BTreeMap<String, RefOr<Response>> {
+    describe(&[UNAUTHENTICATED, FORBIDDEN, LIMITED])
+}
+
 macro_rules! problems {
     ($($(#[$doc:meta])* $name:ident = [$($kind:ident),*];)*) => {$(
         $(#[$doc])*
@@ -225,6 +248,8 @@ problems! {
     ViewProblems = [MALFORMED, NOT_FOUND, INVALID, BUSY, INTERNAL, UNAVAILABLE];
     /// Problems of cancelling a job.
     CancelProblems = [MALFORMED, NOT_FOUND, ENDED, INTERNAL, UNAVAILABLE];
+    /// Problems of making a token.
+    TokenProblems = [MALFORMED, TOO_LARGE, MEDIA, INVALID, INTERNAL, UNAVAILABLE];
     /// Problems of moving an alias.
     AliasProblems = [MALFORMED, NOT_FOUND, PRECONDITION, TOO_LARGE, MEDIA, INVALID, INTERNAL, UNAVAILABLE];
     /// Problems of changing, deleting, restoring and purging.

@@ -52,12 +52,13 @@ fn limits(settings: &Settings) -> envelope::Limits {
 /// Serves on a listener until `shutdown` ends; requests under way then have [`crate::Settings::grace`] to end.
 ///
 /// # Errors
-/// None yet: the type leaves room for those of [`serve_when_ready`].
+/// `open_needs_loopback` in open mode on another address than loopback.
 pub async fn serve(
     listener: TcpListener,
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
+    state.settings().auth.check(listener.local_addr().map_err(Error::Serve)?)?;
     let settings = state.settings().clone();
     let switch = Switch::new(router(state.clone()));
     serve_on(listener, settings, switch, async { Ok(state) }, || {}, shutdown).await

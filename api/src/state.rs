@@ -11,7 +11,7 @@ use registry::jobs::Watch;
 use registry::{JobId, Registry};
 use tokio::sync::{broadcast, watch};
 
-use crate::auth::AuthSettings;
+use crate::auth::{AuthSettings, Known};
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::health::Probes;
@@ -109,6 +109,7 @@ struct Inner {
     datasets: Cache<Dataset>,
     jobs: OnceLock<Watch>,
     stopping: watch::Sender<bool>,
+    known: Known,
 }
 
 impl AppState {
@@ -124,6 +125,7 @@ impl AppState {
             jobs: OnceLock::new(),
             stopping: watch::Sender::new(false),
             probes: Probes::default(),
+            known: Known::default(),
             registry,
             runtime,
             settings,
@@ -170,6 +172,11 @@ impl AppState {
 
     pub(crate) fn probes(&self) -> &Probes {
         &self.0.probes
+    }
+
+    /// Tokens that were recognised a moment ago.
+    pub(crate) fn known(&self) -> &Known {
+        &self.0.known
     }
 
     pub(crate) fn work(&self) -> &Work {

@@ -102,7 +102,7 @@ impl Error {
                 1
             }
             Self::Registry(registry::Error::SchemaBehind { .. }) => 3,
-            Self::Inference(_) | Self::Registry(_) => 2,
+            Self::Inference(_) | Self::Registry(_) | Self::Api(api::Error::OpenNeedsLoopback(_)) => 2,
             Self::Api(_) | Self::Http(_) | Self::Damaged(_) | Self::Parity(_) | Self::Internal(_) => 1,
         }
     }

@@ -3,6 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod auth;
 mod backup;
 mod bench;
 mod config;
@@ -18,6 +19,7 @@ mod generate;
 mod generator;
 mod publish;
 mod serve;
+mod token;
 mod train;
 mod zoo;
 
@@ -76,6 +78,9 @@ enum Command {
     /// Look at the database's schema, or bring it up to date.
     #[command(subcommand)]
     Db(db::Command),
+    /// Make, list and revoke tokens of the API.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -97,6 +102,7 @@ fn run(command: Command) -> Result<()> {
         Command::Backup(args) => backup::run_backup(args),
         Command::Restore(args) => backup::run_restore(args),
         Command::Db(command) => db::run(command),
+        Command::Token(command) => token::run(command),
         Command::Openapi => {
             say(api::openapi_json().trim_end());
             Ok(())

@@ -3,9 +3,10 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use api::{AppState, AuthSettings, Settings};
+use api::{AppState, Settings};
 use tokio::net::TcpListener;
 
+use crate::auth::{AuthArgs, first_token};
 use crate::config::{LimitArgs, ServerArgs};
 use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
@@ -18,6 +19,8 @@ pub struct Args {
     server: ServerArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    auth: AuthArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
@@ -32,7 +35,7 @@ pub struct Args {
 
 impl Args {
     fn settings(&self) -> Settings {
-        let settings = Settings { auth: AuthSettings { open: true, ..AuthSettings::default() }, ..Settings::default() };
+        let settings = Settings { auth: self.auth.settings(), ..Settings::default() };
         self.limits.apply(self.server.apply(settings))
     }
 }
@@ -40,9 +43,7 @@ impl Args {
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: Args) -> Result<()> {
     let settings = args.settings();
-    if !settings.bind.ip().is_loopback() {
-        tracing::warn!(bind = %settings.bind, "anyone who reaches this address can use and change the registry");
-    }
+    settings.auth.check(settings.bind)?;
     tokio_runtime()?.block_on(serve(&args, settings))
 }
 
@@ -60,6 +61,9 @@ async fn serve(args: &Args, settings: Settings) -> Result<()> {
         let open =
             if args.no_migrate { args.registry.open_current().await? } else { args.registry.open_alone().await? };
         provider.set(Some(runtime.provider()));
+        if !args.auth.open {
+            first_token(&open.registry).await?;
+        }
         let upload_dir = Some(args.registry.upload_dir()?);
         let state = AppState::new(open.registry.clone(), runtime, Settings { upload_dir, ..settings.clone() });
         opened = Some(open);

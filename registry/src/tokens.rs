@@ -68,6 +68,8 @@ pub struct NewToken {
 /// Which tokens to list.
 #[derive(Clone, Debug, Default)]
 pub struct TokenFilter {
+    /// Only those of this principal.
+    pub owner: Option<String>,
     /// Only those that can be used now, or only those that cannot.
     pub active: Option<bool>,
 }
@@ -97,6 +99,8 @@ const LISTED: Listed = Listed {
     default_order: "-created_at",
 };
 
+/// Whether a token that administers was ever made.
+const ADMINISTERED: &str = "SELECT EXISTS (SELECT FROM tokens WHERE 'administer' = ANY (scopes))";
 /// The lock under which the first token is made; any number that nothing else uses.
 const FIRST_TOKEN_LOCK: i64 = 0x7773_6d5f_746f_6b65;
 /// Longest validity that can be asked for: 100 years.
@@ -163,18 +167,17 @@ pub async fn create(write: &mut Write, new: &NewToken) -> Result<(Token, Secret)
     Ok((token, secret))
 }
 
-/// Makes a token that administers when there is no token at all; several processes may call it at once.
+/// Makes a token that administers when there never was one, whatever became of it; several processes may call it at once.
 ///
 /// # Errors
 /// `database`, `database_unavailable`.
 pub async fn create_first(registry: &Registry) -> Result<Option<(Token, Secret)>> {
-    if any(registry).await? {
+    if sqlx::query_scalar(ADMINISTERED).fetch_one(registry.pool()).await? {
         return Ok(None);
     }
     let mut write = registry.write(&Caller::system("serve")).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(FIRST_TOKEN_LOCK).execute(write.connection()).await?;
-    let made: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM tokens)").fetch_one(write.connection()).await?;
-    if made {
+    if sqlx::query_scalar(ADMINISTERED).fetch_one(write.connection()).await? {
         return Ok(None);
     }
     let new = NewToken {
@@ -186,10 +189,6 @@ pub async fn create_first(registry: &Registry) -> Result<Option<(Token, Secret)>
     let made = create(&mut write, &new).await?;
     write.commit().await?;
     Ok(Some(made))
-}
-
-async fn any(registry: &Registry) -> Result<bool> {
-    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM tokens)").fetch_one(registry.pool()).await?)
 }
 
 /// The token of an id.
@@ -228,6 +227,9 @@ pub async fn list(
     request: &ListRequest,
 ) -> Result<Page<Token>> {
     let mut query = Query::start(&LISTED, request, caller)?;
+    if let Some(owner) = &filter.owner {
+        query.sql.push(" AND t.owner = ").push_bind(owner.clone());
+    }
     if let Some(active) = filter.active {
         query.sql.push(format_args!(
             " AND {}(t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()))",

@@ -177,7 +177,7 @@ fn a_registry_in_a_bucket() {
     let command = |args: &[&str]| set(weightsmith([args, &["--data-dir", text(data.path())]].concat()));
     let imported = run(&mut command(&["generator", "import", text(&bundle)]));
     assert_eq!(imported.code, Some(0), "{imported:?}");
-    let server = Server::start_with(command(&["serve", "--bind", "127.0.0.1:0"]), data.path(), &[]);
+    let server = Server::start_with(command(&["serve", "--open", "--bind", "127.0.0.1:0"]), data.path(), &[]);
     let made = make(&server);
     let url = samples(&made)[1]["url"].as_str().unwrap();
     let part = server.api.ask(reqwest::Method::GET, url, &[("range", "bytes=10-99")]);

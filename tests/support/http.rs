@@ -19,6 +19,8 @@ pub struct Server {
 /// A client of the API.
 pub struct Api {
     pub base: String,
+    /// Shown with every request.
+    pub token: Option<String>,
     client: reqwest::Client,
     runtime: tokio::runtime::Runtime,
 }
@@ -39,14 +41,19 @@ pub struct Stored {
 }
 
 impl Server {
-    /// Serves a data folder, with further arguments.
+    /// Serves a data folder in open mode, with further arguments.
     pub fn start(data: &Path, args: &[&str]) -> Self {
+        Self::closed(data, &[&["--open"], args].concat())
+    }
+
+    /// Serves a data folder to those who have a token, with further arguments.
+    pub fn closed(data: &Path, args: &[&str]) -> Self {
         Self::start_with(weightsmith(["serve", "--bind", "127.0.0.1:0", "--data-dir", text(data)]), data, args)
     }
 
     /// As [`Server::start`], as the command of another, such as a shell that sets limits.
     pub fn start_by(mut command: std::process::Command, data: &Path, args: &[&str]) -> Self {
-        let server = weightsmith(["serve", "--bind", "127.0.0.1:0", "--data-dir", text(data)]);
+        let server = weightsmith(["serve", "--open", "--bind", "127.0.0.1:0", "--data-dir", text(data)]);
         command.arg(server.get_program()).args(server.get_args());
         for (name, value) in server.get_envs() {
             match value {
@@ -99,10 +106,14 @@ impl Api {
         // What the environment says of proxies is not for loopback.
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(120)).build().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { base, client, runtime }
+        Self { base, token: None, client, runtime }
     }
 
     fn send(&self, request: reqwest::RequestBuilder) -> Reply {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
         self.runtime.block_on(async {
             let response = request.send().await.unwrap();
             let (status, headers) = (response.status().as_u16(), response.headers().clone());

@@ -3,6 +3,8 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
+mod authorization;
 mod catalogue;
 mod files;
 mod generations;

@@ -7,13 +7,14 @@ pub mod onnx;
 use std::io::Write;
 use std::sync::OnceLock;
 
-use api::{AppState, Settings};
+use api::{AppState, AuthSettings, Settings};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use inference::{Device, Runtime, locate_library};
+use registry::tokens::{self, NewToken, Scope, Token};
 use registry::{ArtifactStore, Caller, NewAbout, Registry, datasets as dataset_rows, generators};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -42,12 +43,37 @@ impl App {
         Self::with(pool, Settings::default())
     }
 
+    /// In open mode.
     pub fn with(pool: PgPool, settings: Settings) -> Self {
+        let auth = AuthSettings { open: true, ..settings.auth.clone() };
+        Self::closed(pool, Settings { auth, ..settings })
+    }
+
+    /// Where everyone needs a token, unless the settings say otherwise.
+    pub fn closed(pool: PgPool, settings: Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let artifacts = ArtifactStore::local(folder.path(), pool.clone()).unwrap();
         let registry = Registry::new(pool, artifacts);
         let router = api::router(AppState::new(registry.clone(), runtime(), settings));
         Self { registry, router, folder }
+    }
+
+    /// A token to make for a principal.
+    pub fn new_token(owner: &str, scopes: &[Scope]) -> NewToken {
+        NewToken { name: "test".into(), owner: owner.into(), scopes: scopes.to_vec(), ..NewToken::default() }
+    }
+
+    /// Makes a token; gives it and its secret.
+    pub async fn make_token(&self, new: &NewToken) -> (Token, String) {
+        let mut write = self.registry.write(&Caller::system("test")).await.unwrap();
+        let (token, secret) = tokens::create(&mut write, new).await.unwrap();
+        write.commit().await.unwrap();
+        (token, secret.reveal().to_owned())
+    }
+
+    /// A token of a principal with these scopes; gives it and its secret.
+    pub async fn token(&self, owner: &str, scopes: &[Scope]) -> (Token, String) {
+        self.make_token(&Self::new_token(owner, scopes)).await
     }
 
     pub async fn send(&self, request: Request<Body>) -> Reply {

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use datasets::Task;
+use registry::tokens::Secret;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use training::progress::Progress;
 
@@ -37,10 +39,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the API at `address` that asks for this generator.
-    pub fn new(address: SocketAddr, generator: String) -> Result<Self> {
+    /// A client of the API at `address` that shows this secret and asks for this generator.
+    pub fn new(address: SocketAddr, secret: &Secret, generator: String) -> Result<Self> {
         // A proxy of the environment does not lead to this machine.
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let bearer = HeaderValue::try_from(format!("Bearer {}", secret.reveal()));
+        let bearer = bearer.map_err(|_| Error::Internal("a secret is not a header's value".into()))?;
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        let http = reqwest::Client::builder().no_proxy().default_headers(headers).build()?;
         Ok(Self { http, base: format!("http://{address}"), generator })
     }
 

@@ -6,12 +6,14 @@ mod report;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::{AppState, Settings};
 use datasets::Task;
 use inference::{Generator, Runtime};
 use registry::generators::GeneratorVersion;
+use registry::tokens::{self, NewToken, Scope, Secret, Token};
+use registry::{TokenId, Write};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -57,6 +59,8 @@ pub struct Args {
     runtime: RuntimeArgs,
 }
 
+/// How long the demo's token is valid.
+const TOKEN_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 /// Marks a zoo whose generator was trained.
 const FINISHED: &str = "finished";
 
@@ -91,6 +95,9 @@ struct Served {
     validation: Vec<(String, registry::DatasetId)>,
     test: Vec<(String, registry::DatasetId)>,
     example: String,
+    /// The demo's own token.
+    token: TokenId,
+    secret: Secret,
     stop: oneshot::Sender<()>,
     task: JoinHandle<api::Result<()>>,
 }
@@ -120,7 +127,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut served = clock.time("register", begun)?;
 
     let (seen, unseen) = tasks(&made)?;
-    let http = client::Client::new(served.address, served.reference())?;
+    let http = client::Client::new(served.address, &served.secret, served.reference())?;
     let mut reports = Vec::new();
     for (name, tasks) in [("seen", seen), ("unseen", unseen)] {
         let parts = client::Parts { validation: &served.validation, test: &served.test };
@@ -210,6 +217,7 @@ async fn begin(
     let version =
         publish::generator(registry, &mut write, &made.trained.bundle, &made.config.name, Some(zoo.id)).await?;
     publish::run_embeddings(&mut write, &version, zoo.id, generator, &made.zoo, &made.sources).await?;
+    let (token, secret) = own_token(&mut write).await?;
     write.commit().await?;
     let settings = Settings { bind: address, ..Settings::default() };
     let state = AppState::new(registry.clone(), runtime, settings);
@@ -219,7 +227,19 @@ async fn begin(
         let _ = stopped.await;
     };
     let task = tokio::spawn(api::serve(listener, state, shutdown));
-    Ok(Served { open, address, version, validation, test, example: String::new(), stop, task })
+    Ok(Served { open, address, version, validation, test, example: String::new(), token: token.id, secret, stop, task })
+}
+
+/// A token for the demo's requests, and for those that it suggests.
+async fn own_token(write: &mut Write) -> Result<(Token, Secret)> {
+    let new = NewToken {
+        name: "demo".into(),
+        owner: "demo".into(),
+        scopes: vec![Scope::Read, Scope::Generate],
+        expires_in: Some(TOKEN_VALIDITY),
+        ..NewToken::default()
+    };
+    Ok(tokens::create(write, &new).await?)
 }
 
 /// The tasks that are asked for: evenly spaced ones of the zoo, and unseen ones.
@@ -249,21 +269,29 @@ fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Ma
     let base = format!("http://{}", served.address);
     if !args.serve {
         let dir = args.data_dir.display();
-        say(&format!("\nServe it again: make serve SERVE_ARGS=\"--data-dir {dir} --bind {}\"", served.address));
+        say(&format!("\nServe it again: make serve SERVE_ARGS=\"--data-dir {dir} --bind {} --open\"", served.address));
     }
     say(&format!("\n{base} (described at {base}/docs); three requests, the data being {source}:"));
     let body = serde_json::json!({
         "generator": served.reference(), "dataset": { "id": id, "classes": classes }, "count": 1, "seed": 1
     });
     let body = body.to_string().replace('\'', "'\\''");
-    say(&format!("  curl -s {base}/v1/generators/{}", made.config.name));
-    say(&format!("  curl -s -H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
-    say(&format!("  curl -s -OJ {base}/v1/generations/{}/samples/0/file", served.example));
+    // Served again, it is open; here, each request shows the token.
+    let bearer = match args.serve {
+        true => format!("-H 'authorization: Bearer {}' ", served.secret.reveal()),
+        false => String::new(),
+    };
+    say(&format!("  curl -s {bearer}{base}/v1/generators/{}", made.config.name));
+    say(&format!("  curl -s {bearer}-H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
+    say(&format!("  curl -s -OJ {bearer}{base}/v1/generations/{}/samples/0/file", served.example));
     tokio.block_on(async {
         if args.serve {
             say("\nServing until Ctrl-C.");
             serve::stop_signal().await;
         }
+        let mut write = served.open.registry.write(&caller()).await?;
+        tokens::revoke(&mut write, served.token).await?;
+        write.commit().await?;
         let _ = served.stop.send(());
         let ended = served.task.await.map_err(|e| Error::Internal(e.to_string()))?;
         served.open.close().await;
