@@ -59,11 +59,9 @@ macro_rules! lifecycle {
                 OpenApiRouter::new().routes(routes!(update, delete)).routes(routes!(restore)).routes(routes!(purge))
             }
 
-            #[doc = concat!("Change what is said about ", $noun)]
-            ///
-            /// What is left out stays.
             #[utoipa::path(
                 patch, path = $path, operation_id = $update_id, tag = $tag,
+                summary = concat!("Change what is said about ", $noun), description = "What is left out stays.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 request_body(content = Patch, description = "The changes."),
                 responses((status = 200, description = "As it is now.", body = $body), ChangeProblems),
@@ -81,11 +79,9 @@ macro_rules! lifecycle {
                 Ok(axum::Json($read(&state, &caller, key).await?))
             }
 
-            #[doc = concat!("Delete ", $noun)]
-            ///
-            /// It is hidden and can be restored until it is purged. What was made from it stays.
             #[utoipa::path(
                 delete, path = $path, operation_id = $delete_id, tag = $tag,
+                summary = concat!("Delete ", $noun), description = "It is hidden and can be restored until it is purged. What was made from it stays.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 responses((status = 204, description = "Deleted, or was already."), ChangeProblems),
                 security(("token" = [$scope]))
@@ -97,11 +93,9 @@ macro_rules! lifecycle {
                 Ok(StatusCode::NO_CONTENT)
             }
 
-            #[doc = concat!("Restore ", $noun)]
-            ///
-            /// Takes a deletion back.
             #[utoipa::path(
                 post, path = $restore, operation_id = $restore_id, tag = $tag,
+                summary = concat!("Restore ", $noun), description = "Takes a deletion back.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 responses((status = 200, description = "Restored, or was not deleted.", body = $body), ChangeProblems),
                 security(("token" = [$scope]))
@@ -117,11 +111,9 @@ macro_rules! lifecycle {
                 Ok(axum::Json($read(&state, &caller, key).await?))
             }
 
-            #[doc = concat!("Purge ", $noun)]
-            ///
-            /// Removes a deleted one for good, unless something still refers to it. Its files go with the next `gc`.
             #[utoipa::path(
                 post, path = $purge, operation_id = $purge_id, tag = $tag,
+                summary = concat!("Purge ", $noun), description = "Removes a deleted one for good, unless something still refers to it. Its files go with the next `gc`.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 responses((status = 204, description = "Gone."), ChangeProblems),
                 security(("token" = ["administer"]))

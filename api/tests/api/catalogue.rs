@@ -136,8 +136,8 @@ async fn generators_versions_and_aliases(pool: PgPool) {
     let app = App::new(pool);
     let version = app.publish("digits").await;
     assert_eq!(app.json("/v1/generators/digits").await["latest"], 1);
-    assert_eq!(items(&app.json("/v1/generators?search=TEST").await).len(), 1);
-    assert_eq!(items(&app.json("/v1/generators?search=other").await).len(), 0);
+    assert_eq!(items(&app.json("/v1/generators?q=TEST").await).len(), 1);
+    assert_eq!(items(&app.json("/v1/generators?q=nothing").await).len(), 0);
     let listed = app.json("/v1/generators/digits/versions").await;
     assert!(items(&listed)[0].get("manifest").is_none());
     let full = app.json("/v1/generators/digits/versions/latest").await;
