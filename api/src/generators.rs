@@ -300,20 +300,20 @@ async fn version_of(state: &AppState, caller: &Caller, key: &str) -> Result<Json
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = i32, Path, description = "The version's number.", example = 3)),
     request_body(content = Yank, description = "Why."),
-    responses((status = 200, description = "Yanked, or was already.", body = Version), ChangeProblems),
+    responses((status = 204, description = "Yanked, or was already."), ChangeProblems),
     security(("token" = ["train"]))
 )]
 async fn yank(
     State(state): State<AppState>,
     caller: Caller,
+    idempotency: IdempotencyKey,
     Path((name, version)): Path<(String, i32)>,
     extract::Json(why): extract::Json<Yank>,
-) -> Result<Json<Version>> {
+) -> Result<Response> {
     let key = format!("{name}@{version}");
     let mut write = state.registry().write(&caller).await?;
     life_rows::yank(&mut write, &key, &why.reason).await?;
-    write.commit().await?;
-    version_of(&state, &caller, &key).await
+    Answer::no_content().commit(write, &idempotency).await
 }
 
 /// Restore a yanked version
@@ -324,19 +324,19 @@ async fn yank(
     tag = "generators",
     params(("name" = String, Path, description = "The generator's name.", example = "digits"),
            ("version" = i32, Path, description = "The version's number.", example = 3)),
-    responses((status = 200, description = "Restored, or was not yanked.", body = Version), ChangeProblems),
+    responses((status = 204, description = "Restored, or was not yanked."), ChangeProblems),
     security(("token" = ["train"]))
 )]
 async fn restore_version(
     State(state): State<AppState>,
     caller: Caller,
+    idempotency: IdempotencyKey,
     Path((name, version)): Path<(String, i32)>,
-) -> Result<Json<Version>> {
+) -> Result<Response> {
     let key = format!("{name}@{version}");
     let mut write = state.registry().write(&caller).await?;
     life_rows::restore(&mut write, life_rows::Resource::Version, &key).await?;
-    write.commit().await?;
-    version_of(&state, &caller, &key).await
+    Answer::no_content().commit(write, &idempotency).await
 }
 
 /// Purge a version

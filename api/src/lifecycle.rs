@@ -81,7 +81,8 @@ macro_rules! lifecycle {
 
             #[utoipa::path(
                 delete, path = $path, operation_id = $delete_id, tag = $tag,
-                summary = concat!("Delete ", $noun), description = "It is hidden and can be restored until it is purged. What was made from it stays.",
+                summary = concat!("Delete ", $noun),
+                description = "It is hidden and can be restored until it is purged. What was made from it stays.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 responses((status = 204, description = "Deleted, or was already."), ChangeProblems),
                 security(("token" = [$scope]))
@@ -97,28 +98,35 @@ macro_rules! lifecycle {
                 post, path = $restore, operation_id = $restore_id, tag = $tag,
                 summary = concat!("Restore ", $noun), description = "Takes a deletion back.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
-                responses((status = 200, description = "Restored, or was not deleted.", body = $body), ChangeProblems),
+                responses((status = 204, description = "Restored, or was not deleted."), ChangeProblems),
                 security(("token" = [$scope]))
             )]
             async fn restore(
                 State(state): State<AppState>,
                 caller: Caller,
+                idempotency: IdempotencyKey,
                 Path(key): Path<$type>,
-            ) -> Result<axum::Json<$body>> {
+            ) -> Result<Response> {
                 let mut write = state.registry().write(&caller).await?;
                 lifecycle::restore(&mut write, Resource::$resource, &key.to_string()).await?;
-                write.commit().await?;
-                Ok(axum::Json($read(&state, &caller, key).await?))
+                Answer::no_content().commit(write, &idempotency).await
             }
 
             #[utoipa::path(
                 post, path = $purge, operation_id = $purge_id, tag = $tag,
-                summary = concat!("Purge ", $noun), description = "Removes a deleted one for good, unless something still refers to it. Its files go with the next `gc`.",
+                summary = concat!("Purge ", $noun),
+                description = "Removes a deleted one for good, unless something still refers to it. Its files go with \
+                               the next `gc`.",
                 params(($param = $type, Path, description = "Which one.", example = $example)),
                 responses((status = 204, description = "Gone."), ChangeProblems),
                 security(("token" = ["administer"]))
             )]
-            async fn purge(State(state): State<AppState>, caller: Caller, idempotency: IdempotencyKey, Path(key): Path<$type>) -> Result<Response> {
+            async fn purge(
+                State(state): State<AppState>,
+                caller: Caller,
+                idempotency: IdempotencyKey,
+                Path(key): Path<$type>,
+            ) -> Result<Response> {
                 let mut write = state.registry().write(&caller).await?;
                 lifecycle::purge(&mut write, Resource::$resource, &key.to_string()).await?;
                 Answer::no_content().commit(write, &idempotency).await

@@ -9,6 +9,7 @@ mod catalogue;
 mod files;
 mod generations;
 mod idempotency;
+mod lifecycle;
 mod manners;
 mod openapi;
 mod refusals;

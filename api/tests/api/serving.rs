@@ -67,8 +67,7 @@ async fn it_stops_when_told_and_with_a_connection_open(pool: PgPool) {
     assert_eq!((status, &live["status"]), (200, &json!("live")));
     // A request that never ends.
     let mut stuck = TcpStream::connect(server.address).await.unwrap();
-    let head =
-        "POST /v1/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+    let head = "POST /v1/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
     stuck.write_all(head.as_bytes()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let start = Instant::now();
@@ -95,7 +94,7 @@ async fn a_closed_connection_stops_the_work(pool: PgPool) {
     assert_eq!(exchange(&server, head, quick.as_bytes()).await.0, 201);
     let long = app.long_request(dataset.id).await.to_string();
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let head_long = format!("{head}Host: x\r\nContent-Length: {}\r\n\r\n{long}", long.len());
+    let head_long = format!("{head}Host: localhost\r\nContent-Length: {}\r\n\r\n{long}", long.len());
     stream.write_all(head_long.as_bytes()).await.unwrap();
     // It needs a moment to take the only place.
     tokio::time::sleep(Duration::from_millis(100)).await;
