@@ -76,3 +76,19 @@ CREATE TABLE job_deliveries (
     CONSTRAINT job_deliveries_attempt_valid CHECK (attempt > 0),
     CONSTRAINT job_deliveries_job_id_fkey FOREIGN KEY (job_id) REFERENCES jobs (id) ON DELETE CASCADE
 );
+
+-- What the samples of a generation measured on labelled data, once they were asked again.
+CREATE TABLE evaluations (
+    id             uuid NOT NULL,
+    generation_id  uuid NOT NULL,
+    dataset_id     uuid,
+    dataset_digest digest NOT NULL,
+    classes        text[] NOT NULL,
+    results        jsonb NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT evaluations_pkey PRIMARY KEY (id),
+    CONSTRAINT evaluations_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES generations (id) ON DELETE CASCADE,
+    CONSTRAINT evaluations_dataset_id_fkey FOREIGN KEY (dataset_id) REFERENCES datasets (id) ON DELETE SET NULL
+);
+CREATE INDEX evaluations_generation_id_idx ON evaluations (generation_id, created_at, id);
+CREATE INDEX evaluations_dataset_id_idx ON evaluations (dataset_id);

@@ -33,6 +33,20 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     }
 }
 
+/// A JSON body, and the object as it was sent: for what is kept.
+pub(crate) struct Raw<T>(pub(crate) T, pub(crate) serde_json::Map<String, serde_json::Value>);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Raw<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self> {
+        check_media_type(request.headers())?;
+        let (parts, body) = request.into_parts();
+        let bytes = read(&parts.headers, body, state.settings().body_limit).await?;
+        Ok(Self(parse(&bytes)?, parse(&bytes)?))
+    }
+}
+
 fn check_media_type(headers: &HeaderMap) -> Result<()> {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return Err(Error::MediaType("missing".into()));

@@ -1,16 +1,20 @@
 //! Generations: answered requests for weights, with the samples that were made.
 
+mod evaluations;
 mod request;
 mod samples;
 mod work;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
 use registry::generations as rows;
 use registry::generators::{self, GeneratorVersion};
+use registry::jobs::work as work_on;
+use registry::jobs::{Attempt, JobKind, Progress};
 use registry::{GenerationId, Seed, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -32,12 +36,17 @@ use crate::extract::{self, Path, Query};
 use crate::files::SAFETENSORS;
 use crate::health::device;
 use crate::idempotency::IdempotencyKey;
+use crate::inline::DatasetInput;
+use crate::jobs;
 use crate::lifecycle::lifecycle;
-use crate::limits;
+use crate::limits::{self, Cancel};
 use crate::metrics;
 use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
+
+const RESPOND_ASYNC: &str = "respond-async";
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
@@ -45,6 +54,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(list, create))
         .routes(routes!(get))
         .merge(samples::routes())
+        .merge(evaluations::routes())
         .merge(life::routes())
 }
 
@@ -283,9 +293,11 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
 /// Generate weights for a dataset
 ///
 /// Encodes the dataset, samples `count` networks, and stores each as a safetensors file. Nothing is stored when
-/// anything fails; when the client goes away, the work stops.
+/// anything fails; when the client goes away, the work stops. With `Prefer: respond-async`, with `job`, and when `count`
+/// is above the server's limit for answers at once, it is done as a job and the answer is 202.
 #[utoipa::path(
     post, path = "/v1/generations", operation_id = "createGeneration", tag = "generations",
+    params(("Prefer" = Option<String>, Header, description = "`respond-async` for a job.", example = "respond-async")),
     request_body(content = NewGeneration, description = "What to generate.", example = json!({
         "generator": "digits@latest",
         "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4", "0", "7"]},
@@ -310,14 +322,27 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
                 "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9632,
                 "url": "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file",
                 "accuracy": 0.96, "loss": 0.13, "evaluated_on": 812}]})),
+        (status = 202, description = "The job that generates.", body = crate::jobs::Job,
+         headers(("Location" = String, description = "The job's address."),
+                 ("Preference-Applied" = String, description = "`respond-async`, when the request preferred it."))),
         CreateProblems)
 )]
 async fn create(
     State(state): State<AppState>,
     caller: Caller,
     key: IdempotencyKey,
-    extract::Json(new): extract::Json<NewGeneration>,
+    headers: HeaderMap,
+    extract::Raw(mut new, request): extract::Raw<NewGeneration>,
 ) -> Result<Response> {
+    let preferred = prefers_async(&headers);
+    let count = new.count.unwrap_or(1);
+    let large = count > state.settings().async_above;
+    if preferred || large || new.job.is_some() {
+        let applied: &[_] = if preferred { &[(PREFERENCE_APPLIED, RESPOND_ASYNC)] } else { &[] };
+        let options = new.job.take().unwrap_or_default();
+        let request = deferred(&state, &caller, &new, request).await?;
+        return jobs::accept(&state, &caller, &key, JobKind::Generate, request, options, applied, count).await;
+    }
     let (mut write, row, reserved) = generate(&state, &caller, new).await?;
     let samples = rows::samples_within(&mut write, row.id).await?;
     let location = format!("/v1/generations/{}", row.id);
@@ -328,12 +353,70 @@ async fn create(
     Ok(response)
 }
 
+/// Whether the client asks not to wait (RFC 7240).
+fn prefers_async(headers: &HeaderMap) -> bool {
+    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(RESPOND_ASYNC))
+}
+
+/// The request as its job keeps it: with the seed and the version of now, so that each attempt makes the same.
+async fn deferred(
+    state: &AppState,
+    caller: &Caller,
+    new: &NewGeneration,
+    mut request: serde_json::Map<String, serde_json::Value>,
+) -> Result<serde_json::Value> {
+    new.evaluates()?;
+    let options = new.options();
+    options.validate(&state.sample_limits())?;
+    let version = generators::resolve(state.registry(), caller, &new.generator)
+        .await
+        .map_err(|error| Error::from(error).in_field("generator"))?;
+    for id in
+        [new.dataset.registered(), new.evaluation.as_ref().and_then(DatasetInput::registered)].into_iter().flatten()
+    {
+        registry::datasets::get(state.registry(), caller, id.into()).await?;
+    }
+    request.shift_remove("job");
+    request.insert("generator".into(), json!(format!("{}@{}", version.generator, version.version)));
+    request.insert("seed".into(), json!(options.seed));
+    Ok(serde_json::Value::Object(request))
+}
+
+/// Makes the generation of a job, and ends the job with it.
+pub(crate) async fn run(state: &AppState, attempt: Attempt) -> Result<()> {
+    let new = jobs::request(&attempt.job)?;
+    let (made, _) = make(state, &attempt.caller, new, Some(&attempt)).await?;
+    let mut write = state.registry().write(&attempt.caller).await?;
+    let row = rows::create(&mut write, &made).await?;
+    let result = json!({ "kind": "generation", "url": format!("/v1/generations/{}", row.id),
+        "detail": { "id": row.id, "samples": row.samples } });
+    work_on::succeed(&mut write, attempt.claim, &result).await?;
+    Ok(write.commit().await?)
+}
+
+pub(crate) use evaluations::run as evaluate;
+
 /// Makes a generation; it is recorded when the write is committed.
 async fn generate(
     state: &AppState,
     caller: &Caller,
     new: NewGeneration,
 ) -> Result<(Write, rows::Generation, Reserved)> {
+    let (made, reserved) = make(state, caller, new, None).await?;
+    let reserved = reserved.ok_or_else(|| Error::Internal("a generation at once sets its samples aside".into()))?;
+    let mut write = state.registry().write(caller).await?;
+    let row = rows::create(&mut write, &made).await?;
+    Ok((write, row, reserved))
+}
+
+/// Does the work of a request, or of an attempt at a job, as far as the files: the rows are still to be written.
+async fn make(
+    state: &AppState,
+    caller: &Caller,
+    new: NewGeneration,
+    attempt: Option<&Attempt>,
+) -> Result<(rows::NewGeneration, Option<Reserved>)> {
     let mut total = Clock::start();
     let evaluates = new.evaluates()?;
     let options = new.options();
@@ -357,47 +440,78 @@ async fn generate(
         ..Recorded::default()
     };
     let seed = Seed(options.seed);
-    // Last of what can refuse the request, and given back when the work fails.
-    let mut reserved = Reserved::of(state.registry(), caller, options.count).await?;
-    let place = state.work().place().await?;
-    reserved.begin();
+    // A job has a worker's place already, and its samples were set aside when it was accepted.
+    let (place, reserved) = match attempt {
+        None => {
+            // Last of what can refuse the request, and given back when the work fails.
+            let mut reserved = Reserved::of(state.registry(), caller, options.count).await?;
+            let place = state.work().place().await?;
+            reserved.begin();
+            (Some(place), Some(reserved))
+        }
+        Some(_) => (None, None),
+    };
     let generator = state.generator(&version).await?;
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
     let job = Job { generator, generator_name, dataset, evaluates, evaluation, options, limits };
-    let mut made = limits::run(place, move |cancel| job.run(cancel)).await?;
+    let mut made = match (place, attempt.cloned()) {
+        (Some(place), _) => limits::run(place, move |cancel| job.run(cancel, &|_, _| {})).await?,
+        (None, attempt) => limits::blocking(move || as_attempt(job, attempt)).await?,
+    };
     made.timings.parse_ms += fetch_ms;
     recorded.classes = std::mem::take(&mut made.classes);
     recorded.evaluation_digest = made.evaluation_digest.take();
     let about = new.about.unwrap_or_default();
-    let (write, row) = store(state, caller, &version, seed, recorded, made, about, &mut total).await?;
-    Ok((write, row, reserved))
+    let made = store(state, &version, seed, recorded, made, about, &mut total).await?;
+    Ok((made, reserved))
 }
 
-/// Stores the files, then all rows in one transaction, which is still to be committed.
-#[allow(clippy::too_many_arguments)] // a record has many parts, each from another place
+/// The work of an attempt: it stops when the attempt is told to, and says how far it is.
+fn as_attempt(job: Job, attempt: Option<Attempt>) -> Result<Made> {
+    let cancel = attempt.as_ref().map_or_else(Cancel::default, |attempt| Cancel::of(attempt.stop.clone()));
+    let started = std::time::Instant::now();
+    let made = job.run(&cancel, &|step, steps| {
+        let rate = Some(step as f64 / started.elapsed().as_secs_f64()).filter(|rate| *rate > 0.0 && rate.is_finite());
+        let seconds_left = rate.map(|rate| steps.saturating_sub(step) as f64 / rate);
+        let (step, steps) = (step as u64, steps as u64);
+        if let Some(attempt) = &attempt {
+            attempt.report(Progress { stage: "sample".into(), step, steps, loss: None, rate, seconds_left });
+        }
+    });
+    // Also where the sampler was what stopped.
+    cancel.check()?;
+    made
+}
+
+/// Stores the files; the record names them.
 async fn store(
     state: &AppState,
-    caller: &Caller,
     version: &GeneratorVersion,
     seed: Seed,
     recorded: Recorded,
     made: Made,
     about: NewAbout,
     total: &mut Clock,
-) -> Result<(Write, rows::Generation)> {
+) -> Result<rows::NewGeneration> {
     let mut clock = Clock::start();
     let artifacts = state.registry().artifacts().put_many(made.files, SAFETENSORS).await?;
     let timings = Timings { store_ms: clock.lap(), total_ms: total.lap(), ..made.timings }.rounded();
     let evaluation = |index: usize| made.evaluations.get(index);
-    let samples = artifacts.into_iter().enumerate().map(|(index, artifact)| rows::NewSample {
-        seed,
-        artifact_digest: artifact.digest,
-        accuracy: evaluation(index).map(|e| e.accuracy as f32),
-        metrics: evaluation(index).map_or_else(|| json!({}), |e| json!({"loss": e.loss, "evaluated_on": e.examples})),
-    });
-    let new = rows::NewGeneration {
+    let samples: Vec<_> = artifacts
+        .into_iter()
+        .enumerate()
+        .map(|(index, artifact)| rows::NewSample {
+            seed,
+            artifact_digest: artifact.digest,
+            accuracy: evaluation(index).map(|e| e.accuracy as f32),
+            metrics: evaluation(index)
+                .map_or_else(|| json!({}), |e| json!({"loss": e.loss, "evaluated_on": e.examples})),
+        })
+        .collect();
+    timings.count(samples.len());
+    Ok(rows::NewGeneration {
         id: GenerationId::generate(),
         version_id: version.id,
         dataset_id: made.dataset_id,
@@ -407,14 +521,10 @@ async fn store(
         device: device(state.runtime()),
         timings: as_json(&timings)?,
         seed,
-        samples: samples.collect(),
+        samples,
         // What is made for someone's data is theirs unless they say otherwise.
         about: about.or(true),
-    };
-    let mut write = state.registry().write(caller).await?;
-    let row = rows::create(&mut write, &new).await?;
-    timings.count(new.samples.len());
-    Ok((write, row))
+    })
 }
 
 fn as_json(value: &impl Serialize) -> Result<serde_json::Value> {

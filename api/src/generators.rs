@@ -1,6 +1,7 @@
 //! Generators and their versions.
 
 mod aliases;
+mod train;
 
 use axum::Json;
 use axum::extract::State;
@@ -41,6 +42,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .merge(life::routes())
         .routes(routes!(get_bundle, head_bundle))
         .merge(aliases::routes())
+        .merge(train::routes())
 }
 
 /// A name with versions.

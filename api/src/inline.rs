@@ -117,6 +117,16 @@ pub(crate) fn labels(dataset: &Dataset, classes: &[String]) -> datasets::Result<
     Ok(labels)
 }
 
+impl DatasetInput {
+    /// The id of the dataset, when it is a registered one.
+    pub(crate) fn registered(&self) -> Option<Uuid> {
+        match &self.source {
+            Source::Registered(id) => Some(*id),
+            Source::Inline(_) => None,
+        }
+    }
+}
+
 fn unknown_class(dataset: &Dataset, class: &str) -> datasets::Error {
     const SHOWN: usize = 50;
     let mut known = dataset.class_names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");

@@ -4,12 +4,13 @@ mod options;
 mod sse;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use registry::jobs::{self as rows, JobFilter, JobKind, JobState, NewJob};
+use registry::jobs::{self as rows, Attempt, JobFilter, JobKind, JobState, NewJob};
 use registry::{Caller, ListRequest};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -20,7 +21,8 @@ use uuid::Uuid;
 pub(crate) use options::JobOptions;
 
 use crate::answer::Answer;
-use crate::error::Result;
+use crate::auth::quota::{self, Reserved};
+use crate::error::{Error, Result};
 use crate::extract::{Path, Query};
 use crate::idempotency::IdempotencyKey;
 use crate::page::Listing;
@@ -226,8 +228,9 @@ pub fn webhook_body(job: rows::Job) -> Value {
     serde_json::json!({ "type": format!("job.{}", job.state.name()), "job": Job::from(job) })
 }
 
-/// Enqueues a job for the caller and answers 202 with its address.
-#[allow(dead_code)]
+/// Enqueues a job for the caller and answers 202 with its address. Its `samples` count for the day of now; what it
+/// computes counts when it is done.
+#[allow(clippy::too_many_arguments)] // what is asked, by whom, and how it is answered
 pub(crate) async fn accept(
     state: &AppState,
     caller: &Caller,
@@ -235,12 +238,43 @@ pub(crate) async fn accept(
     kind: JobKind,
     request: Value,
     options: JobOptions,
+    headers: &[(HeaderName, &str)],
+    samples: usize,
 ) -> Result<Response> {
+    let reserved = Reserved::of(state.registry(), caller, samples).await?;
     let mut write = state.registry().write(caller).await?;
     let new = NewJob { kind, request, options: options.into() };
     let job = rows::enqueue(&mut write, &new).await?;
     let location = location(&job);
-    Answer::accepted(&location, &Job::from(job))?.header(RETRY_AFTER, ASK_AGAIN)?.commit(write, key).await
+    let mut answer = Answer::accepted(&location, &Job::from(job))?.header(RETRY_AFTER, ASK_AGAIN)?;
+    for (name, value) in headers {
+        answer = answer.header(name.clone(), value)?;
+    }
+    let mut response = answer.commit(write, key).await?;
+    reserved.made().await;
+    quota::tell(state.registry(), caller, response.headers_mut()).await;
+    Ok(response)
+}
+
+/// What a job is asked for, in the form of its kind.
+pub(crate) fn request<T: DeserializeOwned>(job: &rows::Job) -> Result<T> {
+    serde_json::from_value(job.request.clone()).map_err(|error| Error::JsonInvalid(error.to_string()))
+}
+
+/// Makes the generation of a job and ends the job with it, in one transaction.
+///
+/// # Errors
+/// Those of the generation; `cancelled` when the attempt is told to stop, `job_lost` when it has the job no more.
+pub async fn generate(state: &AppState, attempt: Attempt) -> Result<()> {
+    crate::generations::run(state, attempt).await
+}
+
+/// Makes the evaluation of a job and ends the job with it, in one transaction.
+///
+/// # Errors
+/// As [`generate`].
+pub async fn evaluate(state: &AppState, attempt: Attempt) -> Result<()> {
+    crate::generations::evaluate(state, attempt).await
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -412,7 +446,8 @@ struct EventsQuery {
 ///
 /// Its events as they happen, as server-sent events: `id` is the event's number (from 1, without gaps), `event` its
 /// type (`state`, `progress`, `cancel_requested`), `data` a JSON object. Whoever was cut off goes on with
-/// `Last-Event-ID`: nothing is missed, nothing comes twice. The stream ends after the event of the final state.
+/// `Last-Event-ID`: nothing is missed, nothing comes twice. The stream ends after the event of the final state; whoever has
+/// seen that gets 204.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/events", operation_id = "watchJob", tag = "jobs",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-00000000000a"),
@@ -422,6 +457,7 @@ struct EventsQuery {
     responses((status = 200, description = "The events after the last one seen.", body = String,
                content_type = "text/event-stream",
                example = json!("event: state\nid: 1\ndata: {\"state\":\"queued\",\"at\":\"2026-01-01T00:00:00Z\"}\n\n")),
+              (status = 204, description = "The job has ended, and its last event was seen."),
               GetProblems)
 )]
 async fn events(
@@ -433,5 +469,10 @@ async fn events(
 ) -> Result<Response> {
     let after = sse::last_seen(&headers, query.last_event_id)?;
     let job = rows::get(state.registry(), &caller, id.into()).await?;
-    Ok(sse::stream(&state, job.id, after).into_response())
+    if job.state.is_final() && after >= job.last_event {
+        // What tells an EventSource that there is no use in coming back.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    // A number that no event has yet is not waited for.
+    Ok(sse::stream(&state, job.id, after.min(job.last_event)).into_response())
 }

@@ -80,6 +80,11 @@ impl Work {
 pub(crate) struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
+    /// One that others set.
+    pub(crate) fn of(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+
     pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

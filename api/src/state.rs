@@ -30,6 +30,8 @@ pub struct Settings {
     pub body_limit: usize,
     /// Most samples of one generation.
     pub max_count: usize,
+    /// Generations of more samples than this are jobs.
+    pub async_above: usize,
     /// Most sampling steps of one generation.
     pub max_steps: usize,
     /// Requests that may wait for a place to work.
@@ -68,6 +70,7 @@ impl Default for Settings {
             bind: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             body_limit: 32 << 20,
             max_count: 256,
+            async_above: 256,
             max_steps: 10_000,
             queue: 64,
             workers: 0,

@@ -1,12 +1,14 @@
 //! Zoos: populations of trained models, and the runs that made them.
 
+pub(crate) mod build;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
 use registry::{runs as run_rows, zoos as rows};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -15,15 +17,21 @@ use uuid::Uuid;
 
 use crate::about::About;
 use crate::error::Result;
-use crate::extract::{Path, Query};
+use crate::extract::{self, Path, Query};
+use crate::idempotency::IdempotencyKey;
+use crate::jobs::{Job, JobOptions};
 use crate::lifecycle::lifecycle;
 use crate::page::{Listing, PageQuery, list_query};
-use crate::problem::{GetProblems, ListProblems, SubListProblems};
+use crate::problem::{CreateProblems, GetProblems, ListProblems, SubListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(list_runs)).merge(life::routes())
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get))
+        .routes(routes!(list_runs))
+        .merge(life::routes())
 }
 
 /// A population of trained models of one architecture.
@@ -143,6 +151,42 @@ async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query
     let filter = rows::ZooFilter { name: query.name, architecture: query.architecture.map(Into::into) };
     let page = rows::list(state.registry(), &caller, &filter, &request).await?;
     Listing::select(page, query.fields.as_deref(), Zoo::from)
+}
+
+/// A zoo to make.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewZoo {
+    /// The training configuration: the keys of the TOML files. A source is `digits`, or `registered:` and the name or
+    /// id of a dataset.
+    #[schema(value_type = Object)]
+    build: Value,
+    /// How the job is to be done.
+    job: Option<JobOptions>,
+}
+
+/// Build a zoo
+///
+/// Trains all its models, as a job; the job's result is the zoo.
+#[utoipa::path(
+    post, path = "/v1/zoos", operation_id = "createZoo", tag = "zoos",
+    request_body(content = NewZoo, description = "What to build.", example = json!({
+        "build": {
+            "name": "digits", "seed": 7, "data": {"sources": [{"name": "digits", "from": "digits"}]},
+            "tasks": {"kind": "class_sets", "classes": 5, "seen": 200, "orders": 15},
+            "architecture": {"kind": "mlp", "hidden": [32]},
+            "denoiser": {"kind": "mlp", "width": 384, "blocks": 4}}})),
+    security(("token" = ["train"])),
+    responses((status = 202, description = "The job.", body = Job,
+               headers(("Location" = String, description = "The job's address."))), CreateProblems)
+)]
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    key: IdempotencyKey,
+    extract::Json(new): extract::Json<NewZoo>,
+) -> Result<Response> {
+    build::build(&state, &caller, &key, new.build, new.job).await
 }
 
 /// Get a zoo

@@ -171,7 +171,7 @@ pub fn sources(config: &Config, place: &RegistryArgs, runtime: &RuntimeArgs) -> 
 }
 
 /// Puts sources through a registered extractor.
-async fn extracted(
+pub async fn extracted(
     registry: &Registry,
     caller: &registry::Caller,
     runtime: &Runtime,
@@ -183,6 +183,9 @@ async fn extracted(
     let spec: ExtractorSpec = serde_json::from_value(row.spec)
         .map_err(|e| Error::Internal(format!("the specification of the extractor {name} is damaged: {e}")))?;
     let onnx = registry.artifacts().read(&row.artifact_digest).await?.to_vec();
-    let extractor = Extractor::load(runtime, &spec, &onnx)?;
-    Ok(sources.extracted(config, &Loaded { extractor, onnx })?)
+    // It takes long, and others run on this thread.
+    tokio::task::block_in_place(|| {
+        let extractor = Extractor::load(runtime, &spec, &onnx)?;
+        Ok(sources.extracted(config, &Loaded { extractor, onnx })?)
+    })
 }

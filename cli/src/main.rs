@@ -21,6 +21,7 @@ mod publish;
 mod serve;
 mod token;
 mod train;
+mod worker;
 mod zoo;
 
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ struct Cli {
 enum Command {
     /// Serve the API over HTTP.
     Serve(serve::Args),
+    /// Work on jobs.
+    Worker(worker::Args),
     /// Build a zoo of models.
     #[command(subcommand)]
     Zoo(zoo::Command),
@@ -88,6 +91,7 @@ enum Command {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve(args) => serve::run(args),
+        Command::Worker(args) => worker::run(args),
         Command::Zoo(command) => zoo::run(command),
         Command::Train(args) => train::run(args),
         Command::Generate(args) => generate::run(args),

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 
 use api::{AppState, Settings};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::auth::{AuthArgs, first_token};
 use crate::config::{LimitArgs, ServerArgs};
 use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
+use crate::worker::WorkArgs;
 
 /// Serve the API over HTTP.
 #[derive(Debug, clap::Args)]
@@ -28,6 +30,11 @@ pub struct Args {
     /// Refuse to start on a schema that lacks migrations, instead of running them.
     #[arg(long, env = "WEIGHTSMITH_NO_MIGRATE", help_heading = "Database")]
     no_migrate: bool,
+    #[command(flatten)]
+    work: WorkArgs,
+    /// Leave jobs to workers: without it the server works on them too.
+    #[arg(long, env = "WEIGHTSMITH_NO_WORKER", help_heading = "Jobs")]
+    no_worker: bool,
     /// Print the effective configuration, and where each value comes from, and do nothing else.
     #[arg(long, help_heading = "Other")]
     pub print_config: bool,
@@ -42,6 +49,7 @@ impl Args {
 
 /// Runs the command until SIGINT or SIGTERM.
 pub fn run(args: Args) -> Result<()> {
+    args.work.check()?;
     let settings = args.settings();
     settings.auth.check(settings.bind)?;
     tokio_runtime()?.block_on(serve(&args, settings))
@@ -56,6 +64,7 @@ async fn serve(args: &Args, settings: Settings) -> Result<()> {
     };
     let provider = Cell::new(None);
     let mut opened = None;
+    let (stop, mut worker) = (watch::Sender::new(false), None);
     let start = async {
         let runtime = args.runtime.open()?;
         let open =
@@ -71,17 +80,41 @@ async fn serve(args: &Args, settings: Settings) -> Result<()> {
         if let Some(listener) = metrics {
             tokio::spawn(api::serve_metrics(listener, state.clone()));
         }
+        if !args.no_worker {
+            let (work, state, stopping) = (args.work.clone(), state.clone(), stop.subscribe());
+            worker = Some(tokio::spawn(async move { work.run(state, stopping).await }));
+        }
         Ok(state)
     };
     let ready = || {
         let provider = provider.get().map(|provider| format!(" ({provider})")).unwrap_or_default();
         say(&format!("weightsmith serves http://{address}{provider}; the API is described at http://{address}/docs"));
     };
-    let served = api::serve_when_ready(listener, settings.clone(), start, ready, stop_signal()).await;
+    // Jobs stop beside the requests, not after them.
+    let signal = stop.clone();
+    let signal = async move {
+        stop_signal().await;
+        signal.send_replace(true);
+    };
+    let served = api::serve_when_ready(listener, settings.clone(), start, ready, signal).await;
+    // Also when the server ended by itself.
+    stop.send_replace(true);
+    if let Some(worker) = worker {
+        finish(worker).await;
+    }
     if let Some(open) = opened {
         open.close().await;
     }
     served
+}
+
+/// Waits for a worker that was told to stop.
+async fn finish(worker: tokio::task::JoinHandle<Result<()>>) {
+    match worker.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the worker of this server did not work"),
+        Err(error) => tracing::error!(%error, "the worker of this server stopped"),
+    }
 }
 
 /// Binds, with a sentence when it fails.

@@ -143,6 +143,9 @@ const TABLE: &[(&str, Meaning)] = &[
     ("job_deliveries_pkey", Taken("delivery")),
     ("job_deliveries_attempt_valid", Rule("attempt", "deliveries begin at 1")),
     ("job_deliveries_job_id_fkey", Missing("job")),
+    ("evaluations_pkey", Taken("evaluation")),
+    ("evaluations_generation_id_fkey", Missing("generation")),
+    ("evaluations_dataset_id_fkey", Missing("dataset")),
 ];
 
 /// The error behind a violated constraint; `None` for any other failure of the database.

@@ -85,6 +85,10 @@ id!(
     ExtractorId
 );
 id!(
+    /// Identifies an evaluation of a generation.
+    EvaluationId
+);
+id!(
     /// Identifies a token.
     TokenId
 );

@@ -17,6 +17,7 @@ pub mod datasets;
 pub mod embedded;
 pub mod embeddings;
 mod error;
+pub mod evaluations;
 pub mod extractors;
 pub mod fsck;
 pub mod garbage;
@@ -52,8 +53,8 @@ pub use artifacts::{Artifact, ArtifactPlace, ArtifactReader, ArtifactStore, S3Ke
 pub use caller::{Access, Caller};
 pub use error::{Error, Result};
 pub use ids::{
-    ArchitectureId, CheckpointId, DatasetId, ExtractorId, GenerationId, GeneratorId, JobId, RunId, Seed, TokenId,
-    VersionId, ZooId,
+    ArchitectureId, CheckpointId, DatasetId, EvaluationId, ExtractorId, GenerationId, GeneratorId, JobId, RunId, Seed,
+    TokenId, VersionId, ZooId,
 };
 pub use listing::ListRequest;
 pub use migrations::run as migrate;

@@ -164,6 +164,15 @@ pub async fn ids_of_zoo(write: &mut Write, zoo: ZooId) -> Result<Vec<(i32, RunId
     Ok(sqlx::query_as(sql).bind(zoo).fetch_all(write.connection()).await?)
 }
 
+/// All runs of a zoo by their numbers, for training on them. Whether the zoo may be seen is for the caller to check.
+///
+/// # Errors
+/// `database`.
+pub async fn all_of_zoo(registry: &Registry, zoo: ZooId) -> Result<Vec<Run>> {
+    let sql = format!("SELECT {COLUMNS} FROM runs r WHERE r.zoo_id = $1 ORDER BY r.index");
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(zoo).fetch_all(registry.pool()).await?)
+}
+
 #[derive(sqlx::FromRow)]
 struct Seen {
     #[sqlx(flatten)]

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::about::NewAbout;
 use crate::error::{Error, Result};
 use crate::inline::{DatasetInput, DatasetInputSchema};
+use crate::jobs::JobOptions;
 
 /// A request for weights.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -41,6 +42,8 @@ pub(crate) struct NewGeneration {
     /// seen. Its classes are those of the dataset, in the same order.
     #[schema(value_type = Option<DatasetInputSchema>)]
     pub(crate) evaluation: Option<DatasetInput>,
+    /// How the job is to be done; given, the generation is a job.
+    pub(crate) job: Option<JobOptions>,
     /// Description, tags, and who sees the generation.
     pub(crate) about: Option<NewAbout>,
 }

@@ -51,8 +51,13 @@ impl Input {
         Ok(Self { field, data, id, digest, classes: input.classes, seed: input.seed.unwrap_or_default() })
     }
 
+    /// Its id, when it is registered.
+    pub(super) fn id(&self) -> Option<DatasetId> {
+        self.id
+    }
+
     /// The data, and the labels of the classes in the order asked for (`default`, when nothing is asked for).
-    fn read(&self, default: Option<&[String]>, limits: &Limits) -> Result<(Arc<Dataset>, Vec<u32>)> {
+    pub(super) fn read(&self, default: Option<&[String]>, limits: &Limits) -> Result<(Arc<Dataset>, Vec<u32>)> {
         let classes = self.classes.as_deref().or(default);
         let data = match &self.data {
             Given::Registered(data) => data.clone(),
@@ -93,7 +98,9 @@ pub(crate) struct Made {
 
 impl Job {
     /// Does all of it; blocks.
-    pub(crate) fn run(self, cancel: &Cancel) -> Result<Made> {
+    ///
+    /// `report` learns of each sampling step: those done, and all of them.
+    pub(crate) fn run(self, cancel: &Cancel, report: &dyn Fn(usize, usize)) -> Result<Made> {
         let mut clock = Clock::start();
         let mut timings = Timings::default();
         let generator = &*self.generator;
@@ -109,7 +116,10 @@ impl Job {
         timings.parse_ms = clock.lap();
         let embedding = generator.embed(&features)?;
         timings.encode_ms = clock.lap();
-        let generated = generator.generate(&embedding, &self.options, &mut |_, _| !cancel.is_set())?;
+        let generated = generator.generate(&embedding, &self.options, &mut |step, steps| {
+            report(step, steps);
+            !cancel.is_set()
+        })?;
         timings.sample_ms = generated.timings.sample_ms;
         clock.lap();
         let provenance = |index| Provenance {

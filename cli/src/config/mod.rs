@@ -64,6 +64,9 @@ pub struct LimitArgs {
     /// Most samples of one generation.
     #[arg(long, env = "WEIGHTSMITH_MAX_COUNT", default_value_t = Settings::default().max_count)]
     pub max_count: usize,
+    /// Generations of more samples than this are jobs.
+    #[arg(long, env = "WEIGHTSMITH_ASYNC_ABOVE", default_value_t = Settings::default().async_above)]
+    pub async_above: usize,
     /// Most sampling steps of one generation.
     #[arg(long, env = "WEIGHTSMITH_MAX_STEPS", default_value_t = Settings::default().max_steps)]
     pub max_steps: usize,
@@ -105,6 +108,7 @@ impl LimitArgs {
             upload_limit: self.upload_limit,
             upload_dir: self.upload_dir.clone(),
             max_count: self.max_count,
+            async_above: self.async_above,
             max_steps: self.max_steps,
             queue: self.queue,
             workers: self.workers,

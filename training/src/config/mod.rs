@@ -413,6 +413,21 @@ impl Config {
         Ok(config)
     }
 
+    /// Refuses sources that are files of the machine: a job may not read those.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the sources there are.
+    pub fn check_sources_of_job(&self) -> Result<()> {
+        let refused = |s: &&SourceConfig| s.from != "digits" && s.registered().is_none_or(str::is_empty);
+        match self.data.sources.iter().find(refused) {
+            Some(source) => Err(Error::Config(format!(
+                "the source {} is from {:?}; a job takes \"digits\", or \"{REGISTERED}\" and the name or id of a dataset",
+                source.name, source.from
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Reads and checks a configuration in JSON, of the same form.
     ///
     /// # Errors

@@ -1,0 +1,10 @@
+//! Jobs as their users meet them: real workers over a real PostgreSQL, killed, stopped, cancelled, watched.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "jobs/ending.rs"]
+mod ending;
+#[path = "jobs/killed.rs"]
+mod killed;
+#[path = "jobs/site.rs"]
+mod site;
+mod support;
