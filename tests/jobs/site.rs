@@ -19,7 +19,9 @@ pub struct Site {
     pub server: Server,
     url: String,
     data: PathBuf,
-    _postgres: EmbeddedPostgres,
+    postgres: Option<EmbeddedPostgres>,
+    installed: PathBuf,
+    database: PathBuf,
     _folder: TempDir,
 }
 
@@ -40,14 +42,45 @@ impl Site {
         let postgres = EmbeddedPostgres::start(&installed, &database).unwrap();
         let url = postgres.url();
         let server = Server::start(&data, &["--no-worker", "--database-url", &url]);
-        Self { server, url, data, _postgres: postgres, _folder: folder }
+        Self { server, url, data, postgres: Some(postgres), installed, database, _folder: folder }
+    }
+
+    /// Stops the database for a while.
+    pub fn interrupt_database(&mut self, pause: Duration) {
+        self.postgres = None;
+        std::thread::sleep(pause);
+        let postgres = EmbeddedPostgres::start(&self.installed, &self.database).unwrap();
+        assert_eq!(postgres.url(), self.url);
+        self.postgres = Some(postgres);
     }
 
     /// A worker that is ready.
     pub fn worker(&self, args: &[&str]) -> Running {
+        self.worker_with(args, &[])
+    }
+
+    /// A worker whose clock is wrong by this many seconds.
+    pub fn worker_with_clock(&self, seconds: i64) -> Running {
+        let (source, library) =
+            (self.data.join(format!("clock{seconds}.c")), self.data.join(format!("clock{seconds}.so")));
+        let code = format!(
+            "#define _GNU_SOURCE\n#include <time.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n\
+             int clock_gettime(clockid_t clock, struct timespec *time) {{\n\
+             int failed = syscall(SYS_clock_gettime, clock, time);\n\
+             if (!failed && clock == CLOCK_REALTIME) time->tv_sec += {seconds};\n\
+             return failed;\n}}\n"
+        );
+        std::fs::write(&source, code).unwrap();
+        let mut cc = std::process::Command::new("cc");
+        let made = cc.args(["-shared", "-fPIC", "-o", text(&library), text(&source)]).status().unwrap();
+        assert!(made.success());
+        self.worker_with(&[], &[("LD_PRELOAD", text(&library))])
+    }
+
+    fn worker_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Running {
         let mut command = weightsmith(["worker", "--data-dir", text(&self.data), "--database-url", &self.url]);
         command.args(["--snapshot-every", "0.1"]).args(args);
-        command.env("WEIGHTSMITH_LOG", "info,sqlx=warn");
+        command.env("WEIGHTSMITH_LOG", "info,sqlx=warn").envs(environment.iter().copied());
         let mut running = Running::start(command);
         running.lines_until("weightsmith works on", PATIENCE);
         running
