@@ -125,11 +125,11 @@ fn slow_clients_are_ended_and_hold_up_nobody() {
     let server = Server::start(data.path(), &["--header-timeout", "1s", "--body-timeout", "1s"]);
     // A head that never ends.
     let mut head = connect(&server);
-    head.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\n").unwrap();
+    head.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n").unwrap();
     // A body that stops coming.
     let mut body = connect(&server);
     body.write_all(
-        b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+        b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
     )
     .unwrap();
     assert_eq!(server.api.get("/health/live").status, 200);
@@ -140,7 +140,7 @@ fn slow_clients_are_ended_and_hold_up_nobody() {
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     // A body in many small pieces, with pauses below the limit, is slow and not stalled.
     let mut slow = connect(&server);
-    slow.write_all(b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n")
+    slow.write_all(b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n")
         .unwrap();
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(200));
@@ -158,7 +158,7 @@ fn what_is_under_way_is_finished_at_the_end() {
     let mut stream = connect(&server);
     stream
         .write_all(
-            b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n",
+            b"POST /v1/datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n",
         )
         .unwrap();
     std::thread::sleep(Duration::from_millis(300));

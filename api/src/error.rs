@@ -360,7 +360,9 @@ impl IntoResponse for Error {
 fn headers(error: &Error, headers: &mut HeaderMap) {
     let header = match error {
         Error::InField { source, .. } => return self::headers(source, headers),
-        Error::Busy(_) | Error::IdempotencyInFlight => Some((RETRY_AFTER, "1".to_owned())),
+        Error::Busy(_) | Error::IdempotencyInFlight | Error::Starting | Error::NotReady(_) => {
+            Some((RETRY_AFTER, "1".to_owned()))
+        }
         Error::RateLimited(rate) => {
             Standing::exhausted(*rate).write(headers);
             // At one request a second or more, the next is possible within one.

@@ -92,7 +92,7 @@ fn generations(id: &Value) -> Vec<Case> {
             with("dataset", json!({"images": [{"class": "a", "data": "AAAA"}, grey("b", 8, 1), grey("c", 8, 1)]})),
             422,
             "image_invalid",
-            "PNG or JPEG",
+            "PNG, JPEG",
         ),
         ("no such dataset", with("dataset", json!({"id": unknown})), 404, "not_found", unknown),
         ("no dataset", with("dataset", json!({})), 422, "json_invalid", "exactly one of"),
