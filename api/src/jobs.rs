@@ -442,6 +442,18 @@ struct EventsQuery {
     last_event_id: Option<u64>,
 }
 
+/// One server-sent event of a job, as its lines are read.
+#[derive(ToSchema)]
+#[allow(dead_code)] // the stream writes the lines themselves
+struct StreamedEvent {
+    /// The event's number, from 1 without gaps.
+    id: String,
+    /// `state`, `progress` or `cancel_requested`.
+    event: String,
+    /// A JSON object.
+    data: String,
+}
+
 /// Watch a job
 ///
 /// Its events as they happen, as server-sent events: `id` is the event's number (from 1, without gaps), `event` its
@@ -454,9 +466,10 @@ struct EventsQuery {
            ("Last-Event-ID" = Option<u64>, Header, description = "Number of the last event seen.", example = 0),
            EventsQuery),
     security(("token" = ["read"])),
-    responses((status = 200, description = "The events after the last one seen.", body = String,
+    responses((status = 200, description = "The events after the last one seen.", body = StreamedEvent,
                content_type = "text/event-stream",
-               example = json!("event: state\nid: 1\ndata: {\"state\":\"queued\",\"at\":\"2026-01-01T00:00:00Z\"}\n\n")),
+               example = json!({"id": "1", "event": "state",
+                                "data": "{\"state\":\"queued\",\"at\":\"2026-01-01T00:00:00Z\"}"})),
               (status = 204, description = "The job has ended, and its last event was seen."),
               GetProblems)
 )]
