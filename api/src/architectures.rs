@@ -6,24 +6,28 @@ use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
 use registry::architectures as rows;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
+use weights::checkpoint::TensorLayout;
 
-use crate::about::About;
+use crate::about::{About, NewAbout};
+use crate::answer::Answer;
 use crate::error::Result;
-use crate::extract::{Path, Query};
+use crate::extract::{self, Path, Query};
+use crate::idempotency::IdempotencyKey;
+use crate::imports;
 use crate::lifecycle::lifecycle;
 use crate::page::{Listing, list_query};
-use crate::problem::{GetProblems, ListProblems};
+use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
 
 /// The routes of this resource.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).merge(life::routes())
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(get)).merge(life::routes())
 }
 
 /// A network that weights are generated for.
@@ -87,6 +91,47 @@ list_query!(ListQuery {});
 async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
     let page = rows::list(state.registry(), &caller, &query.request()).await?;
     Listing::select(page, query.fields.as_deref(), Architecture::from)
+}
+
+/// An architecture to register: a layout.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewArchitecture {
+    /// Its name.
+    #[schema(example = "resnet20", pattern = "^[a-z0-9][a-z0-9_-]{0,99}$")]
+    name: String,
+    /// Names, shapes and types of the tensors: `{"params": [{"name", "shape", "dtype"}]}`, with `F32` where no type is
+    /// given.
+    #[schema(value_type = Object, example = json!({"params": [{"name": "fc.weight", "shape": [10, 64], "dtype": "F32"}]}))]
+    layout: TensorLayout,
+    /// Description, tags, and who sees it.
+    #[serde(default)]
+    about: NewAbout,
+}
+
+/// Register an architecture
+///
+/// One that is only a layout, for zoos of checkpoints from outside. The same name with the same layout gives the one there is.
+#[utoipa::path(
+    post, path = "/v1/architectures", operation_id = "createArchitecture", tag = "architectures",
+    request_body(content = NewArchitecture, description = "Name and layout.", example = json!({
+        "name": "resnet20", "layout": {"params": [{"name": "fc.weight", "shape": [10, 64], "dtype": "F32"}]}})),
+    security(("token" = ["train"])),
+    responses((status = 201, description = "Registered, or there with the same layout.", body = Architecture,
+               headers(("Location" = String, description = "Its address."))), CreateProblems)
+)]
+async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    key: IdempotencyKey,
+    extract::Json(new): extract::Json<NewArchitecture>,
+) -> Result<Response> {
+    let row =
+        imports::architecture(&new.name, &new.layout, new.about.or(false)).map_err(|error| error.in_field("layout"))?;
+    let mut write = state.registry().write(&caller).await?;
+    let row = rows::ensure(&mut write, &row).await?;
+    let location = format!("/v1/architectures/{}", row.name);
+    Answer::created(&location, &Architecture::from(row))?.commit(write, &key).await
 }
 
 /// Get an architecture

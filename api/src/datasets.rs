@@ -28,6 +28,8 @@ use crate::state::AppState;
 
 mod nearest;
 mod upload;
+
+pub(crate) use upload::between_commas;
 mod view;
 
 /// Media type of the stored file.

@@ -34,6 +34,9 @@ pub enum Error {
     /// From reading a bundle.
     #[error(transparent)]
     Weights(#[from] weights::Error),
+    /// From reading a checkpoint that came from outside.
+    #[error("{0}")]
+    Import(#[source] weights::Error),
     /// An error in a known part of the request.
     #[error("{source}")]
     InField {
@@ -205,7 +208,7 @@ impl Error {
             Self::Registry(error) => error.code(),
             Self::Dataset(error) => error.code(),
             Self::Inference(error) => error.code(),
-            Self::Weights(error) => error.code(),
+            Self::Weights(error) | Self::Import(error) => error.code(),
             Self::InField { source, .. } => source.code(),
             Self::UnknownRoute(_) => "unknown_route",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
@@ -248,6 +251,9 @@ impl Error {
             Self::Dataset(error) => dataset_status(error),
             Self::Inference(error) => inference_status(error),
             // Only bundles of this registry are read here, and those were verified when they were published.
+            Self::Import(weights::Error::CheckpointTooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Import(weights::Error::Read(_) | weights::Error::Write(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Import(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Weights(_) | Self::Internal(_) | Self::Serve(_) | Self::OpenNeedsLoopback(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

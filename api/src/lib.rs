@@ -23,6 +23,7 @@ mod generations;
 mod generators;
 mod health;
 mod idempotency;
+pub mod imports;
 mod inline;
 pub mod jobs;
 mod lifecycle;

@@ -1,6 +1,7 @@
 //! Zoos: populations of trained models, and the runs that made them.
 
 pub(crate) mod build;
+mod checkpoints;
 
 use axum::Json;
 use axum::extract::State;
@@ -15,7 +16,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::about::About;
+use crate::about::{About, NewAbout};
+use crate::answer::Answer;
 use crate::error::Result;
 use crate::extract::{self, Path, Query};
 use crate::idempotency::IdempotencyKey;
@@ -31,6 +33,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(list, create))
         .routes(routes!(get))
         .routes(routes!(list_runs))
+        .routes(routes!(checkpoints::import))
         .merge(life::routes())
 }
 
@@ -157,27 +160,38 @@ async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewZoo {
-    /// The training configuration: the keys of the TOML files. A source is `digits`, or `registered:` and the name or
-    /// id of a dataset.
-    #[schema(value_type = Object)]
-    build: Value,
+    /// To build a zoo: the training configuration, with the keys of the TOML files. A source is `digits`, or
+    /// `registered:` and the name or id of a dataset.
+    #[schema(value_type = Option<Object>)]
+    build: Option<Value>,
+    /// To make an empty zoo for checkpoints from outside: its name.
+    #[schema(example = "resnets", pattern = "^[a-z0-9][a-z0-9_-]{0,99}$")]
+    name: Option<String>,
+    /// The architecture of an empty zoo, by name; without it, that of the first checkpoint.
+    #[schema(example = "resnet20")]
+    architecture: Option<String>,
+    /// Description, tags, and who sees an empty zoo.
+    about: Option<NewAbout>,
     /// How the job is to be done.
     job: Option<JobOptions>,
 }
 
-/// Build a zoo
+/// Make a zoo
 ///
-/// Trains all its models, as a job; the job's result is the zoo.
+/// With `build`, trains all its models, as a job; the job's result is the zoo. With `name`, an empty one for checkpoints
+/// from outside.
 #[utoipa::path(
     post, path = "/v1/zoos", operation_id = "createZoo", tag = "zoos",
-    request_body(content = NewZoo, description = "What to build.", example = json!({
+    request_body(content = NewZoo, description = "What to build, or a name.", example = json!({
         "build": {
             "name": "digits", "seed": 7, "data": {"sources": [{"name": "digits", "from": "digits"}]},
             "tasks": {"kind": "class_sets", "classes": 5, "seen": 200, "orders": 15},
             "architecture": {"kind": "mlp", "hidden": [32]},
             "denoiser": {"kind": "mlp", "width": 384, "blocks": 4}}})),
     security(("token" = ["train"])),
-    responses((status = 202, description = "The job.", body = Job,
+    responses((status = 201, description = "The empty zoo.", body = Zoo,
+               headers(("Location" = String, description = "The zoo's address."))),
+              (status = 202, description = "The job.", body = Job,
                headers(("Location" = String, description = "The job's address."))), CreateProblems)
 )]
 async fn create(
@@ -186,7 +200,42 @@ async fn create(
     key: IdempotencyKey,
     extract::Json(new): extract::Json<NewZoo>,
 ) -> Result<Response> {
-    build::build(&state, &caller, &key, new.build, new.job).await
+    match (new.build, new.name) {
+        (Some(config), None) if new.architecture.is_none() && new.about.is_none() => {
+            build::build(&state, &caller, &key, config, new.job).await
+        }
+        (None, Some(name)) if new.job.is_none() => {
+            let about = new.about.unwrap_or_default();
+            empty(&state, &caller, &key, &name, new.architecture.as_deref(), about).await
+        }
+        _ => {
+            let rule = "give `build` (and `job`), or `name` (and `architecture`, `about`)";
+            Err(crate::Error::JsonInvalid(rule.into()))
+        }
+    }
+}
+
+/// An empty zoo for checkpoints from outside.
+async fn empty(
+    state: &AppState,
+    caller: &Caller,
+    key: &IdempotencyKey,
+    name: &str,
+    architecture: Option<&str>,
+    about: NewAbout,
+) -> Result<Response> {
+    let architecture = match architecture {
+        Some(name) => Some(
+            registry::architectures::get(state.registry(), caller, name)
+                .await
+                .map_err(|error| crate::Error::from(error).in_field("architecture"))?,
+        ),
+        None => None,
+    };
+    let mut write = state.registry().write(caller).await?;
+    let zoo = registry::imports::create_zoo(&mut write, name, architecture.as_ref(), about.or(false)).await?;
+    let location = format!("/v1/zoos/{}", zoo.id);
+    Answer::created(&location, &Zoo::from(zoo))?.commit(write, key).await
 }
 
 /// Get a zoo

@@ -17,6 +17,7 @@ mod extractor;
 mod gc;
 mod generate;
 mod generator;
+mod import;
 mod publish;
 mod serve;
 mod token;

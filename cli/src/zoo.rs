@@ -7,7 +7,7 @@ use training::{Config, stages};
 
 use crate::context::{RegistryArgs, RuntimeArgs, SnapshotArgs, progress, say};
 use crate::error::{Error, Result};
-use crate::extractor;
+use crate::{extractor, import};
 
 /// Commands on zoos.
 #[derive(Debug, Subcommand)]
@@ -28,6 +28,7 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeArgs,
     },
+    Import(Box<import::Args>),
 }
 
 /// The configuration of the demo.
@@ -51,7 +52,10 @@ pub fn load_config(path: Option<&PathBuf>) -> Result<Config> {
 
 /// Runs a command.
 pub fn run(command: Command) -> Result<()> {
-    let Command::Build { config, out, snapshots, registry, runtime } = command;
+    let (config, out, snapshots, registry, runtime) = match command {
+        Command::Import(args) => return import::run(&args),
+        Command::Build { config, out, snapshots, registry, runtime } => (config, out, snapshots, registry, runtime),
+    };
     snapshots.check()?;
     let config = load_config(config.as_ref())?;
     let sources = extractor::sources(&config, &registry, &runtime)?;

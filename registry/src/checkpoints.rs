@@ -5,7 +5,9 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::listing::{Kind, Listed, Order, Query, Sight};
-use crate::{Access, Caller, CheckpointId, DatasetId, Error, ListRequest, Page, Registry, Result, RunId, Seed, ZooId};
+use crate::{
+    Access, Caller, CheckpointId, DatasetId, Error, ListRequest, Page, Registry, Result, RunId, Seed, Write, ZooId,
+};
 
 /// A checkpoint, with the run it comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, sqlx::FromRow)]
@@ -139,6 +141,16 @@ pub async fn get(registry: &Registry, caller: &Caller, id: CheckpointId) -> Resu
         caller.sees(Access { name: Some(&row.zoo_name), owner: &row.owner, visibility: &row.visibility })
     });
     seen.map(|row| row.checkpoint).ok_or_else(|| Error::not_found("checkpoint", id))
+}
+
+/// The checkpoint of an id as it is in a unit of work.
+///
+/// # Errors
+/// `not_found`.
+pub async fn in_work(write: &mut Write, id: CheckpointId) -> Result<Checkpoint> {
+    let sql = format!("SELECT {COLUMNS} {FROM} WHERE c.id = $1");
+    let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(write.connection()).await?;
+    found.ok_or_else(|| Error::not_found("checkpoint", id))
 }
 
 #[derive(sqlx::FromRow)]

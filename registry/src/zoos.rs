@@ -142,6 +142,16 @@ pub async fn by_id(registry: &Registry, caller: &Caller, id: ZooId) -> Result<Zo
     found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("zoo", id))
 }
 
+/// The zoo of an id as it is in a unit of work.
+///
+/// # Errors
+/// `not_found`.
+pub async fn in_work(write: &mut Write, id: ZooId) -> Result<Zoo> {
+    let sql = format!("SELECT {COLUMNS} FROM zoos z WHERE z.id = $1");
+    let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(write.connection()).await?;
+    found.ok_or_else(|| Error::not_found("zoo", id))
+}
+
 /// The zoo of an id, locked for adding to it.
 ///
 /// # Errors

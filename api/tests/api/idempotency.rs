@@ -133,7 +133,7 @@ enum Keeps {
 /// Every POST there is: a new one has to say how it keeps its answer.
 fn keeps(operation: &str) -> Keeps {
     match operation {
-        "createToken" | "yankGeneratorVersion" => Keeps::WithChange,
+        "createArchitecture" | "importCheckpoint" | "createToken" | "yankGeneratorVersion" => Keeps::WithChange,
         "createEvaluation" | "createZoo" | "trainGeneratorVersion" => Keeps::WithChange,
         "createDataset" | "uploadDataset" | "createExtractor" | "createGeneration" | "cancelJob" => Keeps::WithChange,
         name if name.starts_with("purge") || name.starts_with("restore") => Keeps::WithChange,

@@ -238,3 +238,57 @@ fn train(config: &Config, extractor: Pooling) -> weights::Bundle {
     let device = candle_core::Device::Cpu;
     training::stages::generator::train(config, &zoo, &sources, &device, &silent, Keep::nothing()).unwrap().bundle
 }
+
+/// A safetensors file of one tensor `w` of two values.
+fn tensors(values: [f32; 2]) -> Vec<u8> {
+    let header = json!({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).to_string();
+    let padded = header.len().next_multiple_of(8);
+    let mut bytes = (padded as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(8 + padded, b' ');
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn checkpoints_come_from_outside(pool: PgPool) {
+    let app = App::new(pool);
+    let zoo = app.post("/v1/zoos", &json!({"name": "outside"})).await;
+    assert_eq!(zoo.status, 201, "{}", String::from_utf8_lossy(&zoo.bytes));
+    let zoo = zoo.json();
+    assert_eq!(zoo["architecture_id"], serde_json::Value::Null);
+    let path = format!("/v1/zoos/{}/checkpoints", zoo["id"].as_str().unwrap());
+    let send = async |query: &str, bytes: Vec<u8>| {
+        app.body(Method::POST, &format!("{path}{query}"), "application/octet-stream", bytes).await
+    };
+    let made = send("?file=a.safetensors&accuracy=0.5&dataset=cifar10&tags=x,y", tensors([1.5, 2.0])).await;
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.bytes));
+    let made = made.json();
+    assert_eq!((&made["run"], &made["dataset"], &made["accuracy"]), (&json!("a"), &json!("cifar10"), &json!(0.5)));
+    assert_eq!((&made["epoch"], &made["tags"]), (&serde_json::Value::Null, &json!(["x", "y"])));
+    let file = app.get(made["url"].as_str().unwrap()).await;
+    assert_eq!(file.bytes[file.bytes.len() - 8..], [1.5f32.to_le_bytes(), 2.0f32.to_le_bytes()].concat());
+    assert_eq!(registry::digest_of(&file.bytes), made["digest"].as_str().unwrap());
+    let again = send("?run=b", tensors([1.5, 2.0])).await;
+    assert_eq!((again.status.as_u16(), &again.json()["id"]), (200, &made["id"]));
+
+    let stored = app.stored_files();
+    send("", tensors([f32::NAN, 2.0])).await.problem(422, "non_finite");
+    let mut other = tensors([1.0, 2.0]);
+    let name = other.iter().position(|byte| *byte == b'w').unwrap();
+    other[name] = b'v';
+    let detail = send("", other).await.problem(422, "tensor_missing")["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains('w'), "{detail}");
+    send("", b"PK nothing".to_vec()).await.problem(422, "checkpoint_invalid");
+    send("?accuracy=2", tensors([3.0, 3.0])).await.problem(422, "invalid_value");
+    send("?dataset=0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e", tensors([3.0, 3.0])).await.problem(404, "not_found");
+    assert!(app.stored_files() <= stored + 1, "only what was refused after it was stored, for gc");
+    let checkpoints = app.json("/v1/checkpoints").await;
+    assert_eq!(checkpoints["items"].as_array().unwrap().len(), 1);
+    let architecture = app.json("/v1/architectures/outside").await;
+    assert_eq!(architecture["layout"]["params"][0]["name"], "w");
+    let body = json!({"name": "outside", "layout": {"params": [{"name": "x", "shape": [1]}]}});
+    app.post("/v1/architectures", &body).await.problem(409, "already_exists");
+    app.post("/v1/architectures", &json!({"name": "none", "layout": {"params": []}})).await.problem(422, "no_tensors");
+    app.post("/v1/zoos", &json!({})).await.problem(422, "json_invalid");
+}

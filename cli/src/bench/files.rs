@@ -35,7 +35,7 @@ pub async fn upload(server: &Server, size: u64) -> Result<Sent> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let name = format!("bench-upload-{}", std::process::id());
     let values = size / 4;
-    let layout = json!({"tensors": [{"name": "weight", "dtype": "F32", "shape": [values]}]});
+    let layout = json!({"params": [{"name": "weight", "dtype": "F32", "shape": [values]}]});
     let url = &server.url;
     post(&http, &format!("{url}/v1/architectures"), &json!({"name": name, "layout": layout})).await?;
     let zoo = post(&http, &format!("{url}/v1/zoos"), &json!({"name": name, "architecture": name})).await?;
