@@ -142,8 +142,9 @@ pub async fn explain(registry: &Registry, caller: &Caller, search: &Search<'_>, 
 async fn rows(connection: &mut PgConnection, caller: &Caller, search: &Search<'_>, scan: Scan) -> Result<Vec<Near>> {
     settings(connection, search.limit, scan).await?;
     let mut query = statement("", caller, search, scan);
-    // Each version has a statement of its own: they would crowd out the others.
-    Ok(query.build_query_as().persistent(false).fetch_all(connection).await?)
+    // Each version has a statement of its own. Few versions are large enough for an index, and those are asked often;
+    // the others would crowd out what else is prepared.
+    Ok(query.build_query_as().persistent(scan == Scan::Hnsw).fetch_all(connection).await?)
 }
 
 /// Of this transaction only.
