@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::extract::{Path, Query};
-use crate::files::{self, Binary, File, SAFETENSORS};
+use crate::files::{self, Binary, File, FileMetadata, SAFETENSORS};
 use crate::lifecycle::lifecycle;
 use crate::page::{Listing, list_query};
 use crate::problem::{FileProblems, GetProblems, ListProblems};
@@ -27,6 +27,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(list))
         .routes(routes!(get))
         .routes(routes!(get_file, head_file))
+        .routes(routes!(get_metadata))
         .merge(life::routes())
 }
 
@@ -268,6 +269,26 @@ async fn head_file(
     headers: HeaderMap,
 ) -> Result<Response> {
     file(state, caller, id, method, headers).await
+}
+
+/// Get a checkpoint's metadata
+///
+/// The header of its safetensors file, without the weights.
+#[utoipa::path(
+    get, path = "/v1/checkpoints/{id}/metadata", operation_id = "getCheckpointMetadata", tag = "checkpoints",
+    params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
+    security(("token" = ["read"])),
+    responses((status = 200, description = "The metadata.", body = FileMetadata, example = json!({
+        "metadata": {"format": "pt"},
+        "tensors": {"fc.weight": {"dtype": "F32", "shape": [10, 64], "data_offsets": [0, 2560]}}})), GetProblems)
+)]
+async fn get_metadata(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<Uuid>,
+) -> Result<Json<FileMetadata>> {
+    let row = rows::get(state.registry(), &caller, id.into()).await?;
+    files::metadata(state.registry().artifacts(), &row.artifact_digest).await.map(Json)
 }
 
 async fn file(

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::response::Response;
 use futures::TryStreamExt;
 use registry::ArtifactStore;
+use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
@@ -158,8 +159,26 @@ fn parse_range(text: &str, size: u64) -> Result<Option<Range<u64>>> {
     if range.start < range.end { Ok(Some(range)) } else { Err(Error::RangeNotSatisfiable { size }) }
 }
 
+/// The header of a safetensors file.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct FileMetadata {
+    /// What the file says of itself: where generated weights came from, or the format.
+    #[schema(value_type = Object)]
+    metadata: serde_json::Value,
+    /// Type, shape and place of each tensor.
+    #[schema(value_type = Object)]
+    tensors: serde_json::Value,
+}
+
+/// The header of a stored safetensors file, in its two parts.
+pub(crate) async fn metadata(store: &ArtifactStore, digest: &str) -> Result<FileMetadata> {
+    let mut tensors = safetensors_header(store, digest).await?;
+    let metadata = tensors.as_object_mut().and_then(|header| header.shift_remove("__metadata__"));
+    Ok(FileMetadata { metadata: metadata.unwrap_or_else(|| serde_json::json!({})), tensors })
+}
+
 /// The header of a stored safetensors file as JSON: `__metadata__` and the tensors. Only the header is read.
-pub(crate) async fn safetensors_header(store: &ArtifactStore, digest: &str) -> Result<serde_json::Value> {
+async fn safetensors_header(store: &ArtifactStore, digest: &str) -> Result<serde_json::Value> {
     let damaged = |reason: &str| Error::Internal(format!("{digest} is not a safetensors file: {reason}"));
     let size = store.stat(digest).await?.size;
     if size < 8 {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::extract::Path;
-use crate::files::{self, Binary, File, SAFETENSORS};
+use crate::files::{self, Binary, File, FileMetadata, SAFETENSORS};
 use crate::problem::{FileProblems, GetProblems};
 use crate::state::AppState;
 
@@ -68,17 +68,6 @@ impl From<rows::Sample> for Sample {
             evaluated_on: row.metrics.get("evaluated_on").and_then(Value::as_u64),
         }
     }
-}
-
-/// The header of a safetensors file.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct SampleMetadata {
-    /// Where the weights came from: generator digest, seed, dataset, classes, sampler, …
-    #[schema(value_type = Object)]
-    metadata: Value,
-    /// Type, shape and place of each tensor.
-    #[schema(value_type = Object)]
-    tensors: Value,
 }
 
 /// Download a sample
@@ -142,12 +131,12 @@ async fn file(
 ///
 /// The header of its safetensors file, without the weights.
 #[utoipa::path(
-    get, path = "/v1/generations/{id}/samples/{index}/metadata", operation_id = "getSampleMetadata",
+    get, path = "/v1/generations/{id}/samples/{index}/metadata", operation_id = "getFileMetadata",
     tag = "generations",
     params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
            ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
     security(("token" = ["read"])),
-    responses((status = 200, description = "The metadata.", body = SampleMetadata, example = json!({
+    responses((status = 200, description = "The metadata.", body = FileMetadata, example = json!({
         "metadata": {"architecture": "mlp-64-32-5", "seed": "7", "index": "0", "sampler": "ddim", "steps": "20"},
         "tensors": {"layers.0.weight": {"dtype": "F32", "shape": [32, 64], "data_offsets": [0, 8192]}}})), GetProblems)
 )]
@@ -155,9 +144,7 @@ async fn get_metadata(
     State(state): State<AppState>,
     caller: Caller,
     Path((id, index)): Path<(Uuid, i32)>,
-) -> Result<Json<SampleMetadata>> {
+) -> Result<Json<FileMetadata>> {
     let row = rows::sample(state.registry(), &caller, id.into(), index).await?;
-    let mut tensors = files::safetensors_header(state.registry().artifacts(), &row.artifact_digest).await?;
-    let metadata = tensors.as_object_mut().and_then(|header| header.shift_remove("__metadata__"));
-    Ok(Json(SampleMetadata { metadata: metadata.unwrap_or_else(|| serde_json::json!({})), tensors }))
+    files::metadata(state.registry().artifacts(), &row.artifact_digest).await.map(Json)
 }

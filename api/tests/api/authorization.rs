@@ -44,6 +44,7 @@ const OPERATIONS: &[(&str, Needs)] = &[
     ("PATCH /v1/checkpoints/{id}", TRAIN),
     ("GET /v1/checkpoints/{id}/file", READ),
     ("HEAD /v1/checkpoints/{id}/file", READ),
+    ("GET /v1/checkpoints/{id}/metadata", READ),
     ("POST /v1/checkpoints/{id}/purge", ADMINISTER),
     ("POST /v1/checkpoints/{id}/restore", TRAIN),
     ("GET /v1/datasets", READ),

@@ -269,6 +269,8 @@ async fn checkpoints_come_from_outside(pool: PgPool) {
     let file = app.get(made["url"].as_str().unwrap()).await;
     assert_eq!(file.bytes[file.bytes.len() - 8..], [1.5f32.to_le_bytes(), 2.0f32.to_le_bytes()].concat());
     assert_eq!(registry::digest_of(&file.bytes), made["digest"].as_str().unwrap());
+    let header = app.json(&made["url"].as_str().unwrap().replace("/file", "/metadata")).await;
+    assert_eq!((&header["metadata"], &header["tensors"]["w"]["shape"]), (&json!({"format": "pt"}), &json!([2])));
     let again = send("?run=b", tensors([1.5, 2.0])).await;
     assert_eq!((again.status.as_u16(), &again.json()["id"]), (200, &made["id"]));
 
