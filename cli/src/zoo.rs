@@ -28,7 +28,7 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeArgs,
     },
-    Import(Box<import::Args>),
+    Import(import::Args),
 }
 
 /// The configuration of the demo.
