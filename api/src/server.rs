@@ -58,7 +58,6 @@ pub async fn serve(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    state.settings().auth.check(listener.local_addr().map_err(Error::Serve)?)?;
     let settings = state.settings().clone();
     let switch = Switch::new(router(state.clone()));
     serve_on(listener, settings, switch, async { Ok(state) }, || {}, shutdown).await
@@ -68,7 +67,7 @@ pub async fn serve(
 /// `ready` is called when the state has taken its place.
 ///
 /// # Errors
-/// Those of `start`.
+/// Those of `start`; `open_needs_loopback` in open mode on another address than loopback.
 pub async fn serve_when_ready<E: From<Error>>(
     listener: TcpListener,
     settings: Settings,
@@ -88,6 +87,7 @@ async fn serve_on<E: From<Error>>(
     ready: impl FnOnce(),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::result::Result<(), E> {
+    settings.auth.check(listener.local_addr().map_err(Error::Serve)?)?;
     let (stopping, stopped) = watch::channel(false);
     let signal = Task(tokio::spawn(async move {
         shutdown.await;
