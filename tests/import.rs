@@ -4,10 +4,10 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
-use support::{Running, folder, refused, run, succeed, text, weightsmith};
+use support::http::Server;
+use support::{PATIENCE, Running, files_in, folder, refused, run, succeed, text, wait_until, weightsmith};
 
 /// A safetensors file of one tensor `w` of two values.
 fn file(values: [f32; 2]) -> Vec<u8> {
@@ -39,16 +39,54 @@ fn two_thousand_files_survive_a_kill() {
     let place = data.path().join("data");
     let mut killed =
         Running::start(weightsmith(["zoo", "import", "--zoo", "outside", "--data-dir", text(&place), text(&models)]));
-    std::thread::sleep(Duration::from_millis(2500));
-    let in_time = killed.kill();
+    // Files of more than two batches: at least one is in the database, and many are still to come.
+    wait_until("the import is under way", PATIENCE, || files_in(&place.join("artifacts")).len() > 150);
+    assert!(killed.kill(), "the import was killed before its end");
     let said = import(&place, &[text(&models)]);
-    assert!(said.contains("of 2000 files") && said.contains(" 0 failed"), "{said}");
+    let numbers: Vec<usize> = said.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+    let [added, known, passed, failed, of] = numbers[..] else { panic!("{said}") };
+    assert_eq!((added + passed, known, failed, of), (2000, 0, 0, 2000), "{said}");
+    assert!(added > 0 && passed > 0, "killed in the middle: {said}");
     let again = import(&place, &[text(&models)]);
     assert!(again.contains("0 added") && again.contains("2000 imported before"), "{again}");
-    if in_time {
-        let numbers: Vec<usize> = said.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
-        assert_eq!(numbers[0] + numbers[2], 2000, "each once, before or after: {said}");
+
+    let server = Server::start(&place, &[]);
+    let all = server.api.all("/v1/checkpoints");
+    let mut sources: Vec<&str> = all.iter().map(|row| row["run"].as_str().unwrap()).collect();
+    sources.sort_unstable();
+    let wanted: Vec<String> = (0..2000).map(|index| format!("m{index:05}")).collect();
+    assert_eq!(sources, wanted, "each file once");
+}
+
+#[test]
+fn an_architecture_comes_from_a_checkpoint_or_json() {
+    let data = folder();
+    let place = data.path().join("data");
+    let model = data.path().join("model.safetensors");
+    std::fs::write(&model, file([1.0, 2.0])).unwrap();
+    let layout = data.path().join("layout.json");
+    let command = |file: &Path, name: &str| {
+        weightsmith(["architecture", "import", text(file), "--name", name, "--data-dir", text(&place)])
+    };
+    for _ in 0..2 {
+        let said = run(&mut command(&model, "pair"));
+        assert_eq!((said.code, said.out.as_str()), (Some(0), "pair has 1 tensors, 2 values\n"), "{said:?}");
     }
+    std::fs::write(&layout, json!({"params": [{"name": "v", "shape": [3]}]}).to_string()).unwrap();
+    assert!(refused(&mut command(&layout, "pair")).contains("already_exists"));
+    assert_eq!(run(&mut command(&layout, "three")).out, "three has 1 tensors, 3 values\n");
+    for (content, code) in [("{\"params\": []}", "no_tensors"), ("{\"tensors\": []}", "layout_invalid")] {
+        std::fs::write(&layout, content).unwrap();
+        let line = refused(&mut command(&layout, "wrong"));
+        assert!(line.contains(code), "{line}");
+    }
+    let listed = succeed(&["architecture", "list", "--data-dir", text(&place)]);
+    let names: Vec<&str> = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["pair", "three"]);
+    let wrong = ["zoo", "import", "--zoo", "z", "--architecture", "three", "--data-dir", text(&place), text(&model)];
+    assert!(refused(&mut weightsmith(wrong)).contains("tensor_missing"));
+    let right = ["zoo", "import", "--zoo", "y", "--architecture", "pair", "--data-dir", text(&place), text(&model)];
+    assert!(succeed(&right).contains("1 added"));
 }
 
 #[test]
@@ -75,6 +113,9 @@ fn a_csv_describes_and_bad_files_are_named() {
         let line = refused(&mut command(&[]));
         assert!(line.contains(part) && line.contains("csv_invalid"), "{line}");
     }
+    std::fs::write(&csv, "path,accuracy\nm00001.safetensors,1.5\n").unwrap();
+    let line = refused(&mut command(&["--defaults", "--keep-going"]));
+    assert!(line.contains("accuracy") && line.contains("invalid_value"), "{line}");
     std::fs::write(&csv, "path,accuracy,dataset,run,epoch,tags\nm00001.safetensors,0.5,digits,a,3,x;y\n").unwrap();
     let said = run(&mut command(&["--defaults", "--keep-going"]));
     assert_eq!(said.code, Some(2), "{said:?}");

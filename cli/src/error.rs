@@ -103,6 +103,8 @@ impl Error {
             }
             Self::Registry(registry::Error::SchemaBehind { .. }) => 3,
             Self::Inference(_) | Self::Registry(_) | Self::Api(api::Error::OpenNeedsLoopback(_)) => 2,
+            // What the API would call the client's mistake is one here too, as in an import.
+            Self::Api(e) if e.status().is_client_error() => 2,
             Self::Api(_) | Self::Http(_) | Self::Damaged(_) | Self::Parity(_) | Self::Internal(_) => 1,
         }
     }

@@ -250,9 +250,9 @@ async fn import(
                 good.push((one, new));
             }
             Err(error) => {
-                let line = format!("{}: {error} [{}]", file.display(), error.code());
-                bad.get_or_insert((error.code(), line.clone()));
-                tally.failed.push(line);
+                let line = format!("{}: {error}", file.display());
+                tally.failed.push(format!("{line} [{}]", error.code()));
+                bad.get_or_insert((error.code(), line));
             }
         }
     }

@@ -3,6 +3,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod architecture;
 mod auth;
 mod backup;
 mod bench;
@@ -62,6 +63,9 @@ enum Command {
     /// List, export and import generators.
     #[command(subcommand)]
     Generator(generator::Command),
+    /// Import and list architectures.
+    #[command(subcommand)]
+    Architecture(architecture::Command),
     /// Import, list and show datasets.
     #[command(subcommand)]
     Dataset(dataset::Command),
@@ -99,6 +103,7 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => evaluate::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Generator(command) => generator::run(command),
+        Command::Architecture(command) => architecture::run(command),
         Command::Dataset(command) => dataset::run(command),
         Command::Extractor(command) => extractor::run(command),
         Command::Bench(command) => bench::run(command),

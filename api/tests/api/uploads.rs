@@ -294,3 +294,15 @@ async fn checkpoints_come_from_outside(pool: PgPool) {
     app.post("/v1/architectures", &json!({"name": "none", "layout": {"params": []}})).await.problem(422, "no_tensors");
     app.post("/v1/zoos", &json!({})).await.problem(422, "json_invalid");
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn a_checkpoint_above_the_limit_is_refused(pool: PgPool) {
+    let exact = tensors([1.0, 2.0]);
+    let app = App::with(pool, Settings { upload_limit: exact.len() as u64, ..Settings::default() });
+    let zoo = app.post("/v1/zoos", &json!({"name": "outside"})).await.json();
+    let path = format!("/v1/zoos/{}/checkpoints", zoo["id"].as_str().unwrap());
+    let longer = [exact.clone(), vec![0]].concat();
+    app.body(Method::POST, &path, OCTETS, longer).await.problem(413, "body_too_large");
+    assert_eq!((app.stored_files(), app.json("/v1/checkpoints").await["items"].clone()), (0, json!([])));
+    assert_eq!(app.body(Method::POST, &path, OCTETS, exact).await.status, 201);
+}
