@@ -63,7 +63,9 @@ async fn tokens_over_http(pool: PgPool) {
     let revoked = ask(&app, &admin, Method::DELETE, &path, &Value::Null).await;
     assert!(revoked.status == 200 && revoked.json()["revoked_at"].is_string(), "{}", revoked.json());
     get(&app, secret, "/v1/tokens/self").await.problem(401, "token_revoked");
-    assert_eq!(ask(&app, &admin, Method::DELETE, &path, &Value::Null).await.json(), revoked.json());
+    let again = ask(&app, &admin, Method::DELETE, &path, &Value::Null).await.json();
+    // Not the whole: the use before the revocation is noted off the request's path, and may be noted in between.
+    assert_eq!((&again["id"], &again["revoked_at"]), (&token["id"], &revoked.json()["revoked_at"]));
     let listed = get(&app, &admin, "/v1/tokens?owner=ann&active=false").await.json();
     assert_eq!(listed["items"][0]["id"], token["id"]);
 
