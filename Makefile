@@ -52,6 +52,7 @@ fmt: ## Format the code
 lint: toolchain ## Check format and lints; warnings are errors
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) clippy --workspace --all-targets --features cli/otel --locked -- -D warnings
 
 # Built as `make test` builds, so that neither compiles again what the other has.
 dev-bin: toolchain

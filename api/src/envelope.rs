@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -18,6 +19,7 @@ use crate::error::{Error, Failure};
 use crate::metrics::{self, InFlight, Route};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::slow::{self, Progress};
+use crate::spans;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id that is taken over from a client.
@@ -57,17 +59,20 @@ async fn envelope(State(limits): State<Limits>, mut request: Request, next: Next
         path: request.uri().path().to_owned(),
     };
     request.extensions_mut().insert(RequestId(origin.id.clone()));
-    let span = tracing::info_span!("request", id = %origin.id, method = %origin.method, path = %origin.path);
+    let span = spans::begin(&origin.id, &origin.method, &origin.path, request.headers());
     async move {
         let start = Instant::now();
         let (route, _in_flight) = (Route::default(), InFlight::begin());
         request.extensions_mut().insert(route.clone());
-        let mut response = finish(run(limits, request, next).await, &origin);
+        let progress = Progress::new();
+        let mut response = finish(run(limits, request, next, &progress).await, &origin);
         if let Ok(id) = HeaderValue::from_str(&origin.id) {
             response.headers_mut().insert(REQUEST_ID, id);
         }
         let milliseconds = start.elapsed().as_secs_f64() * 1e3;
         metrics::answered(&origin.method, &route, response.status(), start.elapsed());
+        metrics::received(&origin.method, &route, progress.received());
+        spans::answered(&origin.method, &route, response.status());
         tracing::info!(status = response.status().as_u16(), route = route.name(), milliseconds, "answered");
         response
     }
@@ -75,11 +80,10 @@ async fn envelope(State(limits): State<Limits>, mut request: Request, next: Next
     .await
 }
 
-async fn run(limits: Limits, request: Request, next: Next) -> Response {
-    let progress = Progress::new();
+async fn run(limits: Limits, request: Request, next: Next, progress: &Arc<Progress>) -> Response {
     let request = request.map(|body| slow::watched(body, limits.pause, progress.clone()));
     let work = AssertUnwindSafe(next.run(request)).catch_unwind();
-    match slow::limited(limits.answer, &progress, work).await {
+    match slow::limited(limits.answer, progress, work).await {
         // Whatever the handler made of a body that broke off.
         Some(Ok(response)) if progress.stalled() && !response.status().is_success() => {
             Error::BodyStalled(limits.pause.as_secs()).into_response()

@@ -37,6 +37,7 @@ mod page;
 pub mod problem;
 pub mod server;
 mod slow;
+mod spans;
 mod state;
 mod tokens;
 mod upload;

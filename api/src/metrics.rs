@@ -22,6 +22,8 @@ use crate::state::AppState;
 const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Upper bounds of durations, in seconds.
 const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+/// Upper bounds of samples in a batch.
+const BATCHES: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// How long counts from the database are good for.
 const FRESH: Duration = Duration::from_secs(5);
 const STATES: [&str; 2] = ["queued", "running"];
@@ -38,7 +40,9 @@ fn recorder() -> &'static PrometheusHandle {
         let builder = || {
             // The buckets are not empty, which is all that could be wrong.
             let builder = PrometheusBuilder::new();
-            builder.set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS).unwrap_or_default()
+            let builder = builder.set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS);
+            let builder = builder.unwrap_or_default();
+            builder.set_buckets_for_metric(Matcher::Suffix("_batch_samples".into()), &BATCHES).unwrap_or_default()
         };
         let handle = builder().install_recorder().unwrap_or_else(|error| {
             tracing::warn!(%error, "metrics go to another recorder");
@@ -57,6 +61,7 @@ pub(crate) fn start() {
 fn describe() {
     describe_counter!("weightsmith_http_requests_total", "Answered requests by method, route and status.");
     describe_histogram!("weightsmith_http_request_duration_seconds", "Time from a request's head to its answer's.");
+    describe_counter!("weightsmith_http_request_body_bytes_total", "Bytes of request bodies by method and route.");
     describe_gauge!("weightsmith_http_requests_in_flight", "Requests that are not answered yet.");
     describe_gauge!("weightsmith_queue_length", "Requests that wait for a place to work.");
     describe_gauge!("weightsmith_queue_limit", "Requests that may wait.");
@@ -64,6 +69,9 @@ fn describe() {
     describe_gauge!("weightsmith_places_in_use", "Requests that work.");
     describe_histogram!("weightsmith_queue_wait_seconds", "Time that requests waited for a place to work.");
     describe_histogram!("weightsmith_generation_stage_duration_seconds", "Time of each stage of generations.");
+    // Recorded by `inference`, batch by batch.
+    describe_histogram!("weightsmith_generation_batch_samples", "Networks in each batch of generations.");
+    describe_histogram!("weightsmith_generation_batch_duration_seconds", "Time of each batch, by stage.");
     describe_counter!("weightsmith_samples_total", "Networks that were generated.");
     describe_gauge!("weightsmith_jobs", "Unfinished jobs by state.");
     describe_gauge!("weightsmith_job_lag_seconds", "Age of the oldest job that waits for a worker.");
@@ -187,6 +195,14 @@ pub(crate) fn answered(method: &Method, route: &Route, status: StatusCode, time:
         .increment(1);
     histogram!("weightsmith_http_request_duration_seconds", "method" => method, "route" => route)
         .record(time.as_secs_f64());
+}
+
+/// Counts the bytes of a request's body that came, whether or not it was taken.
+pub(crate) fn received(method: &Method, route: &Route, bytes: u64) {
+    if bytes > 0 {
+        counter!("weightsmith_http_request_body_bytes_total", "method" => known(method), "route" => route.name().to_owned())
+            .increment(bytes);
+    }
 }
 
 /// A client may invent methods; a label may not.

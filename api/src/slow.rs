@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,16 +16,22 @@ use tokio::time::{Instant, Sleep};
 pub(crate) struct Progress {
     last: Mutex<Instant>,
     stalled: AtomicBool,
+    bytes: AtomicU64,
 }
 
 impl Progress {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { last: Mutex::new(Instant::now()), stalled: AtomicBool::new(false) })
+        Arc::new(Self { last: Mutex::new(Instant::now()), stalled: AtomicBool::new(false), bytes: AtomicU64::new(0) })
     }
 
     /// Whether the body stopped coming.
     pub(crate) fn stalled(&self) -> bool {
         self.stalled.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the body that came so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn last(&self) -> Instant {
@@ -75,6 +81,9 @@ impl Stream for Watched {
         if let Poll::Ready(chunk) = self.chunks.poll_next_unpin(context) {
             self.waiting = false;
             self.progress.touch();
+            if let Some(Ok(bytes)) = &chunk {
+                self.progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
             return Poll::Ready(chunk);
         }
         if !self.waiting {

@@ -162,7 +162,7 @@ fn start() -> std::result::Result<(), Failure> {
         say(config::print(serve, matches).trim_end());
         return Ok(());
     }
-    cli.log.init()?;
+    let _observed = cli.log.init()?;
     Ok(run(cli.command)?)
 }
 

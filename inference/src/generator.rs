@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use datasets::Dataset;
+use metrics::histogram;
 use ort::value::{TensorElementType, TensorRef};
 use serde::Serialize;
 use weights::manifest::{ArchitectureEntry, files};
@@ -227,13 +228,16 @@ impl Generator {
         let (dim, scale) = (self.manifest.latent.dim(), self.manifest.latent.scale);
         let mut latents = Vec::new();
         for (batch, &start) in starts.iter().enumerate() {
-            let indices = start..options.count.min(start + BATCH);
+            let (begun, indices) = (Instant::now(), start..options.count.min(start + BATCH));
+            let samples = indices.len();
             let mut after = |done: usize| {
                 let step = batch * plan.len() + done;
                 if progress(step, total) { Ok(()) } else { Err(Error::Cancelled { step, total }) }
             };
             let z = self.walk(&plan, &embedding.condition, options, indices, &mut after)?;
             latents.extend(z.chunks_exact(dim).map(|row| row.iter().map(|v| v / scale).collect()));
+            histogram!("weightsmith_generation_batch_samples").record(samples as f64);
+            histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "sample").record(begun.elapsed());
         }
         Ok(latents)
     }
@@ -300,6 +304,7 @@ impl Generator {
         let (shape, length) = (&self.manifest.latent.shape, self.manifest.vectorise.length);
         let mut weights = Vec::with_capacity(latents.len());
         for batch in latents.chunks(BATCH) {
+            let begun = Instant::now();
             for latent in batch {
                 check_length("the latent's values", latent.len(), self.manifest.latent.dim())?;
                 check_finite("the latent's values", latent)?;
@@ -314,6 +319,7 @@ impl Generator {
             for row in rows.chunks_exact(length) {
                 weights.push(self.manifest.vectorise.unpad(row, self.architecture().parameters)?.to_vec());
             }
+            histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "decode").record(begun.elapsed());
         }
         Ok(weights)
     }

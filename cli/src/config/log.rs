@@ -1,7 +1,10 @@
 //! What is logged, and how.
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
+use super::TraceArgs;
 use crate::error::{Error, Result};
 
 /// Logs of every command.
@@ -17,6 +20,14 @@ pub struct LogArgs {
     /// Log as JSON lines; the same as `--log-format json`.
     #[arg(long, global = true, env = "WEIGHTSMITH_LOG_JSON")]
     log_json: bool,
+    #[command(flatten)]
+    traces: TraceArgs,
+}
+
+/// To be kept until the command has ended: what it holds is then sent.
+pub struct Observed {
+    #[cfg(feature = "otel")]
+    _traces: Option<super::Traces>,
 }
 
 /// How log lines look.
@@ -29,19 +40,31 @@ pub enum LogFormat {
 }
 
 impl LogArgs {
-    /// Begins to log to standard error.
+    /// Begins to log to standard error, and to send traces where that is asked for.
     ///
     /// # Errors
-    /// `log_filter_invalid`.
-    pub fn init(&self) -> Result<()> {
+    /// `log_filter_invalid`, `otlp_unsupported`, `otlp_endpoint_invalid`.
+    pub fn init(&self) -> Result<Observed> {
         let filter = EnvFilter::try_new(&self.log)
             .map_err(|e| Error::input("log_filter_invalid", format!("--log {}: {e}", self.log)))?;
-        let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        if self.log_json || self.log_format == LogFormat::Json {
-            builder.json().init();
-        } else {
-            builder.init();
+        let lines = fmt::layer().with_writer(std::io::stderr);
+        let lines = match self.log_json || self.log_format == LogFormat::Json {
+            true => lines.json().boxed(),
+            false => lines.boxed(),
+        };
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+        #[cfg(feature = "otel")]
+        {
+            let traces = self.traces.open()?;
+            let layer = traces.as_ref().map(super::Traces::layer).transpose()?;
+            subscriber.with(layer).init();
+            Ok(Observed { _traces: traces })
         }
-        Ok(())
+        #[cfg(not(feature = "otel"))]
+        {
+            self.traces.check()?;
+            subscriber.init();
+            Ok(Observed {})
+        }
     }
 }

@@ -9,6 +9,7 @@ mod environment;
 mod log;
 mod print;
 mod storage;
+mod traces;
 
 use std::net::SocketAddr;
 
@@ -19,6 +20,9 @@ pub use environment::check as check_environment;
 pub use log::LogArgs;
 pub use print::print;
 pub use storage::StorageArgs;
+pub use traces::TraceArgs;
+#[cfg(feature = "otel")]
+pub use traces::Traces;
 
 /// The HTTP server.
 #[derive(Debug, Clone, clap::Args)]

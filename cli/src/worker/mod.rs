@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use registry::jobs::{self, Attempt, DispatchOptions, Due, Ended, Handler, JobKind};
 use registry::{Registry, quotas};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
@@ -119,8 +120,9 @@ struct Worker {
 
 impl Handler for Worker {
     fn run(&self, attempt: Attempt) -> BoxFuture<'_, Ended> {
+        let job = attempt.job.id;
+        let span = tracing::info_span!("job", id = %job, kind = ?attempt.job.kind);
         async move {
-            let job = attempt.job.id;
             // What a token has left for today is asked before, what the job takes is noted after.
             let reserved = match quotas::reserve(self.state.registry(), &attempt.caller, 0).await {
                 Ok(reserved) => reserved,
@@ -148,6 +150,7 @@ impl Handler for Worker {
                 }
             }
         }
+        .instrument(span)
         .boxed()
     }
 
@@ -187,7 +190,8 @@ fn detail(error: &Error) -> String {
 
 /// Runs blocking work on a thread where it may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let ended = tokio::task::spawn_blocking(work).await;
+    let span = tracing::Span::current();
+    let ended = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
     ended.map_err(|error| Error::Internal(format!("the work of a job stopped: {error}")))?
 }
 
