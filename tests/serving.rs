@@ -9,9 +9,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use datasets::{Data, Dataset};
+use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use support::data::npz;
 use support::http::{Api, Server};
 use support::{PATIENCE, Running, folder, refused, required, run, succeed, text, weightsmith};
 
@@ -53,6 +55,11 @@ fn unknown_variables_and_bad_values_are_refused() {
     let line = refused(weightsmith(["openapi"]).env("WEIGHTSMITH_QUEU", "1"));
     assert!(line.contains("WEIGHTSMITH_QUEU:") && line.contains("use WEIGHTSMITH_QUEUE "), "{line}");
     assert!(line.ends_with("[unknown_variable]"), "{line}");
+    #[cfg(not(feature = "otel"))]
+    {
+        let line = refused(weightsmith(["openapi"]).env("WEIGHTSMITH_OTLP_ENDPOINT", "http://localhost:4318"));
+        assert!(line.contains("--features otel") && line.ends_with("[otlp_unsupported]"), "{line}");
+    }
     for args in [["--timeout", "soon"], ["--cors-origin", "app.example"], ["--queue", "-1"], ["--log-format", "xml"]] {
         refused(weightsmith(["serve"]).args(args));
     }
@@ -73,7 +80,7 @@ fn the_schema_is_looked_at_and_migrated() {
     assert!(said.code == Some(0) && said.out.starts_with("from no schema to version"), "{said:?}");
     let said = db(&["status", "--json"]);
     let status: Value = serde_json::from_str(&said.out).unwrap();
-    assert_eq!((said.code, &status["found"], &status["pending"]), (Some(0), &status["known"], &serde_json::json!([])));
+    assert_eq!((said.code, &status["found"], &status["pending"]), (Some(0), &status["known"], &json!([])));
     let server = Server::start(data.path(), &["--no-migrate"]);
     assert_eq!(server.api.get("/health/ready").status, 200);
 }
@@ -148,6 +155,69 @@ fn slow_clients_are_ended_and_hold_up_nobody() {
     }
     let answer = rest(slow);
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("json_malformed"), "{answer}");
+}
+
+/// An answer's body, read by `step` bytes with pauses: how long it took, and the bytes.
+fn trickle(address: &str, path: &str, step: usize, pause: Duration) -> (Duration, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let (begin, mut answer, mut piece) = (Instant::now(), Vec::new(), vec![0; step]);
+    loop {
+        let read = stream.read(&mut piece).unwrap();
+        if read == 0 {
+            break;
+        }
+        answer.extend_from_slice(&piece[..read]);
+        std::thread::sleep(pause);
+    }
+    let head = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let text = String::from_utf8_lossy(&answer[..head]).into_owned();
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    (begin.elapsed(), answer.split_off(head + 4))
+}
+
+#[test]
+fn a_download_in_a_trickle_comes_whole_and_holds_up_nobody() {
+    let data = folder();
+    let limits = ["--timeout", "1s", "--header-timeout", "1s", "--body-timeout", "1s", "--body-limit", "200000000"];
+    let server = Server::start(data.path(), &limits);
+    // More than the sockets' buffers take, and nothing that can be compressed.
+    let (examples, side) = (2000usize, 100usize);
+    let mut state = 1u64;
+    let pixels = (0..examples * side * side).map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let labels = (0..examples as u32).map(|at| at % 2).collect();
+    let names = vec!["a".to_owned(), "b".to_owned()];
+    let noise = Dataset::new("noise", vec![1, side, side], names, Data::U8(pixels.collect()), labels).unwrap();
+    let made = server.api.post("/v1/datasets", &json!({"name": "noise", "npz": npz(&noise)}));
+    assert_eq!(made.status, 201, "{}", made.text());
+    let path = format!("/v1/datasets/{}/file", made.json()["id"].as_str().unwrap());
+    let whole = server.api.get(&path);
+    assert!(whole.status == 200 && whole.bytes.len() > 19_000_000, "{} {}", whole.status, whole.bytes.len());
+
+    let address = server.api.base.trim_start_matches("http://");
+    let longest = std::thread::scope(|scope| {
+        // Many at a time: none takes a thread or a place of the others.
+        let slow: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| trickle(address, &path, 200_000, Duration::from_millis(60)))).collect();
+        let mut longest = Duration::ZERO;
+        while slow.iter().any(|reader| !reader.is_finished()) {
+            let begin = Instant::now();
+            assert_eq!(server.api.get("/v1/datasets").status, 200);
+            longest = longest.max(begin.elapsed());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for reader in slow {
+            let (lasted, bytes) = reader.join().unwrap();
+            assert!(lasted > Duration::from_secs(4), "slower than every limit: {lasted:?}");
+            assert!(bytes == whole.bytes, "{} of {} bytes", bytes.len(), whole.bytes.len());
+        }
+        longest
+    });
+    assert!(longest < Duration::from_secs(2), "another request took {longest:?}");
 }
 
 #[test]

@@ -246,3 +246,8 @@ fn check(tensors: &[Found], limits: &Limits) -> Result<()> {
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #[path = "checkpoint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[path = "checkpoint_header_tests.rs"]
+mod header_tests;
