@@ -181,6 +181,7 @@ async fn record(
 const HISTORY: Listed = Listed {
     columns: "h.id, h.previous, h.version, h.actor, h.created_at",
     from: "FROM alias_history h",
+    late: "",
     alias: "h",
     sight: Sight::Checked,
     deletable: false,

@@ -54,6 +54,7 @@ const COLUMNS: &str = "a.id, a.name, a.config, a.parameters, a.layout, a.forward
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM architectures a",
+    late: "",
     alias: "a",
     sight: Sight::Named("a"),
     deletable: true,

@@ -55,6 +55,7 @@ pub struct AuditFilter {
 const LISTED: Listed = Listed {
     columns: "a.id, a.at, a.actor, a.token_id, a.action, a.resource, a.resource_id, a.before, a.after, a.request_id, a.address",
     from: "FROM audit a",
+    late: "",
     alias: "a",
     sight: Sight::Checked,
     deletable: false,

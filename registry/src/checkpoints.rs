@@ -97,7 +97,8 @@ const FROM: &str = "FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN artif
 
 const LISTED: Listed = Listed {
     columns: COLUMNS,
-    from: FROM,
+    from: "FROM checkpoints c JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL",
+    late: "JOIN runs r ON r.id = c.run_id JOIN artifacts f ON f.digest = c.artifact_digest",
     alias: "c",
     sight: Sight::Named("z"),
     deletable: true,
@@ -173,10 +174,13 @@ pub async fn list(
     request: &ListRequest,
 ) -> Result<Page<Checkpoint>> {
     let mut query = Query::start(&LISTED, request, caller)?;
-    query.equal("c.zoo_id", filter.zoo.as_ref());
+    query.in_order("c.zoo_id", filter.zoo.as_ref());
     query.equal("c.run_id", filter.run.as_ref());
-    query.equal("r.dataset_id", filter.dataset.as_ref());
+    query.equal_in("c.run_id", "SELECT id FROM runs WHERE dataset_id", filter.dataset.as_ref());
     query.equal("c.artifact_digest", filter.digest.as_ref());
+    if filter.min_accuracy.or(filter.max_accuracy).is_some() {
+        query.in_range("accuracy");
+    }
     if let Some(least) = filter.min_accuracy {
         query.sql.push(" AND coalesce(c.accuracy, -1::real) >= ").push_bind(least);
     }

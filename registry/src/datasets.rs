@@ -73,6 +73,7 @@ const COLUMNS: &str = "d.id, d.name, d.modality, d.shape, d.class_names, d.examp
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM datasets d",
+    late: "",
     alias: "d",
     sight: Sight::Named("d"),
     deletable: true,

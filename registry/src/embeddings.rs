@@ -147,6 +147,11 @@ pub(crate) async fn require_dimension(
             .bind(version)
             .fetch_optional(connection)
             .await?;
+    same_dimension(stored, dimension)
+}
+
+/// Refuses a dimension that is not the stored one.
+pub(crate) fn same_dimension(stored: Option<i32>, dimension: usize) -> Result<()> {
     match stored.and_then(|stored| usize::try_from(stored).ok()) {
         Some(stored) if stored != dimension => Err(wrong_dimension(stored, dimension)),
         _ => Ok(()),

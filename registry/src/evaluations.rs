@@ -50,6 +50,7 @@ const COLUMNS: &str = "e.id, e.generation_id, e.dataset_id, e.dataset_digest, e.
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM evaluations e",
+    late: "",
     alias: "e",
     sight: Sight::Checked,
     deletable: false,

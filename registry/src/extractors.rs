@@ -50,6 +50,7 @@ const COLUMNS: &str = "x.id, x.name, x.spec, x.dim, x.artifact_digest, x.created
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM extractors x",
+    late: "",
     alias: "x",
     sight: Sight::Named("x"),
     deletable: true,

@@ -128,6 +128,7 @@ const FROM: &str = "FROM generations n JOIN generator_versions v ON v.id = n.ver
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: FROM,
+    late: "",
     alias: "n",
     sight: Sight::Unnamed("n"),
     deletable: true,

@@ -101,6 +101,7 @@ const VERSION_FROM: &str =
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM generators g",
+    late: "",
     alias: "g",
     sight: Sight::Named("g"),
     deletable: true,
@@ -115,6 +116,7 @@ const LISTED: Listed = Listed {
 const VERSIONS: Listed = Listed {
     columns: VERSION_COLUMNS,
     from: VERSION_FROM,
+    late: "",
     alias: "v",
     sight: Sight::Named("g"),
     deletable: false,

@@ -243,6 +243,7 @@ const COLUMNS: &str = "j.id, j.kind, j.queue, j.state, j.request, j.owner, j.vis
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM jobs j",
+    late: "",
     alias: "j",
     sight: Sight::Unnamed("j"),
     deletable: false,

@@ -45,8 +45,8 @@ pub mod zoos;
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, PgPool};
 
 pub use about::{About, NewAbout};
 pub use artifacts::{Artifact, ArtifactPlace, ArtifactReader, ArtifactStore, S3Key, S3Options, digest_of};
@@ -65,6 +65,9 @@ pub use write::{Change, Write};
 
 /// Connections a process holds at most.
 const CONNECTIONS: u32 = 16;
+/// A connection that rested longer is tried before it is used: a server that went away is noticed then. Those in use
+/// are tried by the pool when they come back.
+const RESTED: Duration = Duration::from_secs(1);
 /// How long a call waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -92,6 +95,15 @@ impl Registry {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, about| {
+                Box::pin(async move {
+                    if about.idle_for > RESTED {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect(database_url)
             .await
             .map_err(Error::DatabaseUnavailable)?;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::{Access, Caller, Error, Registry, Result};
@@ -265,7 +265,7 @@ impl Row {
 
 /// A walk through the lineage, one way.
 struct Walk<'a> {
-    registry: &'a Registry,
+    connection: &'a mut PgConnection,
     caller: &'a Caller,
     limit: usize,
     nodes: Vec<Node>,
@@ -273,6 +273,10 @@ struct Walk<'a> {
     edges: BTreeSet<Edge>,
     truncated: bool,
 }
+
+/// A graph of one moment. Its steps are few lookups by keys, whose plans take longer to make than to run: they are made
+/// once a connection.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_generic_plan";
 
 /// The lineage around a node: at most `limit` nodes (1 to [`MAX_NODES`]), at most `depth` steps away.
 ///
@@ -289,9 +293,10 @@ pub async fn graph(
     if limit == 0 || limit > MAX_NODES {
         return Err(Error::invalid("limit", format!("ask for 1 to {MAX_NODES} nodes")));
     }
-    let first = find(registry, caller, root).await?;
+    let mut transaction = registry.pool().begin_with(BEGIN).await?;
+    let first = find(&mut transaction, caller, root).await?;
     let mut walk = Walk {
-        registry,
+        connection: &mut transaction,
         caller,
         limit,
         known: BTreeSet::from([first.node.clone()]),
@@ -305,16 +310,17 @@ pub async fn graph(
     if direction != Direction::Sources {
         walk.go(first.clone(), depth, false).await?;
     }
-    let edges = walk.edges.into_iter().collect();
-    Ok(Graph { root: first.node, nodes: walk.nodes, edges, truncated: walk.truncated })
+    let Walk { nodes, edges, truncated, .. } = walk;
+    transaction.rollback().await?;
+    Ok(Graph { root: first.node, nodes, edges: edges.into_iter().collect(), truncated })
 }
 
-async fn find(registry: &Registry, caller: &Caller, node: &NodeRef) -> Result<Node> {
+async fn find(connection: &mut PgConnection, caller: &Caller, node: &NodeRef) -> Result<Node> {
     let absent = || Error::not_found(node.kind.word(), &node.id);
     let (condition, text, number) = node.key().ok_or_else(absent)?;
     let sql = format!("{} WHERE {condition}", node.kind.select());
     let row: Option<Row> =
-        sqlx::query_as(AssertSqlSafe(sql)).bind(text).bind(number).fetch_optional(registry.pool()).await?;
+        sqlx::query_as(AssertSqlSafe(sql)).bind(text).bind(number).fetch_optional(connection).await?;
     let row = row.filter(|row| row.seen_by(caller)).ok_or_else(absent)?;
     Ok(row.node(node.kind))
 }
@@ -354,7 +360,7 @@ impl Walk<'_> {
         let rows: Vec<Step> = sqlx::query_as(AssertSqlSafe(sql))
             .bind(ids)
             .bind(i64::try_from(room).unwrap_or(i64::MAX))
-            .fetch_all(self.registry.pool())
+            .fetch_all(&mut *self.connection)
             .await?;
         let mut new = Vec::new();
         for Step { source, row } in rows {

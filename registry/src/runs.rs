@@ -54,6 +54,7 @@ const COLUMNS: &str = "r.id, r.zoo_id, r.index, r.name, r.dataset_id, r.dataset_
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM runs r JOIN zoos z ON z.id = r.zoo_id AND z.deleted_at IS NULL",
+    late: "",
     alias: "r",
     sight: Sight::Named("z"),
     deletable: false,

@@ -91,6 +91,7 @@ const COLUMNS: &str = "t.id, t.name, 'wsm_' || t.prefix AS prefix, t.owner, t.sc
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM tokens t",
+    late: "",
     alias: "t",
     sight: Sight::Checked,
     deletable: false,

@@ -65,6 +65,7 @@ const COLUMNS: &str = "z.id, z.name, z.architecture_id, z.config, z.digest, z.ru
 const LISTED: Listed = Listed {
     columns: COLUMNS,
     from: "FROM zoos z",
+    late: "",
     alias: "z",
     sight: Sight::Named("z"),
     deletable: true,

@@ -103,9 +103,10 @@ impl Cluster {
         // In quotes: the setting is a list, and a path may hold a comma.
         let socket = self.socket.display().to_string().replace('"', "\"\"");
         command.arg("-c").arg(format!("unix_socket_directories=\"{socket}\""));
-        for setting in ["listen_addresses=", "port=5432", "shared_buffers=32MB", "max_connections=100", "jit=off"] {
+        for setting in ["listen_addresses=", "port=5432", "max_connections=100", "jit=off"] {
             command.args(["-c", setting]);
         }
+        command.arg("-c").arg(format!("shared_buffers={}MB", shared_buffers(memory_mib())));
         // Ctrl-C in a terminal reaches the whole process group; the server must outlive our last queries.
         command.process_group(0).stdout(Stdio::null()).stderr(log);
         Ok(command)
@@ -180,4 +181,17 @@ fn encode(path: &Path) -> String {
         }
     }
     encoded
+}
+
+/// Memory of this machine in MiB, where the system tells.
+fn memory_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib >> 10)
+}
+
+/// MiB of PostgreSQL's own cache: a thirty-second of the memory, since others need the machine too. It is taken as
+/// pages come in, so a small catalogue holds little of it.
+fn shared_buffers(memory: Option<u64>) -> u64 {
+    memory.map_or(32, |mib| (mib / 32).clamp(32, 1024))
 }
