@@ -417,3 +417,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "listing_cursors.rs"]
+mod cursors;
