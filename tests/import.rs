@@ -59,6 +59,27 @@ fn two_thousand_files_survive_a_kill() {
 }
 
 #[test]
+fn a_zoo_is_made_with_its_first_checkpoints() {
+    let data = folder();
+    let place = data.path().join("data");
+    let models = data.path().join("models");
+    files(&models, 2);
+    let bad = models.join("a.safetensors");
+    std::fs::write(&bad, file([f32::NAN, 1.0])).unwrap();
+    let command = ["zoo", "import", "--zoo", "outside", "--data-dir", text(&place), text(&models)];
+    let line = refused(&mut weightsmith(command));
+    assert!(line.contains("a.safetensors") && line.contains("tensor w") && line.contains("[non_finite]"), "{line}");
+    let server = Server::start(&place, &["--no-worker"]);
+    assert!(server.api.all("/v1/zoos").is_empty(), "no zoo without a checkpoint");
+    drop(server);
+    std::fs::remove_file(&bad).unwrap();
+    assert!(import(&place, &[text(&models)]).contains("2 added"));
+    let server = Server::start(&place, &["--no-worker"]);
+    let zoos = server.api.all("/v1/zoos");
+    assert_eq!((zoos.len(), zoos[0]["checkpoints"].as_u64()), (1, Some(2)));
+}
+
+#[test]
 fn an_architecture_comes_from_a_checkpoint_or_json() {
     let data = folder();
     let place = data.path().join("data");

@@ -3,6 +3,8 @@
 
 #[path = "jobs/ending.rs"]
 mod ending;
+#[path = "jobs/import.rs"]
+mod import;
 #[path = "jobs/killed.rs"]
 mod killed;
 #[path = "jobs/site.rs"]

@@ -130,7 +130,7 @@ async fn admit(guard: &Guard, mut request: Request) -> Result<(Request, Option<S
         Some(path) => guard.table.needs(request.method(), path.as_str())?,
         None => return Err(Error::UnknownRoute(request.uri().path().to_owned())),
     };
-    let Needs::Token(scopes) = needs else {
+    let Needs::Token(alternatives) = needs else {
         return Ok((request, None));
     };
     let address = address(guard.state.settings().auth.trusted_proxies, request.headers(), request.extensions());
@@ -146,7 +146,7 @@ async fn admit(guard: &Guard, mut request: Request) -> Result<(Request, Option<S
     };
     let Identity { mut caller, scopes: held } = identity;
     let standing = guard.count(caller.token.map_or(Client::Address(address), Client::Token))?;
-    require(&scopes, &held)?;
+    require(&alternatives, &held)?;
     caller.address = address;
     caller.request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
     request.extensions_mut().insert(caller);
@@ -169,11 +169,11 @@ async fn identify(state: &AppState, shown: Result<Option<String>>) -> Result<Ide
     }
 }
 
-fn require(needed: &[Scope], held: &Scopes) -> Result<()> {
-    match needed.iter().find(|scope| !held.allow(**scope)) {
-        Some(scope) => Err(Error::ScopeMissing(*scope)),
-        None => Ok(()),
-    }
+/// Refuses scopes that suffice for none of the alternatives; the first missing one of each is told.
+fn require(alternatives: &[Vec<Scope>], held: &Scopes) -> Result<()> {
+    let missing = |needed: &Vec<Scope>| needed.iter().copied().find(|scope| !held.allow(*scope));
+    let missing: Option<Vec<Scope>> = alternatives.iter().map(missing).collect();
+    missing.map_or(Ok(()), |missing| Err(Error::ScopeMissing(missing)))
 }
 
 /// The client's address: the connection's, or what the outermost trusted proxy saw.

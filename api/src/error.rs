@@ -119,8 +119,8 @@ pub enum Error {
     #[error("the operation needs a token: send it as `Authorization: Bearer wsm_…`")]
     TokenMissing,
     /// The token does not allow the operation.
-    #[error("the token does not have the scope `{0}`: use one that has it, or ask an administrator")]
-    ScopeMissing(Scope),
+    #[error("the token does not have the scope `{}`: use one that has it, or ask an administrator", either(.0, "` or `"))]
+    ScopeMissing(Vec<Scope>),
     /// In open mode, a request that was meant for another host.
     #[error("this server serves only this machine, and the request is for `{0}`: ask for localhost or 127.0.0.1")]
     HostNotAllowed(String),
@@ -165,6 +165,10 @@ pub enum Error {
     /// The listener failed.
     #[error("cannot serve: {0}")]
     Serve(#[source] io::Error),
+}
+
+fn either(scopes: &[Scope], between: &str) -> String {
+    scopes.iter().map(|scope| scope.name()).collect::<Vec<_>>().join(between)
 }
 
 fn failing(checks: &[Check]) -> String {
@@ -326,6 +330,7 @@ fn dataset_status(error: &datasets::Error) -> StatusCode {
     use datasets::Error as E;
     match error {
         E::LimitExceeded { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        E::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         // No operation of the API reads a file of the server.
         E::Io { .. } | E::FolderInvalid { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::UNPROCESSABLE_ENTITY,
@@ -381,7 +386,9 @@ fn headers(error: &Error, headers: &mut HeaderMap) {
         Error::MethodNotAllowed { allow, .. } => Some((ALLOW, allow.clone())),
         Error::RangeNotSatisfiable { size } => Some((CONTENT_RANGE, format!("bytes */{size}"))),
         Error::TokenMissing => Some((WWW_AUTHENTICATE, CHALLENGE.to_owned())),
-        Error::ScopeMissing(scope) => {
+        Error::ScopeMissing(scopes) => {
+            // The attribute's scopes are all needed (RFC 6750): one that suffices is named.
+            let scope = either(scopes.get(..1).unwrap_or_default(), "");
             Some((WWW_AUTHENTICATE, format!("{CHALLENGE}, error=\"insufficient_scope\", scope=\"{scope}\"")))
         }
         other if other.status() == StatusCode::UNAUTHORIZED => {

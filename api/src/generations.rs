@@ -338,7 +338,7 @@ async fn create(
     let count = new.count.unwrap_or(1);
     let large = count > state.settings().async_above;
     if preferred || large || new.job.is_some() {
-        let applied: &[_] = if preferred { &[(PREFERENCE_APPLIED, RESPOND_ASYNC)] } else { &[] };
+        let applied = &applied(preferred);
         let options = new.job.take().unwrap_or_default();
         let request = deferred(&state, &caller, &new, request).await?;
         return jobs::accept(&state, &caller, &key, JobKind::Generate, request, options, applied, count).await;
@@ -353,8 +353,13 @@ async fn create(
     Ok(response)
 }
 
+/// What an answer says of the wish not to wait.
+pub(crate) fn applied(preferred: bool) -> Vec<(HeaderName, &'static str)> {
+    preferred.then_some((PREFERENCE_APPLIED, RESPOND_ASYNC)).into_iter().collect()
+}
+
 /// Whether the client asks not to wait (RFC 7240).
-fn prefers_async(headers: &HeaderMap) -> bool {
+pub(crate) fn prefers_async(headers: &HeaderMap) -> bool {
     let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(RESPOND_ASYNC))
 }

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// Media type of what is stored.
 pub const SAFETENSORS: &str = "application/vnd.safetensors";
+/// Name of the archive among the files of an import's job.
+pub const ARCHIVE: &str = "archive";
 /// Bytes read at a time for a digest.
 const CHUNK: usize = 1 << 20;
 
@@ -107,12 +109,12 @@ pub fn architecture(name: &str, layout: &TensorLayout, about: NewAbout) -> Resul
 /// everything but the digest of the stored weights.
 ///
 /// # Errors
-/// Those of the registry; [`Error::Import`] when a layout is not the zoo's.
+/// Those of the registry; [`Error::Import`] when a layout is not the zoo's. Do not commit the write then.
 pub async fn add(
     registry: &Registry,
     write: &mut Write,
     zoo: &registry::zoos::Zoo,
-    taken: Vec<(Taken, NewImport)>,
+    taken: &[(Taken, NewImport)],
 ) -> Result<Vec<Added>> {
     let Some((first, _)) = taken.first() else {
         return Ok(Vec::new());
@@ -120,13 +122,13 @@ pub async fn add(
     let zoo_id: ZooId = zoo.id;
     let own = architecture(&zoo.name, &first.layout, NewAbout::default())?;
     let expected = layout_of(&imports::settle_architecture(write, zoo_id, &own).await?)?;
-    for (one, new) in &taken {
+    for (one, new) in taken {
         one.layout.fits(&expected).map_err(|error| Error::Import(error).in_field(new.source.name.clone()))?;
     }
     let mut all = Vec::with_capacity(taken.len());
     for (one, new) in taken {
         let artifact = registry.artifacts().put_file(&one.path(), SAFETENSORS).await?;
-        all.push(NewImport { artifact_digest: artifact.digest, ..new });
+        all.push(NewImport { artifact_digest: artifact.digest, ..new.clone() });
     }
     Ok(imports::add(write, zoo_id, &all).await?)
 }

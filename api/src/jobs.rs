@@ -241,10 +241,22 @@ pub(crate) async fn accept(
     headers: &[(HeaderName, &str)],
     samples: usize,
 ) -> Result<Response> {
+    let new = NewJob { kind, request, options: options.into(), files: Vec::new() };
+    accept_new(state, caller, key, &new, headers, samples).await
+}
+
+/// As [`accept`], with the files that the job needs.
+pub(crate) async fn accept_new(
+    state: &AppState,
+    caller: &Caller,
+    key: &IdempotencyKey,
+    new: &NewJob,
+    headers: &[(HeaderName, &str)],
+    samples: usize,
+) -> Result<Response> {
     let reserved = Reserved::of(state.registry(), caller, samples).await?;
     let mut write = state.registry().write(caller).await?;
-    let new = NewJob { kind, request, options: options.into() };
-    let job = rows::enqueue(&mut write, &new).await?;
+    let job = rows::enqueue(&mut write, new).await?;
     let location = location(&job);
     let mut answer = Answer::accepted(&location, &Job::from(job))?.header(RETRY_AFTER, ASK_AGAIN)?;
     for (name, value) in headers {
@@ -413,11 +425,11 @@ async fn get(State(state): State<AppState>, caller: Caller, Path(id): Path<Uuid>
 /// Cancel a job
 ///
 /// One that waits is cancelled at once; one that runs stops within about two seconds, at its next step. What it has
-/// made until then is not kept.
+/// made until then is not kept, but checkpoints that an import has added. Only its owner and administrators cancel a job.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/cancel", operation_id = "cancelJob", tag = "jobs",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-00000000000a")),
-    security(("token" = ["generate"])),
+    security(("token" = ["generate"]), ("token" = ["train"])),
     responses((status = 202, description = "It is cancelled, or will be.", body = Job,
                headers(("Location" = String, description = "The job's address."))), CancelProblems)
 )]

@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 mod checkpoints;
+mod imports;
 
 use axum::Json;
 use axum::extract::State;
@@ -34,6 +35,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(get))
         .routes(routes!(list_runs))
         .routes(routes!(checkpoints::import))
+        .routes(routes!(imports::create))
         .merge(life::routes())
 }
 

@@ -5,7 +5,7 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use crate::gather::{Gather, Kind};
+use crate::gather::{Gather, Kind, Take};
 use crate::images::Target;
 use crate::{Dataset, Error, Limits, Result};
 
@@ -27,15 +27,19 @@ pub(crate) fn read_zip(
     target: Target,
     labels: Option<&[u8]>,
 ) -> Result<Dataset> {
+    walk(source, limits, Gather::new(Kind::Zip, limits, target, labels))?.finish()
+}
+
+/// Gives all files of a zip to `taker`.
+pub(crate) fn walk<T: Take>(source: impl Read + Seek, limits: &Limits, mut taker: T) -> Result<T> {
     let mut zip = Zip::open(source, limits)?;
-    let mut gather = Gather::new(Kind::Zip, limits, target, labels);
     for (index, name) in zip.names()? {
         let folder = name.ends_with(['/', '\\']);
-        if let Some(path) = gather.wanted(&name)?.filter(|_| !folder) {
-            gather.file(path, zip.plain_file(index)?)?;
+        if let Some(path) = taker.wanted(&name)?.filter(|_| !folder) {
+            taker.file(path, zip.plain_file(index)?)?;
         }
     }
-    gather.finish()
+    Ok(taker)
 }
 
 /// A zip that gives no more than the allowed bytes, all entries together.

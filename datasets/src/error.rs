@@ -40,6 +40,12 @@ pub enum Error {
     /// A format of no known name.
     #[error("unknown format {0:?}; use one of: {forms}", forms = crate::FORMATS.join(", "))]
     UnknownFormat(String),
+    /// Not an archive of a kind that is read, or one of nothing.
+    #[error("not a usable archive: {0}")]
+    ArchiveInvalid(String),
+    /// The work was told to stop.
+    #[error("the work was stopped before its end")]
+    Stopped,
     /// An image that cannot be decoded.
     #[error("{name} is not a readable image ({formats}): {reason}", formats = crate::images::FORMATS)]
     ImageInvalid {
@@ -181,6 +187,8 @@ impl Error {
             Self::TarUnsafePath(_) => "tar_unsafe_path",
             Self::LabelsCsvInvalid(_) => "labels_csv_invalid",
             Self::UnknownFormat(_) => "unknown_format",
+            Self::ArchiveInvalid(_) => "archive_invalid",
+            Self::Stopped => "cancelled",
             Self::ImageInvalid { .. } => "image_invalid",
             Self::ImageSizeMismatch { .. } => "image_size_mismatch",
             Self::ClassWithoutImages(_) => "class_without_images",

@@ -48,6 +48,15 @@ impl Kind {
     }
 }
 
+/// What is done with the files of an archive, one by one as they come.
+pub(crate) trait Take {
+    /// The parts of a path when its file is to be read; `None` for what operating systems leave behind.
+    fn wanted(&self, name: &str) -> Result<Option<Vec<String>>>;
+
+    /// Takes one file.
+    fn file(&mut self, path: Vec<String>, reader: impl Read) -> Result<()>;
+}
+
 /// Takes an archive's files one by one, decoding as they come: no file is held longer than that.
 pub(crate) struct Gather<'a> {
     kind: Kind,
@@ -60,23 +69,13 @@ pub(crate) struct Gather<'a> {
     decoded: u64,
 }
 
-impl<'a> Gather<'a> {
-    /// `labels` are those given apart from the archive; they count instead of its own `labels.csv`.
-    pub(crate) fn new(kind: Kind, limits: &'a Limits, target: Target, labels: Option<&[u8]>) -> Self {
-        let left = limits.max_decompressed_bytes;
-        let labels = labels.map(<[u8]>::to_vec);
-        Self { kind, limits, target, files: BTreeMap::new(), labels, labels_folder: None, left, decoded: 0 }
-    }
-
-    /// The parts of a path when its file is to be read; `None` for what operating systems leave behind.
-    pub(crate) fn wanted(&self, name: &str) -> Result<Option<Vec<String>>> {
-        let path = components(self.kind, name)?;
-        let clutter = path.iter().any(|component| is_clutter(component));
-        Ok((!clutter && !path.is_empty()).then_some(path))
+impl Take for Gather<'_> {
+    fn wanted(&self, name: &str) -> Result<Option<Vec<String>>> {
+        wanted(self.kind, name)
     }
 
     /// Reads one file. What it holds is decoded now; whether it matters is known when all are there.
-    pub(crate) fn file(&mut self, path: Vec<String>, reader: impl Read) -> Result<()> {
+    fn file(&mut self, path: Vec<String>, reader: impl Read) -> Result<()> {
         let name = path.join("/");
         if self.files.contains_key(&path) {
             return Err(self.kind.invalid(format!("two entries have the name {name:?}; every name must come once")));
@@ -105,6 +104,15 @@ impl<'a> Gather<'a> {
         }
         self.files.insert(path, image);
         Ok(())
+    }
+}
+
+impl<'a> Gather<'a> {
+    /// `labels` are those given apart from the archive; they count instead of its own `labels.csv`.
+    pub(crate) fn new(kind: Kind, limits: &'a Limits, target: Target, labels: Option<&[u8]>) -> Self {
+        let left = limits.max_decompressed_bytes;
+        let labels = labels.map(<[u8]>::to_vec);
+        Self { kind, limits, target, files: BTreeMap::new(), labels, labels_folder: None, left, decoded: 0 }
     }
 
     fn read(&mut self, name: &str, reader: impl Read) -> Result<Vec<u8>> {
@@ -199,6 +207,13 @@ impl<'a> Gather<'a> {
             false => Ok(()),
         }
     }
+}
+
+/// The parts of a path when its file matters; `None` for what operating systems leave behind.
+pub(crate) fn wanted(kind: Kind, name: &str) -> Result<Option<Vec<String>>> {
+    let path = components(kind, name)?;
+    let clutter = path.iter().any(|component| is_clutter(component));
+    Ok((!clutter && !path.is_empty()).then_some(path))
 }
 
 /// The parts of a relative path; Windows tools write backslashes.

@@ -2,7 +2,8 @@
 //!
 //! Readers for IDX ([`idx`]), image folders ([`folder`]), zip and tar archives ([`archive`], [`tarball`]), NumPy
 //! archives ([`npz`]), base64 images of a request ([`inline`]) and the built-in handwritten digits ([`digits`]) all
-//! give a [`Dataset`]; [`read_file`] reads a file of any of these formats without holding the file itself. Deterministic splits, per-class sampling and tasks (ordered choices of classes) work on indices
+//! give a [`Dataset`]; [`read_file`] reads a file of any of these formats without holding the file itself. [`unpack`]
+//! takes an archive of any files apart. Deterministic splits, per-class sampling and tasks (ordered choices of classes) work on indices
 //! into it. The crate knows no tensors, no database and no network.
 //!
 //! ```
@@ -35,6 +36,7 @@ mod source;
 mod split;
 pub mod tarball;
 mod task;
+mod unpack;
 
 pub use dataset::{Data, Dataset, Modality};
 pub use error::{Error, Result};
@@ -45,3 +47,4 @@ pub use sampling::sample_per_class;
 pub use source::{SOURCE_FORMS, load_source, load_source_with};
 pub use split::{Split, split};
 pub use task::{Task, class_sets, ordered_tasks};
+pub use unpack::{ArchiveKind, Unpacked, unpack};

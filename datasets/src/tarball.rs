@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 use tar::{Archive, EntryType};
 
-use crate::gather::{Gather, Kind};
+use crate::gather::{Gather, Kind, Take};
 use crate::images::Target;
 use crate::{Dataset, Error, Limits, Result};
 
@@ -26,29 +26,34 @@ pub fn from_tar(source: impl Read, limits: &Limits) -> Result<Dataset> {
 
 /// As [`from_tar`], with the options of a file.
 pub(crate) fn read_tar(source: impl Read, limits: &Limits, target: Target, labels: Option<&[u8]>) -> Result<Dataset> {
+    walk(source, limits, Gather::new(Kind::Tar, limits, target, labels))?.finish()
+}
+
+/// Gives all files of a tar or tar.gz to `taker`.
+pub(crate) fn walk<T: Take>(source: impl Read, limits: &Limits, taker: T) -> Result<T> {
     let mut source = BufReader::with_capacity(1 << 16, source);
     let magic = source.fill_buf().map_err(|e| Error::TarInvalid(format!("it cannot be read: {e}")))?;
     if magic.starts_with(&[0x1f, 0x8b]) {
-        entries(MultiGzDecoder::new(source), limits, target, labels)
+        entries(MultiGzDecoder::new(source), limits, taker)
     } else {
-        entries(source, limits, target, labels)
+        entries(source, limits, taker)
     }
 }
 
-fn entries(source: impl Read, limits: &Limits, target: Target, labels: Option<&[u8]>) -> Result<Dataset> {
+fn entries<T: Take>(source: impl Read, limits: &Limits, taker: T) -> Result<T> {
     // Skipped entries and padding count as well, or a bomb of them would never end.
     let overhead = (limits.max_files as u64).saturating_mul(OVERHEAD);
     let most = limits.max_decompressed_bytes.saturating_add(overhead);
     let exceeded = Cell::new(false);
     let mut archive = Archive::new(Bounded { inner: source, left: most, exceeded: &exceeded });
-    let gathered = gather(&mut archive, limits, target, labels).and_then(|gather| {
+    let taken = take_all(&mut archive, limits, taker).and_then(|taker| {
         // To its end: only there a gzip stream has its checksum.
         std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).map_err(broken)?;
-        Ok(gather)
+        Ok(taker)
     });
-    match gathered {
+    match taken {
         _ if exceeded.get() => Err(Error::limit("bytes of the tar, decompressed", most.saturating_add(1), most)),
-        gathered => gathered?.finish(),
+        taken => taken,
     }
 }
 
@@ -57,13 +62,7 @@ fn broken(error: std::io::Error) -> Error {
 }
 
 /// Takes the files of all entries.
-fn gather<'a>(
-    archive: &mut Archive<impl Read>,
-    limits: &'a Limits,
-    target: Target,
-    labels: Option<&[u8]>,
-) -> Result<Gather<'a>> {
-    let mut gather = Gather::new(Kind::Tar, limits, target, labels);
+fn take_all<T: Take>(archive: &mut Archive<impl Read>, limits: &Limits, mut taker: T) -> Result<T> {
     let (mut entries, mut long_name) = (0usize, None);
     for entry in archive.entries().map_err(broken)?.raw(true) {
         let mut entry = entry.map_err(broken)?;
@@ -89,21 +88,21 @@ fn gather<'a>(
                     Some(name) => name,
                     None => text(&entry.header().path_bytes())?,
                 };
-                take(&mut gather, kind, &name, &mut entry)?;
+                take(&mut taker, kind, &name, &mut entry)?;
             }
         }
     }
-    Ok(gather)
+    Ok(taker)
 }
 
 /// Takes one entry: a file, or a folder, and nothing else.
-fn take(gather: &mut Gather<'_>, kind: EntryType, name: &str, entry: &mut tar::Entry<'_, impl Read>) -> Result<()> {
-    let path = gather.wanted(name)?;
+fn take(taker: &mut impl Take, kind: EntryType, name: &str, entry: &mut tar::Entry<'_, impl Read>) -> Result<()> {
+    let path = taker.wanted(name)?;
     match (kind, path) {
         (EntryType::Directory, _) => Ok(()),
         // Old tars mark a folder by its name only.
         (EntryType::Regular | EntryType::Continuous, _) if name.ends_with('/') => Ok(()),
-        (EntryType::Regular | EntryType::Continuous, Some(path)) => whole(gather, path, entry),
+        (EntryType::Regular | EntryType::Continuous, Some(path)) => whole(taker, path, entry),
         (EntryType::Regular | EntryType::Continuous, None) => Ok(()),
         (EntryType::GNUSparse, _) => {
             Err(Error::TarInvalid(format!("{name:?} is a sparse file; pack it without --sparse")))
@@ -136,11 +135,11 @@ impl<R: Read> Read for Bounded<'_, R> {
 }
 
 /// Reads a file that must be as long as its header says: a tar has no checksum that would tell a cut one.
-fn whole(gather: &mut Gather<'_>, path: Vec<String>, entry: &mut tar::Entry<'_, impl Read>) -> Result<()> {
+fn whole(taker: &mut impl Take, path: Vec<String>, entry: &mut tar::Entry<'_, impl Read>) -> Result<()> {
     let size = entry.size();
     let name = path.join("/");
     let mut counted = Counted { inner: entry, read: 0 };
-    gather.file(path, &mut counted)?;
+    taker.file(path, &mut counted)?;
     match counted.read == size {
         true => Ok(()),
         false => Err(Error::TarInvalid(format!("it ends inside {name:?}; is the file complete?"))),
@@ -177,7 +176,7 @@ fn pax_path(bytes: &[u8]) -> Result<Option<String>> {
         match attribute.key_bytes() {
             b"path" => path = Some(text(attribute.value_bytes())?),
             key if key == b"size" || key.starts_with(b"GNU.sparse") => {
-                return Err(Error::TarInvalid("it holds a sparse file or one of 8 GiB; pack plain images".into()));
+                return Err(Error::TarInvalid("it holds a sparse file or one of 8 GiB; pack plain files".into()));
             }
             _ => {}
         }

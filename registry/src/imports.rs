@@ -140,6 +140,33 @@ async fn lock(write: &mut Write, zoo: ZooId) -> Result<()> {
     Ok(())
 }
 
+/// The zoo of an id, when the caller may add to it.
+///
+/// # Errors
+/// `not_found`, `not_owner`.
+pub async fn own_zoo(registry: &Registry, caller: &Caller, id: ZooId) -> Result<zoos::Zoo> {
+    let zoo = zoos::by_id(registry, caller, id).await?;
+    caller.require_ownership("zoo", &zoo.name, &zoo.about.owner)?;
+    Ok(zoo)
+}
+
+/// Refuses values that no checkpoint may have, before a file is read.
+///
+/// # Errors
+/// `invalid_value`.
+pub fn check_values(accuracy: Option<f32>, loss: Option<f32>, epoch: Option<i32>) -> Result<()> {
+    if accuracy.is_some_and(|accuracy| !(0.0..=1.0).contains(&accuracy)) {
+        return Err(Error::invalid("accuracy", "give a fraction between 0 and 1"));
+    }
+    if loss.is_some_and(|loss| !loss.is_finite()) {
+        return Err(Error::invalid("loss", "give a finite number"));
+    }
+    if epoch.is_some_and(|epoch| epoch < 0) {
+        return Err(Error::invalid("epoch", "give 0 or more"));
+    }
+    Ok(())
+}
+
 /// Adds checkpoints to a zoo of the caller's. Weights that the zoo has already are not added again. The answers are in
 /// the order of `new`.
 ///

@@ -19,7 +19,7 @@ use sqlx::PgConnection;
 
 pub use dispatch::{Attempt, DispatchOptions, Ended, Handler, run};
 pub use events::{Event, Watch, events};
-pub use snapshots::{load_snapshot, remove_snapshot, save_snapshot};
+pub use snapshots::{keep_snapshot, load_snapshot, remove_snapshot, save_snapshot, snapshot_digest};
 pub use stats::{JobCount, unfinished};
 pub use webhooks::{Delivery, Due, MAX_DELIVERIES, deliveries, sign};
 
@@ -195,6 +195,8 @@ pub struct NewJob {
     pub request: Value,
     /// How it is to be done.
     pub options: JobOptions,
+    /// Artifacts that it needs, by name and digest: found as snapshots, and kept until it has ended.
+    pub files: Vec<(&'static str, String)>,
 }
 
 /// How a job is to be done.
@@ -255,7 +257,7 @@ const LISTED: Listed = Listed {
 /// Puts a job into its queue; it is there, and dispatched, once the write is committed.
 ///
 /// # Errors
-/// `invalid_value`, `invalid_name` (the queue).
+/// `invalid_value`, `invalid_name` (the queue), `artifact_missing`.
 pub async fn enqueue(write: &mut Write, new: &NewJob) -> Result<Job> {
     let JobOptions { queue, max_attempts, deadline, webhook } = &new.options;
     let queue = queue.as_deref().unwrap_or(new.kind.queue());
@@ -278,6 +280,9 @@ pub async fn enqueue(write: &mut Write, new: &NewJob) -> Result<Job> {
     .bind(webhook.as_ref().map(|webhook| &webhook.secret))
     .execute(write.connection())
     .await?;
+    for (name, digest) in &new.files {
+        snapshots::refer(write.connection(), id, name, digest).await?;
+    }
     events::append(write.connection(), id, "state", json!({ "state": "queued" })).await?;
     schedule(write.connection(), id, queue, 0.0).await?;
     let after = json!({ "kind": new.kind, "queue": queue });

@@ -45,6 +45,11 @@ impl Site {
         Self { server, url, data, postgres: Some(postgres), installed, database, _folder: folder }
     }
 
+    /// The database's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Stops the database for a while.
     pub fn interrupt_database(&mut self, pause: Duration) {
         self.postgres = None;

@@ -147,6 +147,11 @@ impl Api {
         self.send(request.body(body))
     }
 
+    pub fn post_bytes(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Reply {
+        let request = self.client.post(format!("{}{path}", self.base)).body(body);
+        self.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+    }
+
     /// A generation that must succeed.
     pub fn generate(&self, body: &Value) -> Value {
         let reply = self.post("/v1/generations", body);

@@ -16,7 +16,8 @@ use crate::progress::Progress;
 
 /// A place for named files of bytes. Names are of lowercase letters, digits, `-` and `.`.
 ///
-/// A failure is [`Error::Snapshots`]. One that happens while training is under way is told and training goes on; one
+/// A failure is [`Error::Snapshots`], or [`Error::Interrupted`] when the training is no longer this process's: that ends
+/// it at once. Another one that happens while training is under way is told and training goes on; one
 /// that happens while a snapshot is looked for ends it, so that nothing is trained twice for want of a connection.
 pub trait Snapshots: Sync {
     /// Stores `bytes` under `name`, in place of what was there; after a crash the old or the new bytes are there.
@@ -167,7 +168,7 @@ impl Keeper<'_> {
     /// when the user asked to stop.
     ///
     /// # Errors
-    /// That of the step, or of `make`.
+    /// That of the step, or of `make`; [`Error::Interrupted`] when the place says that this training is over.
     pub fn after(&mut self, step: Result<()>, end: bool, make: impl FnOnce() -> Result<Snapshot>) -> Result<()> {
         if self.place.is_none() {
             return step;
@@ -175,19 +176,22 @@ impl Keeper<'_> {
         let stop = matches!(step, Err(Error::Interrupted));
         if stop || (step.is_ok() && (end || Instant::now() >= self.due)) {
             let start = Instant::now();
-            self.save(make()?);
+            self.save(make()?)?;
             self.due = Instant::now() + self.every.max(start.elapsed() * SHARE);
         }
         step
     }
 
-    fn save(&mut self, snapshot: Snapshot) {
-        let Some(place) = self.place else { return };
+    fn save(&mut self, snapshot: Snapshot) -> Result<()> {
+        let Some(place) = self.place else { return Ok(()) };
         let name = slot_name(&self.name, self.slot);
         match place.save(&name, &snapshot.to_bytes(self.identity)) {
             Ok(()) => self.slot = (self.slot + 1) % SLOTS,
+            // Someone else goes on with this training.
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => self.progress.note(&format!("no snapshot {name}, training goes on: {error}")),
         }
+        Ok(())
     }
 
     /// Removes the snapshots of this stage.
@@ -198,5 +202,38 @@ impl Keeper<'_> {
                 self.progress.note(&format!("snapshot {name} is of no more use and cannot be removed: {error}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A place that answers every save with the same error.
+    struct Refuses(fn() -> Error);
+
+    impl Snapshots for Refuses {
+        fn save(&self, _: &str, _: &[u8]) -> Result<()> {
+            Err((self.0)())
+        }
+
+        fn load(&self, _: &str) -> Result<Option<Vec<u8>>> {
+            Ok(None)
+        }
+
+        fn remove(&self, _: &str) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn only_a_lost_training_ends_at_a_snapshot() {
+        let ended = |place: &Refuses| {
+            let progress = Progress::silent();
+            let mut keeper = Keep::new(place, Duration::ZERO).stage("vae", "this", &progress);
+            keeper.after(Ok(()), false, || Ok(Snapshot::new(1)))
+        };
+        assert!(ended(&Refuses(|| Error::Snapshots("the disk is full".into()))).is_ok(), "training goes on");
+        assert!(matches!(ended(&Refuses(|| Error::Interrupted)), Err(Error::Interrupted)));
     }
 }

@@ -18,8 +18,8 @@ pub(crate) const SCHEME: &str = "token";
 pub(crate) enum Needs {
     /// Nothing: anyone may ask.
     Nothing,
-    /// A valid token that has all these scopes.
-    Token(Vec<Scope>),
+    /// A valid token that has all scopes of one of these lists.
+    Token(Vec<Vec<Scope>>),
     /// The operation does not declare what it needs: nobody may ask.
     Undeclared,
 }
@@ -75,23 +75,23 @@ fn allowed(operations: &[(Method, Needs)]) -> String {
     names.join(",")
 }
 
-/// Reads a `security` member: `[{}]` is open, `[{"token": [scopes]}]` needs a token; all else is not understood.
+/// Reads a `security` member: `[{}]` is open, `[{"token": [scopes]}]` needs a token, more of these one of them; all else
+/// is not understood.
 fn needs(security: &Value) -> Needs {
-    let Some([requirement]) = security.as_array().map(Vec::as_slice) else {
-        return Needs::Undeclared;
-    };
-    let Some(requirement) = requirement.as_object() else {
-        return Needs::Undeclared;
-    };
-    if requirement.is_empty() {
-        return Needs::Nothing;
+    match security.as_array().map(Vec::as_slice) {
+        None | Some([]) => Needs::Undeclared,
+        Some([Value::Object(one)]) if one.is_empty() => Needs::Nothing,
+        Some(alternatives) => {
+            let scopes: Option<Vec<Vec<Scope>>> = alternatives.iter().map(scopes).collect();
+            scopes.map_or(Needs::Undeclared, Needs::Token)
+        }
     }
-    let names = requirement.get(SCHEME).and_then(Value::as_array).filter(|_| requirement.len() == 1);
-    let scopes = names.map(|names| names.iter().map(|name| name.as_str()?.parse().ok()).collect::<Option<Vec<_>>>());
-    match scopes {
-        Some(Some(scopes)) => Needs::Token(scopes),
-        _ => Needs::Undeclared,
-    }
+}
+
+/// The scopes of one alternative.
+fn scopes(requirement: &Value) -> Option<Vec<Scope>> {
+    let requirement = requirement.as_object().filter(|requirement| requirement.len() == 1)?;
+    requirement.get(SCHEME)?.as_array()?.iter().map(|name| name.as_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -115,8 +115,10 @@ mod tests {
     #[test]
     fn declarations() {
         assert_eq!(needs(&json!([{}])), Needs::Nothing);
-        assert_eq!(needs(&json!([{"token": []}])), Needs::Token(vec![]));
-        assert_eq!(needs(&json!([{"token": ["read", "train"]}])), Needs::Token(vec![Scope::Read, Scope::Train]));
+        assert_eq!(needs(&json!([{"token": []}])), Needs::Token(vec![vec![]]));
+        assert_eq!(needs(&json!([{"token": ["read", "train"]}])), Needs::Token(vec![vec![Scope::Read, Scope::Train]]));
+        let either = json!([{"token": ["generate"]}, {"token": ["train"]}]);
+        assert_eq!(needs(&either), Needs::Token(vec![vec![Scope::Generate], vec![Scope::Train]]));
         for bad in [
             json!(null),
             json!([]),
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn what_is_not_described_is_refused() {
         let table = Table::of(&crate::openapi());
-        assert_eq!(table.needs(&Method::HEAD, "/v1/datasets").unwrap(), Needs::Token(vec![Scope::Read]));
+        assert_eq!(table.needs(&Method::HEAD, "/v1/datasets").unwrap(), Needs::Token(vec![vec![Scope::Read]]));
         let error = table.needs(&Method::DELETE, "/v1/datasets").unwrap_err();
         assert_eq!((error.code(), error.to_string().contains("GET,HEAD,POST")), ("method_not_allowed", true));
         assert_eq!(table.needs(&Method::GET, "/hidden").unwrap_err().code(), "internal");

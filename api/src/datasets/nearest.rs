@@ -168,6 +168,8 @@ async fn embedding(
         classes.map(|names| labels(&data, &names)).transpose().map_err(|e| Error::from(e).in_field("classes"))?;
     let (task, embedding) = limits::run(place, move |_| embed(&generator, &data, asked)).await?;
     let new = NewEmbedding { subject_id: row.id.as_uuid(), classes: numbers(&task), embedding: embedding.clone() };
+    // A read may keep this: it is derived from what the caller sees alone, the same whoever asks, and no one's resource,
+    // so it needs no other scope and no entry in the audit trail.
     let mut write = registry.write(caller).await?;
     embeddings::insert_bulk(&mut write, version.id, kind, &[new]).await?;
     write.commit().await?;

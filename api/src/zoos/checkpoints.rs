@@ -105,7 +105,7 @@ pub(super) async fn import(
     let taken = limits::run(place, move |_| imports::take(&file.path(), &options, expected.as_ref(), &folder)).await?;
     let new = described(query, &taken.source_digest, dataset);
     let mut write = registry.write(&caller).await?;
-    let added = imports::add(registry, &mut write, &zoo, vec![(taken, new)]).await?;
+    let added = imports::add(registry, &mut write, &zoo, &[(taken, new)]).await?;
     let added = *added.first().ok_or_else(|| Error::Internal("an import gave no checkpoint".into()))?;
     let row = Checkpoint::from(rows::in_work(&mut write, added.id()).await?);
     let location = format!("/v1/checkpoints/{}", added.id());

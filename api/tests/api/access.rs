@@ -269,3 +269,21 @@ async fn open_mode_is_for_this_machine(pool: PgPool) {
     }
     host("rebound.example:8080").await.problem(403, "host_not_allowed");
 }
+
+#[sqlx::test(migrations = "../migrations")]
+async fn whoever_trains_cancels_their_own(pool: PgPool) {
+    // Jobs need the dispatcher's tables too.
+    registry::migrate(&pool).await.unwrap();
+    let app = closed(pool);
+    let (ann, bob) = (app.token("ann", &[Scope::Train]).await.1, app.token("bob", &[Scope::Train]).await.1);
+    let reader = app.token("ann", &[Scope::Read]).await.1;
+    let config = serde_json::to_value(training::Config::parse(crate::support::CONFIG).unwrap()).unwrap();
+    let job = post(&app, &ann, "/v1/zoos", &json!({ "build": config })).await;
+    assert_eq!(job.status, 202, "{}", job.json());
+    let cancel = format!("{}/cancel", job.header("location"));
+    let refused = post(&app, &reader, &cancel, &Value::Null).await.problem(403, "scope_missing");
+    assert!(refused["detail"].as_str().unwrap().contains("`generate` or `train`"), "{refused}");
+    post(&app, &bob, &cancel, &Value::Null).await.problem(404, "not_found");
+    let cancelled = post(&app, &ann, &cancel, &Value::Null).await;
+    assert_eq!((cancelled.status.as_u16(), &cancelled.json()["state"]), (202, &json!("cancelled")));
+}

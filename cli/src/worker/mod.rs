@@ -1,5 +1,7 @@
 //! `weightsmith worker`: does the work of jobs.
 
+mod import;
+mod scratch;
 mod store;
 mod training;
 mod webhook;
@@ -13,6 +15,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use registry::jobs::{self, Attempt, DispatchOptions, Due, Ended, Handler, JobKind};
 use registry::{Registry, quotas};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -48,6 +52,9 @@ pub struct WorkArgs {
     /// Seconds between two snapshots of a training, from which another worker goes on.
     #[arg(long, env = "WEIGHTSMITH_SNAPSHOT_EVERY", value_name = "SECONDS", default_value = "15", value_parser = seconds)]
     pub snapshot_every: Duration,
+    /// Most bytes that an archive of an import unpacks to, in the data folder's uploads.
+    #[arg(long, env = "WEIGHTSMITH_UNPACKED_LIMIT", value_name = "BYTES", default_value_t = 16 << 30)]
+    pub unpacked_limit: u64,
 }
 
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
@@ -74,7 +81,9 @@ impl WorkArgs {
             grace: GRACE,
         };
         let registry = state.registry().clone();
-        let worker = Worker { state, client: webhook::client()?, snapshot_every: self.snapshot_every };
+        scratch::sweep(&import::folder(&state));
+        let (snapshot_every, unpacked_limit) = (self.snapshot_every, self.unpacked_limit);
+        let worker = Worker { state, client: webhook::client()?, snapshot_every, unpacked_limit };
         Ok(jobs::run(&registry, &options, Arc::new(worker), stopping).await?)
     }
 }
@@ -92,7 +101,8 @@ pub fn run(args: Args) -> Result<()> {
     tokio_runtime()?.block_on(async {
         let runtime = args.runtime.open()?;
         let open = args.registry.open().await?;
-        let state = AppState::new(open.registry.clone(), runtime, Settings::default());
+        let settings = Settings { upload_dir: Some(args.registry.upload_dir()?), ..Settings::default() };
+        let state = AppState::new(open.registry.clone(), runtime, settings);
         let (stop, stopping) = watch::channel(false);
         let queues = if args.work.queues.is_empty() { "all queues".into() } else { args.work.queues.join(", ") };
         say(&format!("weightsmith works on {queues}, {} at a time", args.work.concurrency));
@@ -116,6 +126,7 @@ struct Worker {
     state: AppState,
     client: reqwest::Client,
     snapshot_every: Duration,
+    unpacked_limit: u64,
 }
 
 impl Handler for Worker {
@@ -134,7 +145,7 @@ impl Handler for Worker {
                 JobKind::Train => training::train(&self.state, attempt, self.snapshot_every).await,
                 JobKind::Generate => api::jobs::generate(&self.state, attempt).await.map_err(Error::from),
                 JobKind::Evaluate => api::jobs::evaluate(&self.state, attempt).await.map_err(Error::from),
-                JobKind::Import => Err(Error::input("kind_unsupported", "this worker cannot import: use a newer one")),
+                JobKind::Import => import::import(&self.state, attempt, self.unpacked_limit).await,
             };
             if let Some(reserved) = reserved {
                 let seconds = begun.elapsed().as_secs_f64();
@@ -181,9 +192,10 @@ fn ended(error: &Error) -> Ended {
 fn detail(error: &Error) -> String {
     match error {
         Error::Api(error) => error.detail(),
-        Error::Internal(_) | Error::Io { .. } | Error::Training(TrainingError::Io { .. }) => {
-            "the worker could not complete the job: its log says why".into()
-        }
+        Error::Internal(_)
+        | Error::Io { .. }
+        | Error::Data(datasets::Error::Io { .. })
+        | Error::Training(TrainingError::Io { .. }) => "the worker could not complete the job: its log says why".into(),
         other => other.to_string(),
     }
 }
@@ -193,6 +205,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     let span = tracing::Span::current();
     let ended = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
     ended.map_err(|error| Error::Internal(format!("the work of a job stopped: {error}")))?
+}
+
+/// What a job is asked for, in the form of its kind.
+fn parse<'a, T: Deserialize<'a>>(request: &'a Value) -> Result<T> {
+    T::deserialize(request).map_err(|error| Error::input("request_invalid", format!("the request: {error}")))
 }
 
 /// The registry of a state, for the modules of this one.

@@ -42,6 +42,10 @@ impl Snapshots for JobStore {
         }
     }
 
+    fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.wait(jobs::snapshot_digest(&self.registry, self.claim.job, name))?.is_some())
+    }
+
     fn remove(&self, name: &str) -> Result<()> {
         self.wait(jobs::remove_snapshot(&self.registry, self.claim, name))
     }

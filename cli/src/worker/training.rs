@@ -22,7 +22,7 @@ use training::{Part, Sources, stages};
 use weights::{Architecture, tensors};
 
 use super::store::JobStore;
-use super::{blocking, registry};
+use super::{blocking, parse, registry};
 use crate::error::{Error, Result};
 use crate::extractor::extracted;
 use crate::publish;
@@ -43,10 +43,6 @@ struct Train {
     generator: String,
     zoo: String,
     config: Value,
-}
-
-fn parse<'a, T: Deserialize<'a>>(request: &'a Value) -> Result<T> {
-    T::deserialize(request).map_err(|error| Error::input("request_invalid", format!("the request: {error}")))
 }
 
 /// Tells the job how far its training is, and the log what else is worth a line.

@@ -29,7 +29,7 @@ fn ann() -> Caller {
 }
 
 fn new(request: serde_json::Value) -> NewJob {
-    NewJob { kind: JobKind::Train, request, options: JobOptions::default() }
+    NewJob { kind: JobKind::Train, request, options: JobOptions::default(), files: Vec::new() }
 }
 
 async fn enqueue(registry: &Registry, new: &NewJob) -> Job {
