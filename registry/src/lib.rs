@@ -63,8 +63,9 @@ pub use names::{GeneratorRef, Selector, check as check_name};
 pub use page::{MAX_LIMIT, Page};
 pub use write::{Change, Write};
 
-/// Connections a process holds at most.
-const CONNECTIONS: u32 = 16;
+/// Connections a process holds at most, for each core and at least. Statements run on cores: more of them at a time only
+/// take turns, and the slowest waits longest.
+const CONNECTIONS: (usize, usize) = (3, 6);
 /// A connection that rested longer is tried before it is used: a server that went away is noticed then. Those in use
 /// are tried by the pool when they come back.
 const RESTED: Duration = Duration::from_secs(1);
@@ -92,8 +93,10 @@ impl Registry {
     /// # Errors
     /// As [`Registry::connect`], and `invalid_value` for options of a bucket that do not do.
     pub async fn connect_to(database_url: &str, artifacts: &ArtifactPlace, options: &S3Options) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let connections = (cores * CONNECTIONS.0).clamp(CONNECTIONS.1, 48) as u32;
         let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
+            .max_connections(connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(|connection, about| {

@@ -7,6 +7,7 @@ use super::*;
 const LISTED: Listed = Listed {
     columns: "x.id",
     from: "FROM things x",
+    late: "",
     alias: "x",
     sight: Sight::Named("x"),
     deletable: true,
