@@ -277,18 +277,21 @@ async fn attempt(context: &Context, claimed: Claimed) -> std::result::Result<(),
     tracing::info!(job = %claim.job, kind = attempt.job.kind.name(), attempt = attempt.job.attempts, "a job begins");
     let running = AssertUnwindSafe(context.handler.run(attempt)).catch_unwind();
     tokio::pin!(running);
-    let watching = keep_alive(context, claim, &progress, &stop);
-    tokio::pin!(watching);
     let mut reason = None;
-    let ended = loop {
-        tokio::select! {
-            biased;
-            ended = &mut running => break ended,
-            why = &mut watching => {
-                stop.store(true, Ordering::Relaxed);
-                reason.get_or_insert(why);
-                // An attempt that is stopping still has the job.
-                watching.set(keep_alive(context, claim, &progress, &stop));
+    // The heartbeat goes before the end is written: one under way may have the job's row locked.
+    let ended = {
+        let watching = keep_alive(context, claim, &progress, &stop);
+        tokio::pin!(watching);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut running => break ended,
+                why = &mut watching => {
+                    stop.store(true, Ordering::Relaxed);
+                    reason.get_or_insert(why);
+                    // An attempt that is stopping still has the job.
+                    watching.set(keep_alive(context, claim, &progress, &stop));
+                }
             }
         }
     };
