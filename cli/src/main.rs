@@ -7,6 +7,7 @@ mod architecture;
 mod auth;
 mod backup;
 mod bench;
+mod compare;
 mod config;
 mod context;
 mod dataset;
@@ -20,6 +21,7 @@ mod generate;
 mod generator;
 mod import;
 mod publish;
+mod report;
 mod serve;
 mod token;
 mod train;
@@ -60,6 +62,8 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Train a zoo and a generator, serve them, ask for weights over HTTP, and compare them with baselines.
     Demo(demo::Args),
+    /// Run an experiment and write its page, its plots and its numbers.
+    Report(report::Args),
     /// List, export and import generators.
     #[command(subcommand)]
     Generator(generator::Command),
@@ -102,6 +106,7 @@ fn run(command: Command) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Report(args) => report::run(args),
         Command::Generator(command) => generator::run(command),
         Command::Architecture(command) => architecture::run(command),
         Command::Dataset(command) => dataset::run(command),

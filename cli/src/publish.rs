@@ -153,8 +153,22 @@ pub async fn generator(
 /// Support sets that a run's embedding is the mean of.
 const DRAWS: usize = 4;
 
-/// Embeds the task of each run (images of the training part, mean of some support sets) and stores the embeddings for
-/// the nearest search.
+/// Embeds the task of each run: images of the training part, mean of some support sets.
+pub fn embed_runs(generator: &Generator, zoo: &Zoo, sources: &Sources) -> Result<Vec<Vec<f32>>> {
+    let images = generator.manifest().encoder.images_per_class;
+    let mut rng = random::stream(0, "run embeddings");
+    let mut embeddings = Vec::with_capacity(zoo.runs.len());
+    for run in &zoo.runs {
+        let task = sources.task(&run.task, Part::Train)?.for_encoder();
+        let mut features = vec![Vec::new(); DRAWS];
+        features.iter_mut().for_each(|row| task.draw(images, &mut rng, row));
+        let rows: Vec<f32> = generator.embed_many(&features)?.into_iter().flat_map(|e| e.dataset).collect();
+        embeddings.push(mean(&rows, generator.manifest().encoder.embedding_dim));
+    }
+    Ok(embeddings)
+}
+
+/// Stores the embeddings of the runs' tasks for the nearest search.
 pub async fn run_embeddings(
     write: &mut Write,
     version: &GeneratorVersion,
@@ -163,19 +177,12 @@ pub async fn run_embeddings(
     zoo: &Zoo,
     sources: &Sources,
 ) -> Result<()> {
-    let images = generator.manifest().encoder.images_per_class;
-    let mut rng = random::stream(0, "run embeddings");
     let ids = runs::ids_of_zoo(write, zoo_id).await?;
     let run_ids: BTreeMap<usize, _> = ids.into_iter().map(|(index, id)| (index as usize, id)).collect();
     let mut new = Vec::with_capacity(zoo.runs.len());
-    for (index, run) in zoo.runs.iter().enumerate() {
-        let task = sources.task(&run.task, Part::Train)?.for_encoder();
-        let mut features = vec![Vec::new(); DRAWS];
-        features.iter_mut().for_each(|row| task.draw(images, &mut rng, row));
-        let rows: Vec<f32> = generator.embed_many(&features)?.into_iter().flat_map(|e| e.dataset).collect();
-        let embedding = mean(&rows, generator.manifest().encoder.embedding_dim);
+    for (index, embedding) in embed_runs(generator, zoo, sources)?.into_iter().enumerate() {
         if let Some(id) = run_ids.get(&index) {
-            let classes = run.task.classes.iter().map(|&c| c as i32).collect();
+            let classes = zoo.runs[index].task.classes.iter().map(|&c| c as i32).collect();
             new.push(NewEmbedding { subject_id: id.as_uuid(), classes, embedding });
         }
     }

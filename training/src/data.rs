@@ -285,7 +285,10 @@ fn without_twins(data: &Dataset) -> Dataset {
 }
 
 /// Replaces `${NAME}` by the environment's value.
-fn expand(text: &str) -> Result<String> {
+///
+/// # Errors
+/// [`Error::Config`] when it is not set, or a brace is missing.
+pub fn expand(text: &str) -> Result<String> {
     let mut out = String::new();
     let mut rest = text;
     while let Some(start) = rest.find("${") {

@@ -17,8 +17,11 @@ pub mod snapshots;
 pub mod stages;
 pub mod threads;
 
+/// The revision of the source that this program was built from, or `unknown`.
+pub const REVISION: &str = env!("WEIGHTSMITH_REVISION");
+
 pub use config::Config;
 pub use curve::Curve;
-pub use data::{Extract, Extracted, Part, Source, Sources, TaskData};
+pub use data::{Extract, Extracted, Part, Source, Sources, TaskData, expand};
 pub use error::{Error, Result};
 pub use snapshots::{Folder, Keep, Snapshots};

@@ -24,7 +24,7 @@ use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, stages};
 
 use crate::context::{
-    OpenRegistry, RegistryArgs, RuntimeArgs, caller, prepare, progress, say, tokio_runtime, write_whole,
+    OpenRegistry, RegistryArgs, RuntimeArgs, caller, peak_rss_mib, prepare, progress, say, tokio_runtime, write_whole,
 };
 use crate::error::{Error, Result};
 use crate::{publish, serve, train};
@@ -132,15 +132,10 @@ pub fn run(args: Args) -> Result<()> {
     for (name, tasks) in [("seen", seen), ("unseen", unseen)] {
         let parts = client::Parts { validation: &served.validation, test: &served.test };
         let answers = clock.time("requests", || tokio.block_on(http.ask_all(&made, &tasks, &parts, &progress)))?;
-        let comparison = arms::Comparison {
-            made: &made,
-            tasks: &tasks,
-            seen: name == "seen",
-            answers: &answers,
-            progress: &progress,
-        };
-        let near = tokio.block_on(comparison.neighbours(&served.open.registry, served.version.id, &generator))?;
-        reports.push((name, clock.time("compare", || comparison.run(&near))?));
+        let (registry, version) = (&served.open.registry, served.version.id);
+        let near = tokio.block_on(arms::neighbours(&made, &tasks, registry, version, &generator))?;
+        let measured = clock.time("compare", || arms::measure(&made, &tasks, &answers, &near, &progress))?;
+        reports.push((name, measured));
     }
     let p50;
     (p50, served.example) = clock.time("latency", || tokio.block_on(http.latency(&made, &served.validation)))?;
@@ -251,14 +246,6 @@ fn tasks(made: &Made) -> Result<(Vec<Task>, Vec<Task>)> {
     };
     let e = &made.config.evaluation;
     Ok((pick(seen, e.seen_tasks), pick(unseen, e.unseen_tasks)))
-}
-
-/// Peak resident memory of this process in MiB; 0 where the kernel does not tell.
-fn peak_rss_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
 }
 
 /// Leaves the address and curl lines; serves on when asked to.

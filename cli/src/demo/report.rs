@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::arms::{ArmReport, SetReport};
+use super::arms::Measured;
+use crate::compare::{ArmReport, SetReport, best, mean_std, within};
 
 /// Everything that the demo measured.
 pub struct Report {
     /// Per set of tasks (`seen`, `unseen`).
-    pub reports: Vec<(&'static str, SetReport)>,
+    pub reports: Vec<(&'static str, Measured)>,
     /// Seconds of each stage.
     pub stages: Vec<(&'static str, f64)>,
     /// Seconds of all.
@@ -23,39 +24,14 @@ pub struct Report {
 /// Sets with no more tasks than this are also listed task by task.
 const LISTED_TASKS: usize = 12;
 
-fn mean_std(values: &[(usize, f64)]) -> (f64, f64) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().map(|v| v.1).sum::<f64>() / n;
-    (mean, (values.iter().map(|v| (v.1 - mean).powi(2)).sum::<f64>() / n).sqrt())
-}
-
-/// Mean over tasks of the standard deviation between the models of a task: the diversity of an arm.
-fn within(values: &[(usize, f64)]) -> f64 {
-    let mut by_task = std::collections::BTreeMap::<usize, Vec<(usize, f64)>>::new();
-    for &value in values {
-        by_task.entry(value.0).or_default().push(value);
-    }
-    by_task.values().map(|own| mean_std(own).1).sum::<f64>() / by_task.len().max(1) as f64
-}
-
-/// Mean over tasks of the best model of each.
-fn best(values: &[(usize, f64)]) -> f64 {
-    let mut best = std::collections::BTreeMap::<usize, f64>::new();
-    for &(task, accuracy) in values {
-        let entry = best.entry(task).or_insert(accuracy);
-        *entry = entry.max(accuracy);
-    }
-    best.values().sum::<f64>() / best.len().max(1) as f64
-}
-
 impl Report {
     /// One table for people.
     pub fn table(&self) -> String {
         let mut out = String::new();
-        for (name, set) in &self.reports {
-            if !set.tasks.is_empty() {
+        for (name, measured) in &self.reports {
+            if let Some(set) = &measured.set {
                 // Writing to a string cannot fail.
-                let _ = set_table(&mut out, name, set);
+                let _ = set_table(&mut out, name, set, measured);
             }
         }
         let _ = self.footer(&mut out);
@@ -83,11 +59,14 @@ impl Report {
     pub fn json(&self) -> Value {
         let mut out = Map::new();
         for (name, set) in &self.reports {
-            let arms = set.arms.iter().map(|arm| (arm.name.to_owned(), arm_json(arm)));
+            let arms = set
+                .set
+                .iter()
+                .flat_map(|set| set.arms.iter().map(|arm| (arm.arm.name().to_owned(), arm_json(arm, &set.epochs))));
             out.insert((*name).to_owned(), Value::Object(arms.collect()));
         }
         let novelty = self.reports.iter().filter_map(|(name, set)| {
-            let (generated, zoo) = set.novelty?;
+            let (generated, zoo) = set.set.as_ref()?.novelty;
             Some(((*name).to_owned(), json!({ "generated": generated, "zoo": zoo })))
         });
         out.insert("nearest_checkpoint_distance".into(), Value::Object(novelty.collect()));
@@ -102,9 +81,14 @@ impl Report {
     }
 }
 
-fn arm_json(arm: &ArmReport) -> Value {
-    let epochs = arm.epochs.iter().map(|(epoch, values)| {
-        let (mean, std) = mean_std(values);
+fn accuracies(values: &[(usize, f64)]) -> impl Iterator<Item = f64> {
+    values.iter().map(|v| v.1)
+}
+
+fn arm_json(arm: &ArmReport, epochs: &[usize]) -> Value {
+    let epochs = epochs.iter().enumerate().map(|(i, epoch)| {
+        let values = &arm.at(i);
+        let (mean, std) = mean_std(accuracies(values));
         (
             format!("epoch_{epoch}"),
             json!({ "mean": mean, "std": std, "std_within_task": within(values),
@@ -114,32 +98,34 @@ fn arm_json(arm: &ArmReport) -> Value {
     Value::Object(epochs.collect())
 }
 
-fn set_table(out: &mut String, name: &str, set: &SetReport) -> std::fmt::Result {
-    write!(out, "\n{name}: {} tasks, test accuracy in %\n{:<10}", set.tasks.len(), "")?;
-    let epochs: Vec<usize> = set.arms.first().map(|a| a.epochs.iter().map(|e| e.0).collect()).unwrap_or_default();
-    for epoch in &epochs {
+fn set_table(out: &mut String, name: &str, set: &SetReport, measured: &Measured) -> std::fmt::Result {
+    write!(out, "\n{name}: {} tasks, test accuracy in %\n{:<10}", measured.tasks, "")?;
+    for epoch in &set.epochs {
         write!(out, " {:>14}", format!("{epoch} epochs"))?;
     }
     writeln!(out, " {:>14} {:>12}", "best at 0", "± in a task")?;
     for arm in &set.arms {
-        write!(out, "{:<10}", arm.name)?;
-        for (_, values) in &arm.epochs {
-            let (mean, std) = mean_std(values);
+        write!(out, "{:<10}", arm.arm.name())?;
+        for i in 0..set.epochs.len() {
+            let (mean, std) = mean_std(accuracies(&arm.at(i)));
             write!(out, " {:>14}", format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std))?;
         }
-        let first = arm.epochs.first().map(|(_, values)| values.as_slice()).unwrap_or_default();
-        let models = first.len() as f64 / set.tasks.len() as f64;
-        let best = format!("{:.1} of {models:.0}", 100.0 * best(first));
-        let within = format!("{:.1}", 100.0 * within(first));
+        let first = arm.at(0);
+        let models = first.len() as f64 / measured.tasks as f64;
+        let best = format!("{:.1} of {models:.0}", 100.0 * best(&first));
+        let within = format!("{:.1}", 100.0 * within(&first));
         let (best, within) = if models > 1.0 { (best, within) } else { ("-".into(), "-".into()) };
         writeln!(out, " {best:>14} {within:>12}")?;
     }
-    if let Some((generated, zoo)) = set.novelty {
-        writeln!(out, "distance to the nearest zoo model: generated {generated:.2}, zoo models {zoo:.2}")?;
-    }
-    if set.server_difference > 0.005 {
+    let (generated, zoo) = set.novelty;
+    writeln!(out, "distance to the nearest zoo model: generated {generated:.2}, zoo models {zoo:.2}")?;
+    if measured.server_difference > 0.005 {
         // The server takes all test images of a class, the table as many of each class.
-        writeln!(out, "the server, on all test images, is up to {:.1} points apart", 100.0 * set.server_difference)?;
+        writeln!(
+            out,
+            "the server, on all test images, is up to {:.1} points apart",
+            100.0 * measured.server_difference
+        )?;
     }
     if set.tasks.len() <= LISTED_TASKS { task_table(out, set) } else { Ok(()) }
 }
@@ -153,11 +139,10 @@ fn task_table(out: &mut String, set: &SetReport) -> std::fmt::Result {
     }
     writeln!(out)?;
     for arm in &set.arms {
-        write!(out, "{:<10}", arm.name)?;
-        let first = arm.epochs.first().map(|(_, values)| values.as_slice()).unwrap_or_default();
+        write!(out, "{:<10}", arm.arm.name())?;
+        let first = arm.at(0);
         for task in 0..set.tasks.len() {
-            let own: Vec<(usize, f64)> = first.iter().copied().filter(|v| v.0 == task).collect();
-            let (mean, std) = mean_std(&own);
+            let (mean, std) = mean_std(first.iter().filter(|v| v.0 == task).map(|v| v.1));
             write!(out, " {:>14}", format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std))?;
         }
         writeln!(out)?;

@@ -380,6 +380,37 @@ pub fn score(
     Ok(scores)
 }
 
+/// Predicted class of each of the first `per_class` examples of each class, class-major, by models `theta` (`[m·d]`),
+/// one per task; a model whose outputs are not numbers predicts [`u32::MAX`].
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn predictions(
+    architecture: &Architecture,
+    tasks: &[TaskData<'_>],
+    theta: &[f32],
+    per_class: usize,
+) -> Result<Vec<Vec<u32>>> {
+    let layout = architecture.layout();
+    let d = layout.parameters();
+    let values = per_class * architecture.classes() * architecture.input_dim();
+    let group = (PASS_VALUES / values.max(1)).max(1);
+    let best = |row: &Vec<f32>| -> u32 {
+        let mut order = (0..row.len()).filter(|&c| row[c].is_finite());
+        let first = order.next();
+        let best = first.map(|first| order.fold(first, |best, c| if row[c] > row[best] { c } else { best }));
+        best.map_or(u32::MAX, |c| c as u32)
+    };
+    let mut all = Vec::with_capacity(tasks.len());
+    for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
+        let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
+        let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
+        let y = logits(architecture, &layout, &theta, &inputs(architecture, x, tasks.len(), &Device::Cpu)?)?;
+        all.extend(y.to_vec3::<f32>()?.iter().map(|rows| rows.iter().map(best).collect()));
+    }
+    Ok(all)
+}
+
 fn score_group(
     architecture: &Architecture,
     theta: &[f32],

@@ -50,11 +50,11 @@ pub fn train(
     keep: Keep<'_>,
 ) -> Result<Trained> {
     sources.check_extractor(config)?;
+    check_runs(zoo)?;
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
     let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
-    let extractor = sources.extractor().map(|e| (&e.used, weights::digest::sha256(&e.onnx)));
-    let identity = snapshots::identity(&(config, &zoo.digest, extractor))?;
+    let identity = identity(config, zoo, sources)?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
     let (mut vae, vae_curve) = timed.run("vae", || vae::train(&given, device))?;
     let latents = vae.means(&vectors)?;
@@ -70,6 +70,26 @@ pub fn train(
     let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
     let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
     Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
+}
+
+/// Digest of all that a generator depends on, this program among it: equal ones are the same generator.
+///
+/// # Errors
+/// When the configuration cannot be written down.
+pub fn identity(config: &Config, zoo: &Zoo, sources: &Sources) -> Result<String> {
+    let extractor = sources.extractor().map(|e| (&e.used, weights::digest::sha256(&e.onnx)));
+    snapshots::identity(&(config, &zoo.digest, extractor))
+}
+
+/// Refuses a zoo of one lineage: all its checkpoints are near copies of one network.
+fn check_runs(zoo: &Zoo) -> Result<()> {
+    match zoo.runs.len() {
+        0 | 1 => {
+            let text = "the zoo has a single lineage; a generator needs at least 2 runs, and hundreds to be any good";
+            Err(Error::Config(text.into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Timed<'a> {

@@ -95,6 +95,43 @@ impl Zoo {
         &self.runs[self.checkpoints[checkpoint].run].task
     }
 
+    /// The zoo with only those runs (index, run) that `keep` takes, renumbered in their order; `None` when none is
+    /// left. Its digest follows from this zoo's and the runs kept.
+    #[must_use]
+    pub fn subset(&self, keep: impl Fn(usize, &Run) -> bool) -> Option<Self> {
+        let kept: Vec<usize> = (0..self.runs.len()).filter(|&i| keep(i, &self.runs[i])).collect();
+        if kept.len() == self.runs.len() {
+            return Some(self.clone());
+        }
+        let mut place = vec![None; self.runs.len()];
+        kept.iter().enumerate().for_each(|(new, &old)| place[old] = Some(new));
+        let (mut checkpoints, mut theta) = (Vec::new(), Vec::new());
+        for (i, checkpoint) in self.checkpoints.iter().enumerate() {
+            if let Some(run) = place[checkpoint.run] {
+                checkpoints.push(Checkpoint { run, ..*checkpoint });
+                theta.extend_from_slice(self.weights(i));
+            }
+        }
+        let text = format!("{} {kept:?}", self.digest);
+        (!kept.is_empty()).then(|| Self {
+            name: self.name.clone(),
+            digest: weights::digest::sha256(text.as_bytes()),
+            architecture: self.architecture.clone(),
+            runs: kept.iter().map(|&i| self.runs[i].clone()).collect(),
+            checkpoints,
+            theta,
+        })
+    }
+
+    /// The last checkpoint of each run.
+    pub fn last_checkpoints(&self) -> Vec<usize> {
+        let mut last = vec![0; self.runs.len()];
+        for (i, checkpoint) in self.checkpoints.iter().enumerate() {
+            last[checkpoint.run] = i;
+        }
+        last
+    }
+
     /// Mean accuracy of all checkpoints.
     pub fn mean_accuracy(&self) -> f64 {
         self.checkpoints.iter().map(|c| c.accuracy).sum::<f64>() / self.checkpoints.len().max(1) as f64
@@ -157,6 +194,15 @@ pub fn differs(config: &Config, sources: &Sources, dir: &Path) -> Result<bool> {
     let header = header(config, sources)?;
     let folder = Folder::new(dir);
     Ok(folder.has(HEADER)? && read_header(&folder).map_or(true, |found| found != header))
+}
+
+/// Digest of all that the zoo of `config` depends on: equal ones are the same zoo.
+///
+/// # Errors
+/// When the configuration makes no zoo.
+pub fn key(config: &Config, sources: &Sources) -> Result<String> {
+    let text = serde_json::to_vec(&header(config, sources)?).map_err(|e| Error::Config(e.to_string()))?;
+    Ok(weights::digest::sha256(&text))
 }
 
 fn header(config: &Config, sources: &Sources) -> Result<Header> {

@@ -1,0 +1,313 @@
+//! The comparison that demo and report share: generated weights beside the zoo, retrieval, scratch, noise, average,
+//! Gaussian, reconstruction and the shuffled condition, all on the same test images and fine-tuned by the same recipe
+//! (METHOD: honest evaluation). Where generated weights and nearest runs come from is the caller's: HTTP and the
+//! registry in the demo, a generator in this process in the report.
+
+mod measure;
+mod statistics;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datasets::Task;
+use serde::{Deserialize, Serialize};
+use training::progress::Progress;
+use training::stages::fit::{self, Recipe, init_theta};
+use training::stages::vectors::{self, Vectors};
+use training::stages::zoo::{self, Zoo};
+use training::{Config, Part, Sources, TaskData, random};
+
+pub use measure::{ArmReport, IOU_SAMPLE, SetReport};
+pub use statistics::{best, mean_std, within};
+
+use crate::error::Result;
+
+/// Checkpoints that the average is taken of, and runs that are asked for as the nearest.
+pub const AVERAGED: usize = 16;
+
+/// What is measured, by the names that tables and JSON use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arm {
+    /// Generated for the task.
+    Generated,
+    /// Models trained on these very tasks: the zoo's own, or ones trained the same way.
+    Zoo,
+    /// The checkpoint of the run whose task has the nearest dataset embedding.
+    Retrieval,
+    /// Random initialisation.
+    Scratch,
+    /// The retrieved checkpoint, moved in a random direction as far as generated weights are from the zoo.
+    Noise,
+    /// Mean of the nearest checkpoints in canonical form.
+    Average,
+    /// Drawn from the per-parameter Gaussian of the task's checkpoints in canonical form.
+    Gaussian,
+    /// Held-out (and training) checkpoints through the VAE and back.
+    Reconstruction,
+    /// Generated for another task.
+    Shuffled,
+}
+
+impl Arm {
+    /// All arms, in the order of the tables.
+    pub const ALL: [Self; 9] = [
+        Self::Generated,
+        Self::Zoo,
+        Self::Retrieval,
+        Self::Scratch,
+        Self::Noise,
+        Self::Average,
+        Self::Gaussian,
+        Self::Reconstruction,
+        Self::Shuffled,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Zoo => "zoo",
+            Self::Retrieval => "retrieval",
+            Self::Scratch => "scratch",
+            Self::Noise => "noise",
+            Self::Average => "average",
+            Self::Gaussian => "gaussian",
+            Self::Reconstruction => "reconstruction",
+            Self::Shuffled => "shuffled",
+        }
+    }
+}
+
+/// How it is measured.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The arms, in this order.
+    pub arms: Vec<Arm>,
+    /// Models of a task, in arms that draw them.
+    pub samples: usize,
+    /// Epochs of fine-tuning after which accuracy is measured.
+    pub epochs: Vec<usize>,
+    /// Images of a fine-tuning step.
+    pub batch: usize,
+    /// Adam's learning rate in fine-tuning.
+    pub lr: f64,
+    /// Seed of all that is drawn here.
+    pub seed: u64,
+    /// Also measure distances, disagreement and the overlap of errors of every arm.
+    pub details: bool,
+}
+
+/// Checkpoints that went through the VAE and back: the task of each, and its weights.
+#[derive(Debug, Clone, Default)]
+pub struct Reconstructions {
+    /// Of runs that the VAE did not learn from.
+    pub held_out: Vec<(Task, Vec<f32>)>,
+    /// Of runs that it learned from.
+    pub train: Vec<(Task, Vec<f32>)>,
+}
+
+/// What is compared.
+pub struct Comparison<'a> {
+    /// The configuration of the zoo: how a model of a new task is trained.
+    pub config: &'a Config,
+    /// The labelled data.
+    pub sources: &'a Sources,
+    /// The zoo that the generator learned from.
+    pub zoo: &'a Zoo,
+    /// Its vectors in canonical form; `train` are the checkpoints that the generator learned from.
+    pub vectors: &'a Vectors,
+    /// Where models of the targets are taken from when it has them: the zoo, or one that holds more of it.
+    pub whole: &'a Zoo,
+    /// All tasks; the condition of one is the shuffled condition of the next.
+    pub tasks: &'a [Task],
+    /// The tasks that are measured, as indices into `tasks`.
+    pub targets: &'a [usize],
+    /// Generated weights by task, `[d]` a sample.
+    pub generated: &'a [Vec<Vec<f32>>],
+    /// Runs of the zoo by task, those with the nearest dataset embedding first.
+    pub near: &'a [Vec<usize>],
+    /// What the VAE makes of checkpoints.
+    pub reconstructions: Reconstructions,
+    /// How it is measured.
+    pub settings: &'a Settings,
+    /// Progress.
+    pub progress: &'a Progress,
+}
+
+/// One arm's models: the task that each is for, and its weights.
+struct Models {
+    arm: Arm,
+    /// Not the arm's main part, such as the reconstruction of training checkpoints.
+    aside: bool,
+    models: Vec<(usize, Vec<f32>)>,
+}
+
+impl Comparison<'_> {
+    /// Measures all arms.
+    ///
+    /// # Errors
+    /// Those of fine-tuning, and [`training::Error::Interrupted`].
+    pub fn run(&self) -> Result<SetReport> {
+        let last = self.zoo.last_checkpoints();
+        let space = measure::Space::new(self, &last);
+        let generated = self.generated();
+        let sigma = space.mean_distance(&generated)? / (self.zoo.parameters() as f64).sqrt();
+        // Tasks of reconstructed checkpoints need not be among those asked for.
+        let mut tasks = self.tasks.to_vec();
+        let mut arms = Vec::new();
+        for &arm in &self.settings.arms {
+            let models = match arm {
+                Arm::Generated => generated.clone(),
+                Arm::Zoo => self.zoo_models()?,
+                Arm::Retrieval => self.retrieval(&last),
+                Arm::Scratch => self.scratch(),
+                Arm::Noise => self.noise(&last, sigma as f32),
+                Arm::Average => self.average(&last),
+                Arm::Gaussian => self.gaussian(),
+                Arm::Reconstruction => placed(&mut tasks, &self.reconstructions.held_out),
+                Arm::Shuffled => self.shuffled(),
+            };
+            arms.push(Models { arm, aside: false, models });
+            if arm == Arm::Reconstruction {
+                arms.push(Models { arm, aside: true, models: placed(&mut tasks, &self.reconstructions.train) });
+            }
+        }
+        arms.retain(|arm| !arm.models.is_empty());
+        measure::measure(self, &space, &tasks, &arms)
+    }
+
+    fn generated(&self) -> Vec<(usize, Vec<f32>)> {
+        self.targets.iter().flat_map(|&t| self.generated[t].iter().map(move |w| (t, w.clone()))).collect()
+    }
+
+    /// What was generated for one task is measured on the next; nothing where there is one task.
+    fn shuffled(&self) -> Vec<(usize, Vec<f32>)> {
+        let n = self.tasks.len();
+        let other = |t: usize| (t + n - 1) % n;
+        let targets = self.targets.iter().filter(|_| n > 1);
+        targets.flat_map(|&t| self.generated[other(t)].iter().map(move |w| (t, w.clone()))).collect()
+    }
+
+    /// Models trained on these very tasks: the zoo's own, or for unseen tasks ones trained the same way.
+    fn zoo_models(&self) -> Result<Vec<(usize, Vec<f32>)>> {
+        let whole = self.whole;
+        let last = whole.last_checkpoints();
+        let mut by_task: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (run, &checkpoint) in last.iter().enumerate() {
+            by_task.entry(whole.runs[run].task.to_string()).or_default().push(checkpoint);
+        }
+        let (mut models, mut missing) = (Vec::new(), Vec::new());
+        for &t in self.targets {
+            match by_task.get(&self.tasks[t].to_string()) {
+                Some(own) => {
+                    models.extend(own.iter().take(self.settings.samples).map(|&c| (t, whole.weights(c).to_vec())));
+                }
+                None => missing.push(t),
+            }
+        }
+        models.extend(self.trained(&missing)?);
+        Ok(models)
+    }
+
+    fn trained(&self, targets: &[usize]) -> Result<Vec<(usize, Vec<f32>)>> {
+        if targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let seeds: Vec<u64> = targets.iter().map(|&t| t as u64 + 1_000_000).collect();
+        let train = self.data(self.tasks, Part::Train, targets.iter().copied())?;
+        let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &train);
+        let architecture = &self.zoo.architecture;
+        let start = zoo::initial(self.config, architecture, &seeds);
+        let epochs = [self.config.zoo.epochs];
+        let theta = fit::fit(architecture, &train, start, &seeds, &recipe, &epochs, &mut || self.progress.check())?;
+        let rows = theta[0].chunks_exact(self.zoo.parameters()).map(<[f32]>::to_vec);
+        Ok(targets.iter().copied().zip(rows).collect())
+    }
+
+    fn retrieval(&self, last: &[usize]) -> Vec<(usize, Vec<f32>)> {
+        let first = |&t: &usize| self.near[t].first().map(|&run| (t, self.zoo.weights(last[run]).to_vec()));
+        self.targets.iter().filter_map(first).collect()
+    }
+
+    fn scratch(&self) -> Vec<(usize, Vec<f32>)> {
+        let mut rng = random::stream(2 + self.settings.seed, "scratch");
+        let samples = 0..self.settings.samples;
+        let tasks = self.targets.iter().flat_map(|&t| samples.clone().map(move |_| t));
+        tasks.map(|t| (t, init_theta(&self.zoo.architecture, &mut rng))).collect()
+    }
+
+    fn noise(&self, last: &[usize], sigma: f32) -> Vec<(usize, Vec<f32>)> {
+        let mut rng = random::stream(3 + self.settings.seed, "noise");
+        let mut models = Vec::new();
+        for (t, theta) in self.retrieval(last) {
+            for _ in 0..self.settings.samples {
+                let noise = random::normal_vec(theta.len(), &mut rng);
+                models.push((t, theta.iter().zip(noise).map(|(w, n)| w + sigma * n).collect()));
+            }
+        }
+        models
+    }
+
+    fn average(&self, last: &[usize]) -> Vec<(usize, Vec<f32>)> {
+        let mean = |&t: &usize| {
+            let near = self.near[t].iter().take(AVERAGED);
+            let rows: Vec<f32> = near.flat_map(|&run| self.aligned(last[run]).iter().copied()).collect();
+            (t, vectors::mean(&rows, self.zoo.parameters()))
+        };
+        self.targets.iter().map(mean).collect()
+    }
+
+    /// Mean and deviation of each parameter over the task's training checkpoints; over those of the nearest runs
+    /// where the zoo has fewer than two runs of the task.
+    fn gaussian(&self) -> Vec<(usize, Vec<f32>)> {
+        let (d, mut rng) = (self.zoo.parameters(), random::stream(4 + self.settings.seed, "gaussian"));
+        let mut models = Vec::new();
+        for &t in self.targets {
+            let mut runs: BTreeSet<usize> = self.runs_of(t).collect();
+            if runs.len() < 2 {
+                runs = self.near[t].iter().copied().take(AVERAGED).collect();
+            }
+            let of_runs = |c: &&usize| runs.contains(&self.zoo.checkpoints[**c].run);
+            let checkpoints: Vec<usize> = self.vectors.train.iter().filter(of_runs).copied().collect();
+            let rows: Vec<f32> = checkpoints.iter().flat_map(|&c| self.aligned(c).iter().copied()).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let (mean, std) = statistics::columns(&rows, d);
+            for _ in 0..self.settings.samples {
+                let noise = random::normal_vec(d, &mut rng);
+                let theta = mean.iter().zip(&std).zip(noise).map(|((m, s), n)| m + s * n);
+                models.push((t, theta.collect()));
+            }
+        }
+        models
+    }
+
+    /// Runs of the generator's zoo on a task.
+    fn runs_of(&self, task: usize) -> impl Iterator<Item = usize> {
+        let runs = self.zoo.runs.iter().enumerate();
+        runs.filter(move |(_, run)| run.task == self.tasks[task]).map(|(i, _)| i)
+    }
+
+    fn aligned(&self, checkpoint: usize) -> &[f32] {
+        let length = self.vectors.vectorise.length;
+        &self.vectors.aligned[checkpoint * length..][..self.zoo.parameters()]
+    }
+
+    fn data(&self, tasks: &[Task], part: Part, which: impl IntoIterator<Item = usize>) -> Result<Vec<TaskData<'_>>> {
+        let data = which.into_iter().map(|t| self.sources.task(&tasks[t], part));
+        Ok(data.collect::<training::Result<Vec<_>>>()?)
+    }
+}
+
+/// Models with the index of their task in `tasks`, which grows by those that it lacks.
+fn placed(tasks: &mut Vec<Task>, models: &[(Task, Vec<f32>)]) -> Vec<(usize, Vec<f32>)> {
+    let mut place = |task: &Task| match tasks.iter().position(|t| t == task) {
+        Some(place) => place,
+        None => {
+            tasks.push(task.clone());
+            tasks.len() - 1
+        }
+    };
+    models.iter().map(|(task, theta)| (place(task), theta.clone())).collect()
+}

@@ -1,0 +1,394 @@
+//! Experiments: one TOML file each, in `configs/report/`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+use training::Config;
+use training::config::TasksConfig;
+
+use super::overrides;
+use crate::compare::Arm;
+use crate::error::{Error, Result};
+
+/// The variable that the sources of an experiment name for their folder.
+pub const DATA: &str = "${WEIGHTSMITH_DATA}";
+
+/// The experiments of the paper's tables, in the order of `report all`.
+const BUILT_IN: [(&str, &str); 6] = [
+    ("digits", include_str!("../../../configs/report/digits.toml")),
+    ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
+    ("table-4", include_str!("../../../configs/report/table-4.toml")),
+    ("leave-one-out", include_str!("../../../configs/report/leave-one-out.toml")),
+    ("ablations", include_str!("../../../configs/report/ablations.toml")),
+    ("zoo-size", include_str!("../../../configs/report/zoo-size.toml")),
+];
+
+/// What `base` may name in a built-in experiment.
+const BASES: [(&str, &str); 3] = [
+    ("../digits.toml", crate::zoo::DIGITS),
+    ("../digits-unet.toml", include_str!("../../../configs/digits-unet.toml")),
+    ("../tiny-cnn.toml", include_str!("../../../configs/tiny-cnn.toml")),
+];
+
+/// The file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    title: String,
+    table: String,
+    #[serde(default)]
+    stands_in: String,
+    #[serde(default = "one_seed")]
+    seeds: Vec<u64>,
+    #[serde(default = "at_once")]
+    epochs: Vec<usize>,
+    #[serde(default = "some_samples")]
+    samples: usize,
+    #[serde(default = "all_arms")]
+    arms: Vec<Arm>,
+    #[serde(default = "many_tasks")]
+    seen_tasks: usize,
+    #[serde(default)]
+    unseen_tasks: usize,
+    #[serde(default)]
+    leave_out: bool,
+    #[serde(default)]
+    sampling: Sampling,
+    #[serde(default)]
+    fine_tuning: FineTuning,
+    base: Option<String>,
+    generator: Option<Table>,
+    #[serde(default)]
+    overrides: Table,
+    #[serde(default)]
+    variants: Vec<VariantFile>,
+    #[serde(default)]
+    quick: Quick,
+}
+
+/// What `--quick` replaces.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Quick {
+    seeds: Option<Vec<u64>>,
+    epochs: Option<Vec<usize>>,
+    samples: Option<usize>,
+    seen_tasks: Option<usize>,
+    unseen_tasks: Option<usize>,
+    overrides: Table,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VariantFile {
+    name: String,
+    #[serde(default)]
+    overrides: Table,
+    #[serde(default = "whole")]
+    share: f64,
+    sampling: Option<Sampling>,
+}
+
+/// How weights are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// DDIM steps.
+    pub steps: usize,
+    /// Classifier-free guidance; 1 is none.
+    pub guidance: f64,
+    /// η of DDIM: 0 is deterministic, 1 has the variance of DDPM.
+    pub eta: f64,
+}
+
+/// How models are fine-tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FineTuning {
+    /// Images of a step.
+    pub batch: usize,
+    /// Adam's learning rate.
+    pub lr: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { steps: 20, guidance: 1.0, eta: 0.0 }
+    }
+}
+
+impl Default for FineTuning {
+    fn default() -> Self {
+        Self { batch: 100, lr: 3e-3 }
+    }
+}
+
+fn one_seed() -> Vec<u64> {
+    vec![0]
+}
+fn at_once() -> Vec<usize> {
+    vec![0]
+}
+fn some_samples() -> usize {
+    20
+}
+fn all_arms() -> Vec<Arm> {
+    Arm::ALL.to_vec()
+}
+fn many_tasks() -> usize {
+    52
+}
+fn whole() -> f64 {
+    1.0
+}
+
+/// An experiment, ready to run. Serialised, it is the `configuration` of the results.
+#[derive(Debug, Clone, Serialize)]
+pub struct Experiment {
+    /// Name of its files.
+    pub name: String,
+    /// Whether `--quick` made it small: no result to quote.
+    pub quick: bool,
+    /// One line for people.
+    pub title: String,
+    /// The paper's table.
+    pub table: String,
+    /// What stands in for data that is missing.
+    pub stands_in: String,
+    /// Each seed trains a generator of its own on the one zoo, and draws support images and samples of its own.
+    pub seeds: Vec<u64>,
+    /// Epochs of fine-tuning after which accuracy is measured.
+    pub epochs: Vec<usize>,
+    /// Models of a task.
+    pub samples: usize,
+    /// The arms.
+    pub arms: Vec<Arm>,
+    /// Seen tasks that are measured, at most.
+    pub seen_tasks: usize,
+    /// Unseen tasks that are measured, at most.
+    pub unseen_tasks: usize,
+    /// Whether each source in turn is unseen.
+    pub leave_out: bool,
+    /// How models are fine-tuned.
+    pub fine_tuning: FineTuning,
+    /// Configuration of the zoo and of the first variant's generator.
+    pub generator: Config,
+    /// The generators.
+    pub variants: Vec<Variant>,
+}
+
+/// One of the generators that an experiment compares.
+#[derive(Debug, Clone, Serialize)]
+pub struct Variant {
+    /// Its name.
+    pub name: String,
+    /// Its configuration.
+    pub generator: Config,
+    /// Share of each task's runs that it learns from.
+    pub share: f64,
+    /// How it is sampled.
+    pub sampling: Sampling,
+}
+
+fn invalid(name: &str, text: impl std::fmt::Display) -> Error {
+    Error::input("config_invalid", format!("experiment {name}: {text}"))
+}
+
+/// Names of the built-in experiments.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name)
+}
+
+/// A built-in experiment.
+///
+/// # Errors
+/// `unknown_experiment` with those there are.
+pub fn built_in(name: &str, quick: bool) -> Result<Experiment> {
+    let Some((_, text)) = BUILT_IN.iter().find(|(n, _)| *n == name) else {
+        let known = names().collect::<Vec<_>>().join(", ");
+        let text = format!("there is no experiment {name}; there are {known}, or give a file with --config");
+        return Err(Error::input("unknown_experiment", text));
+    };
+    let base = |path: &str| {
+        let found = BASES.iter().find(|(name, _)| *name == path);
+        found.map(|(_, text)| (*text).to_owned()).ok_or_else(|| invalid(name, format!("there is no base {path}")))
+    };
+    parse(name, text, quick, &base)
+}
+
+/// An experiment of one's own; its name is the file's.
+///
+/// # Errors
+/// `io`, or `config_invalid` with the wrong key or value.
+pub fn of_file(path: &Path, quick: bool) -> Result<Experiment> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    registry::check_name(&name).map_err(|e| Error::input(e.code(), format!("{}: {e}", path.display())))?;
+    let base = |base: &str| {
+        let path = path.parent().unwrap_or(Path::new("")).join(base);
+        std::fs::read_to_string(&path).map_err(Error::io(&path))
+    };
+    parse(&name, &text, quick, &base)
+}
+
+fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<String>) -> Result<Experiment> {
+    let one_line = |e: toml::de::Error| invalid(name, e.to_string().trim().replace('\n', " "));
+    let mut file: File = toml::from_str(text).map_err(one_line)?;
+    let generator = match (&file.base, &file.generator) {
+        (Some(path), None) => base(path)?,
+        (None, Some(table)) => table.to_string(),
+        _ => return Err(invalid(name, "give either base, a file, or the section [generator]")),
+    };
+    let generator = Config::parse(&generator).map_err(|e| invalid(name, e))?;
+    let mut generator = overrides::apply(&generator, &file.overrides).map_err(|e| invalid(name, e))?;
+    if quick {
+        generator =
+            overrides::apply(&generator, &file.quick.overrides).map_err(|e| invalid(name, format!("quick: {e}")))?;
+        let Quick { seeds, epochs, samples, seen_tasks, unseen_tasks, .. } = file.quick.clone();
+        file.seeds = seeds.unwrap_or(file.seeds);
+        file.epochs = epochs.unwrap_or(file.epochs);
+        file.samples = samples.unwrap_or(file.samples);
+        file.seen_tasks = seen_tasks.unwrap_or(file.seen_tasks);
+        file.unseen_tasks = unseen_tasks.unwrap_or(file.unseen_tasks);
+    }
+    let experiment = Experiment {
+        name: name.to_owned(),
+        quick,
+        variants: variants(name, &file, &generator)?,
+        title: file.title,
+        table: file.table,
+        stands_in: file.stands_in,
+        seeds: file.seeds,
+        epochs: file.epochs,
+        samples: file.samples,
+        arms: file.arms,
+        seen_tasks: file.seen_tasks,
+        unseen_tasks: file.unseen_tasks,
+        leave_out: file.leave_out,
+        fine_tuning: file.fine_tuning,
+        generator,
+    };
+    experiment.validate()?;
+    Ok(experiment)
+}
+
+fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>> {
+    if file.variants.is_empty() {
+        let full = Variant { name: "full".into(), generator: generator.clone(), share: 1.0, sampling: file.sampling };
+        return Ok(vec![full]);
+    }
+    let mut variants: Vec<Variant> = Vec::with_capacity(file.variants.len());
+    for variant in &file.variants {
+        let wrong = |text: String| invalid(name, format!("variant {:?}: {text}", variant.name));
+        let config = overrides::apply(generator, &variant.overrides).map_err(wrong)?;
+        let (a, b) = (generator, &config);
+        let zoo = |c: &Config| (c.name.clone(), c.seed, c.data.clone(), c.tasks.clone(), c.zoo.clone());
+        if zoo(a) != zoo(b) || a.architecture != b.architecture {
+            let text = "all variants learn from one zoo: name, seed, data, tasks, architecture and zoo are those of \
+                        the experiment; share takes a part of its runs";
+            return Err(wrong(text.into()));
+        }
+        if variants.iter().any(|v| v.name == variant.name) {
+            return Err(wrong("two variants have this name".into()));
+        }
+        variants.push(Variant {
+            name: variant.name.clone(),
+            generator: config,
+            share: variant.share,
+            sampling: variant.sampling.unwrap_or(file.sampling),
+        });
+    }
+    Ok(variants)
+}
+
+impl Experiment {
+    fn validate(&self) -> Result<()> {
+        let need = |ok: bool, text: &str| if ok { Ok(()) } else { Err(invalid(&self.name, text)) };
+        need(!self.seeds.is_empty(), "seeds needs at least one")?;
+        need((1..=256).contains(&self.samples), "samples must lie between 1 and 256")?;
+        let ascending = !self.epochs.is_empty() && self.epochs.windows(2).all(|w| w[0] < w[1]);
+        need(ascending, "epochs must be numbers in ascending order, such as [0, 1, 5]")?;
+        need(!self.arms.is_empty(), "arms needs at least one")?;
+        let once = self.arms.iter().all(|arm| self.arms.iter().filter(|a| *a == arm).count() == 1);
+        need(once, "arms names one twice")?;
+        let tuning = &self.fine_tuning;
+        let positive = tuning.batch > 0 && tuning.lr > 0.0 && tuning.lr.is_finite();
+        need(positive, "fine_tuning needs a batch of at least 1 and a positive lr")?;
+        need(self.seen_tasks > 0 || self.unseen_tasks > 0, "seen_tasks or unseen_tasks must be at least 1")?;
+        if self.leave_out {
+            need(self.generator.tasks == TasksConfig::Sources, "leave_out needs tasks of the kind sources")?;
+            need(self.generator.data.sources.len() >= 2, "leave_out needs at least two sources")?;
+        }
+        self.variants.iter().try_for_each(|v| self.validate_variant(v))
+    }
+
+    fn validate_variant(&self, variant: &Variant) -> Result<()> {
+        let wrong = |text: &dyn std::fmt::Display| invalid(&self.name, format!("variant {:?}: {text}", variant.name));
+        if !(variant.share > 0.0 && variant.share <= 1.0) {
+            return Err(wrong(&"share must lie above 0 and not above 1"));
+        }
+        let Sampling { steps, guidance, eta } = variant.sampling;
+        if !(0.0..=1.0).contains(&eta) {
+            return Err(wrong(&"sampling.eta must lie between 0 and 1"));
+        }
+        // The same rules as for the demo's requests.
+        let mut config = variant.generator.clone();
+        (config.evaluation.steps, config.evaluation.guidance) = (steps, guidance);
+        config.validate().map_err(|e| wrong(&e))
+    }
+
+    /// Sources that are folders below `--data`: the source's name, and its folder's there.
+    pub fn folders(&self) -> Vec<(&str, &str)> {
+        let sources = self.generator.data.sources.iter();
+        sources
+            .filter_map(|s| s.from.split_once(DATA).map(|(_, path)| (s.name.as_str(), path.trim_start_matches('/'))))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_experiment_is_valid() {
+        for (name, quick) in names().flat_map(|name| [(name, false), (name, true)]) {
+            built_in(name, quick).unwrap_or_else(|e| panic!("{name} {quick}: {e}"));
+        }
+    }
+
+    #[test]
+    fn the_five_datasets_have_one_zoo_and_one_generator() {
+        let first = built_in("table-19-20", false).unwrap();
+        for name in ["table-4", "leave-one-out", "ablations", "zoo-size"] {
+            for quick in [false, true] {
+                let first = built_in("table-19-20", quick).unwrap();
+                let other = built_in(name, quick).unwrap();
+                assert_eq!(other.generator, first.generator, "{name} {quick}");
+            }
+        }
+        assert_eq!(built_in("table-4", false).unwrap().variants[0].generator, first.variants[0].generator);
+    }
+
+    fn refused(text: &str) -> String {
+        let base = |_: &str| Ok(crate::zoo::DIGITS.to_owned());
+        parse("own", text, true, &base).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let head = "title = \"t\"\ntable = \"-\"\nbase = \"x.toml\"\n";
+        assert!(refused(&format!("{head}sample = 3")).contains("sample"));
+        assert!(refused(&format!("{head}arms = [\"generatd\"]")).contains("generatd"));
+        assert!(refused("title = \"t\"\ntable = \"-\"").contains("either base"));
+        assert!(refused(&format!("{head}epochs = [1, 0]")).contains("ascending"));
+        assert!(refused(&format!("{head}leave_out = true")).contains("leave_out"));
+        let variant = |text: &str| refused(&format!("{head}[[variants]]\nname = \"v\"\n{text}"));
+        assert!(variant("overrides = { \"vae.behavior\" = 0.0 }").contains("vae.behavior"));
+        assert!(variant("overrides = { \"zoo.epochs\" = 1 }").contains("one zoo"));
+        assert!(variant("share = 0.0").contains("share"));
+        assert!(variant("sampling = { guidance = 99.0 }").contains("guidance"));
+        assert!(refused(&format!("{head}[quick]\noverrides = {{ \"vae.x\" = 0 }}")).contains("quick"));
+    }
+}

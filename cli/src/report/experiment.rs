@@ -1,0 +1,403 @@
+//! Runs an experiment: one zoo, a generator for each variant, seed and left-out source, all measured.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use datasets::{Dataset, Task};
+use inference::{Generator, Runtime, SampleOptions};
+use training::progress::Progress;
+use training::stages::vectors::{self, Vectors};
+use training::stages::zoo::Zoo;
+use training::{Config, Part, Sources};
+use weights::{Bundle, canonical};
+
+use super::cache::{Cache, Seconds};
+use super::config::{DATA, Experiment, Variant};
+use super::result::{Group, Outcome, Piece};
+use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings};
+use crate::context::peak_rss_mib;
+use crate::error::{Error, Result};
+use crate::publish;
+
+/// Reconstructed checkpoints of a group whose tasks are not those that are measured.
+const RECONSTRUCTED: usize = 48;
+
+/// What runs share.
+pub struct Place<'a> {
+    /// The folder of IDX sets.
+    pub data: Option<&'a Path>,
+    /// The output folder.
+    pub out: &'a Path,
+    /// ONNX Runtime.
+    pub runtime: &'a Runtime,
+    /// Progress.
+    pub progress: &'a Progress,
+}
+
+/// Why the data of an experiment is not there, if so.
+pub fn missing_data(experiment: &Experiment, data: Option<&Path>) -> Option<String> {
+    let folders = experiment.folders();
+    let names = folders.iter().map(|(_, folder)| *folder).collect::<Vec<_>>().join(", ");
+    match data {
+        _ if folders.is_empty() => None,
+        None => Some(format!(
+            "experiment {} needs the IDX sets {names}: give the folder that holds them with --data, or in \
+             WEIGHTSMITH_DATA",
+            experiment.name
+        )),
+        Some(dir) => {
+            let (_, folder) = folders.iter().find(|(_, folder)| !dir.join(folder).is_dir())?;
+            Some(format!(
+                "experiment {} looks for the IDX sets {names} in {}, and there is no folder {folder}",
+                experiment.name,
+                dir.display()
+            ))
+        }
+    }
+}
+
+/// One generator to train and measure.
+struct Member<'a> {
+    variant: &'a Variant,
+    seed: u64,
+    left_out: Option<&'a str>,
+}
+
+/// An experiment under way.
+struct Run<'a> {
+    experiment: &'a Experiment,
+    place: &'a Place<'a>,
+    cache: Cache<'a>,
+    sources: Sources,
+    whole: Zoo,
+    support: BTreeMap<String, Dataset>,
+    seconds: Seconds,
+    groups: Vec<Group>,
+}
+
+/// Runs it, or what is missing of it.
+///
+/// # Errors
+/// `data_missing`, `diverged`, and those of the stages.
+pub fn run(experiment: &Experiment, place: &Place<'_>) -> Result<Outcome> {
+    if let Some(text) = missing_data(experiment, place.data) {
+        return Err(Error::input("data_missing", text));
+    }
+    let start = Instant::now();
+    let sources = load(experiment, place.data)?;
+    let loaded = start.elapsed().as_secs_f64();
+    check_lineages(experiment, &sources)?;
+    let cache = Cache::new(place.out, place.runtime, place.progress);
+    let (whole, seconds) = cache.zoo(&experiment.generator, &sources)?;
+    let support = sources.list().iter().map(|s| (s.name.clone(), s.dataset(Part::Validation))).collect();
+    let seconds = vec![("data".to_owned(), loaded), ("zoo".to_owned(), seconds)];
+    let mut run = Run { experiment, place, cache, sources, whole, support, seconds, groups: Vec::new() };
+    let parts = run.parts();
+    for (i, part) in parts.iter().enumerate() {
+        let of = part.left_out.map_or(String::new(), |source| format!(", without {source}"));
+        let (name, variant, n) = (&experiment.name, &part.variant.name, parts.len());
+        place.progress.note(&format!("{name}: generator {} of {n}: {variant}, seed {}{of}", i + 1, part.seed));
+        run.part(part)?;
+    }
+    Ok(run.outcome())
+}
+
+fn load(experiment: &Experiment, data: Option<&Path>) -> Result<Sources> {
+    let dir = data.map(|d| d.display().to_string()).unwrap_or_default();
+    Ok(Sources::load_with(&experiment.generator, &mut |source| {
+        let from = training::expand(&source.from.replace(DATA, &dir))?;
+        Ok(datasets::load_source(&from)?)
+    })?)
+}
+
+/// Refuses zoos of one lineage before anything is trained.
+fn check_lineages(experiment: &Experiment, sources: &Sources) -> Result<()> {
+    let (seen, _) = sources.tasks(&experiment.generator)?;
+    let tasks = seen.len() - usize::from(experiment.leave_out);
+    let per_task = experiment.generator.zoo.runs_per_task;
+    for variant in &experiment.variants {
+        if tasks * kept(per_task, variant.share) < 2 {
+            let text = format!(
+                "experiment {}: the zoo of variant {:?} has a single lineage; raise zoo.runs_per_task, so that a \
+                 generator learns from at least 2 runs",
+                experiment.name, variant.name
+            );
+            return Err(Error::input("config_invalid", text));
+        }
+    }
+    Ok(())
+}
+
+/// Runs of a task that a share of them is.
+fn kept(runs_per_task: usize, share: f64) -> usize {
+    ((runs_per_task as f64 * share).round() as usize).clamp(1, runs_per_task)
+}
+
+impl<'a> Run<'a> {
+    fn parts(&self) -> Vec<Member<'a>> {
+        let left_out: Vec<Option<&str>> = match self.experiment.leave_out {
+            true => self.experiment.generator.data.sources.iter().map(|s| Some(s.name.as_str())).collect(),
+            false => vec![None],
+        };
+        let variants = self.experiment.variants.iter();
+        let seeds = variants.flat_map(|variant| self.experiment.seeds.iter().map(move |&seed| (variant, seed)));
+        let all =
+            seeds.flat_map(|(variant, seed)| left_out.iter().map(move |&left_out| Member { variant, seed, left_out }));
+        all.collect()
+    }
+
+    /// The runs that a generator learns from: a share of each task's, without those of a source.
+    fn zoo(&self, part: &Member<'_>) -> Result<Zoo> {
+        let tasks = self.whole.runs.len() / self.experiment.generator.zoo.runs_per_task;
+        let first = kept(self.experiment.generator.zoo.runs_per_task, part.variant.share) * tasks;
+        // Runs lie in rounds of one a task.
+        let zoo = self.whole.subset(|i, run| i < first && part.left_out != Some(run.task.source.as_str()));
+        zoo.ok_or_else(|| Error::Internal("no run is left of the zoo".into()))
+    }
+
+    fn spend<T>(&mut self, stage: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let value = work(self)?;
+        self.spent(stage, start.elapsed().as_secs_f64());
+        Ok(value)
+    }
+
+    fn spent(&mut self, stage: &str, seconds: f64) {
+        match self.seconds.iter_mut().find(|(name, _)| name == stage) {
+            Some((_, sum)) => *sum += seconds,
+            None => self.seconds.push((stage.to_owned(), seconds)),
+        }
+    }
+
+    fn part(&mut self, part: &Member<'_>) -> Result<()> {
+        let zoo = self.zoo(part)?;
+        let mut config = part.variant.generator.clone();
+        config.seed = config.seed.wrapping_add(part.seed);
+        let (bundle, seconds) = self.cache.generator(&config, &zoo, &self.sources)?;
+        seconds.iter().for_each(|(stage, s)| self.spent(stage, *s));
+        let generator = Generator::load(self.place.runtime, bundle.clone())?;
+        let progress = self.place.progress;
+        // The generator's own vectors, and the canonical form in which all variants are compared.
+        let own = vectors::vectorise(&config, &zoo, progress)?;
+        let base = Config { seed: config.seed, ..self.experiment.generator.clone() };
+        let canonical = match base.vectors == config.vectors {
+            true => own.clone(),
+            false => vectors::vectorise(&base, &zoo, progress)?,
+        };
+        let made = Made { part, config, base, zoo, bundle, generator, own, canonical };
+        let (seen, unseen) = self.sources.tasks(&self.experiment.generator)?;
+        let e = self.experiment;
+        match part.left_out {
+            Some(source) => {
+                let target = seen.iter().position(|task| task.source == source);
+                let target = target.ok_or_else(|| Error::Internal(format!("no task of {source}")))?;
+                self.set(&made, "left out", &seen, &[target])?;
+            }
+            None => {
+                for (name, tasks) in
+                    [("seen", spread(&seen, e.seen_tasks)), ("unseen", spread(&unseen, e.unseen_tasks))]
+                {
+                    let targets: Vec<usize> = (0..tasks.len()).collect();
+                    if !tasks.is_empty() {
+                        self.set(&made, name, &tasks, &targets)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures one generator on one set of tasks.
+    fn set(&mut self, made: &Made<'_>, name: &str, tasks: &[Task], targets: &[usize]) -> Result<()> {
+        let (generated, near) = self.spend("generate", |run| run.generate(made, tasks, targets))?;
+        let reconstructions = self.spend("generate", |run| run.reconstruct(made, tasks, targets))?;
+        let e = self.experiment;
+        let settings = Settings {
+            arms: e.arms.clone(),
+            samples: e.samples,
+            epochs: e.epochs.clone(),
+            batch: e.fine_tuning.batch,
+            lr: e.fine_tuning.lr,
+            seed: made.part.seed,
+            details: true,
+        };
+        let report = self.spend("compare", |run| {
+            let comparison = Comparison {
+                config: &made.base,
+                sources: &run.sources,
+                zoo: &made.zoo,
+                vectors: &made.canonical,
+                whole: &run.whole,
+                tasks,
+                targets,
+                generated: &generated,
+                near: &near,
+                reconstructions,
+                settings: &settings,
+                progress: run.place.progress,
+            };
+            comparison.run()
+        })?;
+        self.keep(made, name, report)
+    }
+
+    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport) -> Result<()> {
+        let mut size = Vec::new();
+        made.bundle.write_tar(&mut size)?;
+        let piece = Piece {
+            seed: made.part.seed,
+            left_out: made.part.left_out.map(str::to_owned),
+            digest: made.bundle.digest(),
+            bundle_bytes: size.len(),
+            zoo_runs: made.zoo.runs.len(),
+            report,
+        };
+        let variant = &made.part.variant.name;
+        match self.groups.iter_mut().find(|g| g.variant == *variant && g.set == set) {
+            Some(group) => group.pieces.push(piece),
+            None => self.groups.push(Group { variant: variant.clone(), set: set.to_owned(), pieces: vec![piece] }),
+        }
+        Ok(())
+    }
+
+    /// Generated weights and nearest runs by task; empty for tasks that neither they nor the shuffled condition need.
+    #[allow(clippy::type_complexity)] // samples of weights by task, runs by task
+    fn generate(
+        &mut self,
+        made: &Made<'_>,
+        tasks: &[Task],
+        targets: &[usize],
+    ) -> Result<(Vec<Vec<Vec<f32>>>, Vec<Vec<usize>>)> {
+        let embedded = publish::embed_runs(&made.generator, &made.zoo, &self.sources)?;
+        let (mut generated, mut near) = (vec![Vec::new(); tasks.len()], vec![Vec::new(); tasks.len()]);
+        let stage = self.place.progress.stage("generate", tasks.len(), 0);
+        for (t, task) in tasks.iter().enumerate() {
+            stage.advance(1)?;
+            if !targets.contains(&t) && !targets.contains(&((t + 1) % tasks.len())) {
+                continue;
+            }
+            let data = self.support.get(&task.source);
+            let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
+            let seed = (made.part.seed << 32) + t as u64;
+            let embedding = made.generator.embed(&made.generator.features(data, &task.classes, seed)?)?;
+            let sampling = &made.part.variant.sampling;
+            let options = SampleOptions {
+                count: self.experiment.samples,
+                seed,
+                steps: Some(sampling.steps),
+                eta: sampling.eta,
+                guidance: sampling.guidance as f32,
+                ..SampleOptions::default()
+            };
+            near[t] = nearest(&embedding.dataset, &embedded);
+            generated[t] = made.generator.generate(&embedding, &options, &mut |_, _| true)?.weights;
+        }
+        stage.finish();
+        Ok((generated, near))
+    }
+
+    /// The last checkpoints of held-out and of learned runs through the VAE and back: of the targets' tasks where
+    /// there are such, else of any.
+    fn reconstruct(&mut self, made: &Made<'_>, tasks: &[Task], targets: &[usize]) -> Result<Reconstructions> {
+        if !self.experiment.arms.contains(&Arm::Reconstruction) {
+            return Ok(Reconstructions::default());
+        }
+        let wanted: Vec<&Task> = targets.iter().map(|&t| &tasks[t]).collect();
+        let last = made.zoo.last_checkpoints();
+        let length = made.own.vectorise.length;
+        let of = |checkpoints: &[usize]| -> Result<Vec<(Task, Vec<f32>)>> {
+            let is_last = |c: &&usize| last[made.zoo.checkpoints[**c].run] == **c;
+            let all: Vec<usize> = checkpoints.iter().filter(is_last).copied().collect();
+            let own = all.iter().filter(|&&c| wanted.contains(&made.zoo.task(c))).copied().collect::<Vec<_>>();
+            let few = self.limited(&made.zoo, &own);
+            let few = if few.is_empty() { spread(&all, RECONSTRUCTED) } else { few };
+            let rows = few.iter().map(|&c| made.own.aligned[c * length..][..made.zoo.parameters()].to_vec());
+            made.through(few.iter().map(|&c| made.zoo.task(c).clone()), rows.collect())
+        };
+        match made.part.left_out {
+            None => Ok(Reconstructions { held_out: of(&made.own.held_out)?, train: of(&made.own.train)? }),
+            // The VAE saw no checkpoint of this source.
+            Some(source) => {
+                let last = self.whole.last_checkpoints();
+                let own: Vec<usize> = last.into_iter().filter(|&c| self.whole.task(c).source == source).collect();
+                let few = self.limited(&self.whole, &own);
+                let rows = few.iter().map(|&c| made.aligned(self.whole.weights(c))).collect::<Result<_>>()?;
+                let held_out = made.through(few.iter().map(|&c| self.whole.task(c).clone()), rows)?;
+                Ok(Reconstructions { held_out, train: Vec::new() })
+            }
+        }
+    }
+
+    /// No more checkpoints of a task than samples.
+    fn limited(&self, zoo: &Zoo, checkpoints: &[usize]) -> Vec<usize> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let few = checkpoints.iter().copied().filter(|&c| {
+            let count = counts.entry(zoo.task(c).to_string()).or_default();
+            *count += 1;
+            *count <= self.experiment.samples
+        });
+        few.collect()
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            experiment: self.experiment.clone(),
+            zoo: self.whole.digest.clone(),
+            zoo_accuracy: self.whole.mean_accuracy(),
+            zoo_runs: self.whole.runs.len(),
+            zoo_checkpoints: self.whole.checkpoints.len(),
+            architecture: self.whole.architecture.name(),
+            parameters: self.whole.parameters(),
+            seconds: self.seconds,
+            peak_rss_mib: peak_rss_mib(),
+            groups: self.groups,
+        }
+    }
+}
+
+/// A generator with what it learned from.
+struct Made<'a> {
+    part: &'a Member<'a>,
+    config: Config,
+    /// As the zoo's, with the generator's seed.
+    base: Config,
+    zoo: Zoo,
+    bundle: Bundle,
+    generator: Generator,
+    own: Vectors,
+    canonical: Vectors,
+}
+
+impl Made<'_> {
+    /// Weights in the form that the VAE learned.
+    fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
+        let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
+        let reference = vectors::mean(&self.own.aligned, self.own.vectorise.length);
+        let sweeps = self.config.vectors.alignment_sweeps;
+        let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
+        canonical::align(&mut theta, &reference[..layout.parameters()], &layout, &groups, sweeps)?;
+        Ok(theta)
+    }
+
+    /// Through the VAE and back.
+    fn through(&self, tasks: impl Iterator<Item = Task>, rows: Vec<Vec<f32>>) -> Result<Vec<(Task, Vec<f32>)>> {
+        let latents = self.generator.encode_weights(&rows)?;
+        Ok(tasks.zip(self.generator.decode(&latents)?).collect())
+    }
+}
+
+/// Evenly spaced items, at most `n`.
+fn spread<T: Clone>(items: &[T], n: usize) -> Vec<T> {
+    let n = n.min(items.len());
+    (0..n).map(|i| items[i * items.len() / n].clone()).collect()
+}
+
+/// The runs whose embeddings have the smallest cosine distance, nearest first; of equals the first.
+fn nearest(query: &[f32], embedded: &[Vec<f32>]) -> Vec<usize> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let cosine = |row: &Vec<f32>| dot(query, row) / (dot(query, query) * dot(row, row)).sqrt().max(f64::MIN_POSITIVE);
+    let mut order: Vec<(usize, f64)> = embedded.iter().map(cosine).enumerate().collect();
+    order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    order.into_iter().take(AVERAGED).map(|(run, _)| run).collect()
+}

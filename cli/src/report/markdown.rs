@@ -1,0 +1,186 @@
+//! An experiment's page.
+
+use std::fmt::{Result, Write};
+
+use super::result::{Column, Group, Outcome};
+use crate::compare::{IOU_SAMPLE, mean_std};
+
+fn percent(values: Vec<f64>) -> String {
+    if values.is_empty() {
+        return "–".into();
+    }
+    let (mean, std) = mean_std(values);
+    format!("{:.1} ± {:.1}", 100.0 * mean, 100.0 * std)
+}
+
+/// The page; `command` is what made it.
+pub fn page(outcome: &Outcome, command: &str) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_page(&mut out, outcome, command);
+    out
+}
+
+fn write_page(out: &mut String, outcome: &Outcome, command: &str) -> Result {
+    let e = &outcome.experiment;
+    writeln!(out, "# {}\n", e.title)?;
+    if e.quick {
+        writeln!(out, "**A quick run, to see that it works: none of these numbers is a result.**\n")?;
+    }
+    writeln!(out, "{}\n", e.table)?;
+    if !e.stands_in.is_empty() {
+        writeln!(out, "{}\n", e.stands_in)?;
+    }
+    writeln!(
+        out,
+        "Zoo: {} runs, {} checkpoints of {} ({} parameters), mean test accuracy {:.1} %. {} samples a task, seeds {:?}: \
+         each trains a generator of its own on this one zoo. Accuracies on test images that neither zoo nor generator \
+         saw, in %, mean ± standard deviation over models and seeds.\n",
+        outcome.zoo_runs,
+        outcome.zoo_checkpoints,
+        outcome.architecture,
+        outcome.parameters,
+        100.0 * outcome.zoo_accuracy,
+        e.samples,
+        e.seeds,
+    )?;
+    writeln!(out, "![accuracies and novelty]({}.svg)\n", e.name)?;
+    if e.variants.len() > 1 {
+        variants(out, outcome)?;
+    }
+    for group in &outcome.groups {
+        group_tables(out, outcome, group)?;
+    }
+    footer(out, outcome, command)
+}
+
+fn heading(outcome: &Outcome, group: &Group) -> String {
+    match outcome.experiment.variants.len() {
+        1 => group.set.clone(),
+        _ => format!("{}, {}", group.variant, group.set),
+    }
+}
+
+/// The generated arm of each variant, beside each other.
+fn variants(out: &mut String, outcome: &Outcome) -> Result {
+    let e = &outcome.experiment;
+    writeln!(out, "## Variants\n\nThe arm `generated`:\n")?;
+    write!(out, "| variant | runs |")?;
+    e.epochs.iter().try_for_each(|epoch| write!(out, " {epoch} epochs |"))?;
+    writeln!(out, " zoo at 0 | reconstruction | shuffled | ± in a task | disagreement | novelty |")?;
+    writeln!(out, "|---|---|{}---|---|---|---|---|---|", "---|".repeat(e.epochs.len()))?;
+    for group in &outcome.groups {
+        let columns = group.columns(outcome.of_sources());
+        let find = |name: &str| columns.iter().find(|c| c.label() == name);
+        let Some(generated) = find("generated") else { continue };
+        let runs = group.pieces.first().map_or(0, |p| p.zoo_runs);
+        write!(out, "| {} | {runs} |", heading(outcome, group))?;
+        for i in 0..e.epochs.len() {
+            write!(out, " {} |", percent(generated.at(i, None)))?;
+        }
+        let at_start = |name: &str| find(name).map_or_else(|| "–".into(), |c| percent(c.at(0, None)));
+        write!(out, " {} | {} | {} |", at_start("zoo"), at_start("reconstruction"), at_start("shuffled"))?;
+        writeln!(out, " {:.1} | {} | {} |", 100.0 * generated.within(0), disagreement(generated), novelty(generated))?;
+    }
+    writeln!(out)
+}
+
+fn disagreement(column: &Column) -> String {
+    match column.disagreement.is_empty() {
+        true => "–".into(),
+        false => format!("{:.1}", 100.0 * mean_std(column.disagreement.clone()).0),
+    }
+}
+
+fn novelty(column: &Column) -> String {
+    let values = column.novelty();
+    let (mean, std) = mean_std(values.iter().copied());
+    if values.is_empty() { "–".into() } else { format!("{mean:.2} ± {std:.2}") }
+}
+
+fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
+    let columns = group.columns(outcome.of_sources());
+    let e = &outcome.experiment;
+    writeln!(out, "## {}\n", heading(outcome, group))?;
+    write!(out, "| arm |")?;
+    e.epochs.iter().try_for_each(|epoch| write!(out, " {epoch} epochs |"))?;
+    writeln!(out, " ± seeds | ± in a task | best at {} | disagreement | novelty | error IoU |", e.epochs[0])?;
+    writeln!(out, "|---|{}---|---|---|---|---|---|", "---|".repeat(e.epochs.len()))?;
+    for column in &columns {
+        write!(out, "| {} |", column.label())?;
+        for i in 0..e.epochs.len() {
+            write!(out, " {} |", percent(column.at(i, None)))?;
+        }
+        let (best, of) = column.best(0);
+        let best = if of > 1.0 { format!("{:.1} of {of:.0}", 100.0 * best) } else { "–".into() };
+        let iou = column.iou();
+        let iou = if iou.is_empty() { "–".into() } else { format!("{:.2}", mean_std(iou).0) };
+        writeln!(
+            out,
+            " {:.1} | {:.1} | {best} | {} | {} | {iou} |",
+            100.0 * column.over_seeds(0, None),
+            100.0 * column.within(0),
+            disagreement(column),
+            novelty(column),
+        )?;
+    }
+    let tasks = tasks(&columns);
+    if outcome.of_sources() && tasks.len() > 1 {
+        for (i, epoch) in e.epochs.iter().enumerate() {
+            writeln!(out, "\nAfter {epoch} epochs, by dataset:\n\n| arm | {} |", tasks.join(" | "))?;
+            writeln!(out, "|---|{}", "---|".repeat(tasks.len()))?;
+            for column in &columns {
+                let cells: Vec<String> = tasks.iter().map(|t| percent(column.at(i, Some(t)))).collect();
+                writeln!(out, "| {} | {} |", column.label(), cells.join(" | "))?;
+            }
+        }
+    }
+    writeln!(out)
+}
+
+/// Tasks of the first arm.
+fn tasks(columns: &[Column]) -> Vec<String> {
+    let mut tasks: Vec<String> = Vec::new();
+    for row in columns.first().into_iter().flat_map(|c| &c.rows) {
+        if !tasks.contains(&row.task) {
+            tasks.push(row.task.clone());
+        }
+    }
+    tasks
+}
+
+fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {
+    let pieces: Vec<_> = outcome.groups.iter().flat_map(|g| &g.pieces).collect();
+    let images: Vec<usize> = pieces.iter().map(|p| p.report.test_images).collect();
+    let bytes = pieces.iter().map(|p| p.bundle_bytes).max().unwrap_or(0);
+    writeln!(out, "## How it was measured\n")?;
+    writeln!(
+        out,
+        "- `± seeds`: deviation of the seeds' means; `± in a task`: deviation between the models of one task and seed; \
+         `best`: of the models of a task, chosen on the test images, an upper bound; `disagreement`: share of test \
+         images that two models of a task predict differently, in %.\n\
+         - `novelty`: L2 distance to the nearest checkpoint that the generator learned from, after alignment, over the \
+         distance of zoo models to the nearest of another run. Zoo and retrieval are members of the zoo.\n\
+         - `error IoU`: intersection over union of wrongly predicted test images, the largest with any of at most \
+         {IOU_SAMPLE} training runs of the task (last checkpoints; never with itself), mean over models.\n\
+         - `noise` is at the mean distance of the generated weights from the zoo. `average`: the 16 nearest runs, \
+         aligned. `gaussian`: per parameter over the task's aligned training checkpoints (over the 16 nearest runs' \
+         where the zoo has fewer than two of the task). `reconstruction`: held-out runs through the VAE; below it \
+         training runs. `shuffled`: generated for the previous task.\n\
+         - Test images a task: {} to {}.",
+        images.iter().min().unwrap_or(&0),
+        images.iter().max().unwrap_or(&0),
+    )?;
+    let stages: Vec<String> = outcome.seconds.iter().map(|(name, s)| format!("{name} {s:.1}")).collect();
+    writeln!(
+        out,
+        "- Seconds: {} · all {:.1} (zoo and generators where they were made, whether in this run or before). Peak \
+         memory of this run {:.0} MiB. A bundle has up to {:.1} MB.\n- `{command}`, revision {}, zoo `{}`.",
+        stages.join(" · "),
+        outcome.all_seconds(),
+        outcome.peak_rss_mib,
+        bytes as f64 / 1e6,
+        training::REVISION,
+        outcome.zoo,
+    )
+}

@@ -1,0 +1,136 @@
+//! `weightsmith report`: experiments from committed configurations, with every baseline, as Markdown, SVG and JSON.
+
+mod cache;
+mod config;
+mod experiment;
+mod markdown;
+mod overrides;
+mod plot;
+mod result;
+
+use std::path::PathBuf;
+
+use crate::context::{RuntimeArgs, prepare, progress, say, write_whole};
+use crate::error::{Error, Result};
+use config::Experiment;
+use experiment::Place;
+
+/// Run an experiment and write its page, its plots and its numbers.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  weightsmith report list\n  weightsmith report digits --out out/report\n  \
+                  weightsmith report table-19-20 --data /data/idx --out out/report\n  \
+                  weightsmith report all --data /data/idx --out out/report --quick")]
+pub struct Args {
+    /// Name of an experiment; `list` shows them, `all` runs those whose data is there.
+    #[arg(required_unless_present = "config", conflicts_with = "config")]
+    experiment: Option<String>,
+    /// An experiment of one's own.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the IDX sets (mnist, fashion-mnist, …).
+    #[arg(long, env = "WEIGHTSMITH_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Folder of the results; zoos and generators are kept in its `cache`, and used again.
+    #[arg(long, default_value = "out/report")]
+    out: PathBuf,
+    /// A small run that shows that everything works.
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let experiments = match (args.experiment.as_deref(), &args.config) {
+        (Some("list"), _) => return list(&args),
+        (Some("all"), _) => there(&args)?,
+        (Some(name), _) => vec![config::built_in(name, args.quick)?],
+        (None, Some(file)) => vec![config::of_file(file, args.quick)?],
+        (None, None) => return Err(Error::input("usage", "name an experiment, or give a file with --config")),
+    };
+    // Said before anything is made.
+    for experiment in &experiments {
+        if let Some(text) = experiment::missing_data(experiment, args.data.as_deref()) {
+            return Err(Error::input("data_missing", text));
+        }
+    }
+    let runtime = args.runtime.open()?;
+    let progress = progress()?;
+    let place = Place { data: args.data.as_deref(), out: &args.out, runtime: &runtime, progress: &progress };
+    for experiment in &experiments {
+        one(experiment, &place, args.config.as_ref()).map_err(diverged)?;
+    }
+    if args.experiment.as_deref() == Some("all") {
+        join(&experiments, &args.out)?;
+    }
+    Ok(())
+}
+
+/// A loss that is not finite is the experiment's mistake.
+fn diverged(error: Error) -> Error {
+    match error {
+        Error::Training(e @ training::Error::Diverged { .. }) => Error::input(e.code(), e.to_string()),
+        other => other,
+    }
+}
+
+fn one(experiment: &Experiment, place: &Place<'_>, file: Option<&PathBuf>) -> Result<()> {
+    let target = |ending: &str| place.out.join(format!("{}.{ending}", experiment.name));
+    let outcome = experiment::run(experiment, place)?;
+    let command = outcome.command(file.map(|f| f.display().to_string()).as_deref());
+    let page = markdown::page(&outcome, &command);
+    let mut json = serde_json::to_vec_pretty(&outcome.json(&command)?).map_err(|e| Error::Internal(e.to_string()))?;
+    json.push(b'\n');
+    let svg = plot::svg(&outcome)?;
+    prepare(&target("md"))?;
+    write_whole(&target("json"), &json)?;
+    write_whole(&target("svg"), svg.as_bytes())?;
+    write_whole(&target("md"), page.as_bytes())?;
+    say(&page);
+    say(&format!("{} .svg .json", target("md").display()));
+    Ok(())
+}
+
+fn list(args: &Args) -> Result<()> {
+    for name in config::names() {
+        let experiment = config::built_in(name, args.quick)?;
+        say(&format!("{name:<14} {}", experiment.title));
+        if let Some(text) = experiment::missing_data(&experiment, args.data.as_deref()) {
+            say(&format!("{:<14} {text}", ""));
+        }
+    }
+    Ok(())
+}
+
+/// The experiments whose data is there.
+fn there(args: &Args) -> Result<Vec<Experiment>> {
+    let mut found = Vec::new();
+    for name in config::names() {
+        let experiment = config::built_in(name, args.quick)?;
+        match experiment::missing_data(&experiment, args.data.as_deref()) {
+            None => found.push(experiment),
+            Some(text) => say(&format!("passed over: {text}")),
+        }
+    }
+    Ok(found)
+}
+
+/// One page of all.
+fn join(experiments: &[Experiment], out: &std::path::Path) -> Result<()> {
+    let mut all = String::from("# Results\n\n");
+    for experiment in experiments {
+        all.push_str(&format!("- [{}]({}.md)\n", experiment.title, experiment.name));
+    }
+    for experiment in experiments {
+        let path = out.join(format!("{}.md", experiment.name));
+        let page = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        // Each page's headings, one level down.
+        for line in page.lines() {
+            all.push_str(if line.starts_with('#') { "\n#" } else { "\n" });
+            all.push_str(line);
+        }
+        all.push('\n');
+    }
+    write_whole(&out.join("RESULTS.md"), all.as_bytes())
+}

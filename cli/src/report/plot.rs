@@ -1,0 +1,178 @@
+//! An experiment's plots: every accuracy by arm, and novelty against accuracy.
+
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::result::{Column, Outcome};
+use crate::compare::{Arm, mean_std};
+use crate::error::{Error, Result};
+
+/// Points of a series that are drawn, evenly chosen.
+const POINTS: usize = 400;
+const WIDTH: u32 = 1240;
+const LEFT: u32 = 760;
+const ROW: u32 = 26;
+const FONT: (&str, i32) = ("sans-serif", 13);
+
+/// A row of the left plot and a series of the right one.
+struct Series {
+    label: String,
+    colour: RGBColor,
+    accuracies: Vec<f64>,
+    /// (novelty, accuracy) of each model that has both.
+    scatter: Vec<(f64, f64)>,
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// The plots as one SVG.
+///
+/// # Errors
+/// [`Error::Internal`] when they cannot be drawn.
+pub fn svg(outcome: &Outcome) -> Result<String> {
+    let series = series(outcome);
+    let mut text = String::new();
+    let height = (series.len() as u32 * ROW + 110).max(420);
+    draw(&mut text, outcome, &series, height).map_err(|e| Error::Internal(format!("the plots: {e}")))?;
+    Ok(text)
+}
+
+fn colour(i: usize) -> RGBColor {
+    const COLOURS: [(u8, u8, u8); 9] = [
+        (213, 62, 79),
+        (50, 136, 189),
+        (94, 79, 162),
+        (120, 120, 120),
+        (244, 155, 66),
+        (60, 160, 100),
+        (150, 110, 50),
+        (200, 90, 180),
+        (40, 40, 40),
+    ];
+    let (r, g, b) = COLOURS[i % COLOURS.len()];
+    RGBColor(r, g, b)
+}
+
+/// Arms where there is one variant, else the generated arm of each.
+fn series(outcome: &Outcome) -> Vec<Series> {
+    let many = outcome.experiment.variants.len() > 1;
+    let mut all = Vec::new();
+    for (g, group) in outcome.groups.iter().enumerate() {
+        for column in group.columns(outcome.of_sources()) {
+            let arm = Arm::ALL.iter().position(|a| *a == column.arm).unwrap_or(0);
+            let first = many && g == 0 && column.arm == Arm::Zoo;
+            if many && column.arm != Arm::Generated && !first {
+                continue;
+            }
+            let (label, colour) = match (many, outcome.groups.len()) {
+                (true, _) if first => ("zoo".to_owned(), colour(1)),
+                (true, _) => (group.variant.clone(), colour(if g == 0 { 0 } else { g + 1 })),
+                (false, 1) => (column.label(), colour(arm)),
+                (false, _) => (format!("{}, {}", column.label(), group.set), colour(arm)),
+            };
+            all.push(one(label, colour, &column));
+        }
+    }
+    all
+}
+
+fn one(label: String, colour: RGBColor, column: &Column) -> Series {
+    let scatter = column.rows.iter().filter_map(|r| Some((r.novelty?, 100.0 * r.accuracy[0])));
+    Series {
+        label,
+        colour,
+        accuracies: column.at(0, None).into_iter().map(|a| 100.0 * a).collect(),
+        scatter: few(scatter.collect()),
+    }
+}
+
+fn few<T>(values: Vec<T>) -> Vec<T> {
+    let every = values.len().div_ceil(POINTS).max(1);
+    values.into_iter().step_by(every).collect()
+}
+
+type Drawn<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn draw(text: &mut String, outcome: &Outcome, series: &[Series], height: u32) -> Drawn<()> {
+    let root = SVGBackend::with_string(text, (WIDTH, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let quick = if outcome.experiment.quick { " (quick run)" } else { "" };
+    let title = format!("{}{quick}", outcome.experiment.title);
+    let root = root.titled(&title, ("sans-serif", 18))?;
+    let (left, right) = root.split_horizontally(LEFT);
+    let epoch = outcome.experiment.epochs[0];
+    distributions(&left, series, epoch)?;
+    scatter(&right, series, epoch)?;
+    root.present()?;
+    Ok(())
+}
+
+/// One row a series: each model a point, the mean a line.
+fn distributions(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> {
+    let rows = series.len().max(1) as f64;
+    let mut chart = ChartBuilder::on(area)
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(200)
+        .build_cartesian_2d(0.0..100.0, 0.0..rows)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().y_labels(0).x_labels(11).label_style(FONT).axis_desc_style(FONT);
+    mesh.x_desc(format!("test accuracy after {epoch} epochs, %")).draw()?;
+    for (i, one) in series.iter().enumerate() {
+        let middle = rows - i as f64 - 0.5;
+        let points = few(one.accuracies.clone());
+        // A golden-ratio sequence spreads the points over the row.
+        let jitter = |k: usize| 0.56 * ((k as f64 * 0.618_034).fract() - 0.5);
+        chart.draw_series(
+            points
+                .iter()
+                .enumerate()
+                .map(|(k, &x)| Circle::new((x, middle + jitter(k)), 2, one.colour.mix(0.45).filled())),
+        )?;
+        let (mean, _) = mean_std(one.accuracies.iter().copied());
+        let line = vec![(mean, middle - 0.4), (mean, middle + 0.4)];
+        chart.draw_series([PathElement::new(line, BLACK.stroke_width(2))])?;
+        label(area, &chart, (0.0, middle), &format!("{} {mean:.1}", one.label))?;
+    }
+    Ok(())
+}
+
+/// Text left of a point.
+fn label(area: &Area<'_>, chart: &Chart<'_, '_>, at: (f64, f64), text: &str) -> Drawn<()> {
+    let (x, y) = chart.plotting_area().map_coordinate(&at);
+    let (left, top) = area.get_base_pixel();
+    let style = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Right, VPos::Center));
+    area.draw(&Text::new(text.to_owned(), (x - left - 8, y - top), style))?;
+    Ok(())
+}
+
+/// Novelty against accuracy.
+fn scatter(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> {
+    let largest = series.iter().flat_map(|s| &s.scatter).map(|p| p.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0.0..largest * 1.05, 0.0..100.0)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).label_style(FONT).axis_desc_style(FONT);
+    mesh.x_desc("novelty: distance to the zoo / the zoo's own")
+        .y_desc(format!("accuracy after {epoch} epochs, %"))
+        .draw()?;
+    for one in series.iter().filter(|s| !s.scatter.is_empty()) {
+        let points = one.scatter.iter().map(|&p| Circle::new(p, 2, one.colour.mix(0.5).filled()));
+        let colour = one.colour;
+        chart.draw_series(points)?.label(&one.label).legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .label_font(FONT)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
+    Ok(())
+}
