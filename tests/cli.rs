@@ -77,8 +77,7 @@ fn every_command_explains_itself() {
         assert!(help.contains(default), "{default}: {help}");
     }
     let all = succeed(&["--help"]);
-    for command in ["serve", "zoo", "train", "generate", "evaluate", "demo", "report", "generator", "token", "openapi"]
-    {
+    for command in ["serve", "zoo", "train", "generate", "evaluate", "demo", "generator", "token", "openapi"] {
         assert!(all.contains(&format!("\n  {command} ")), "{command}: {all}");
     }
     assert_eq!(run(&mut weightsmith(["frobnicate"])).code, Some(2));
