@@ -321,7 +321,7 @@ fn data_that_is_not_what_it_should_be() {
     with(&["digits", "--classes", "1,2,3", "--count", "10000"], "option_invalid", "from 1 to 256");
     with(&["digits", "--classes", "1,2,3", "--steps", "51"], "option_invalid", "from 1 to 50");
     with(&["digits", "--classes", "1,2,3", "--eta", "2"], "option_invalid", "from 0 to 1");
-    with(&["digits", "--classes", "1,2,3", "--sampler", "euler"], "sampler_unknown", "ddim or ddpm");
+    with(&["digits", "--classes", "1,2,3", "--sampler", "euler"], "unknown_sampler", "dpm_solver_pp");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use registry::generators;
 use weights::Bundle;
 
 use crate::context::{RegistryArgs, RuntimeArgs, caller, labels, say, with_registry, write_whole};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generator::read_bundle;
 
 /// Generate weights for labelled data.
@@ -30,7 +30,7 @@ pub struct Args {
     /// Number of samples.
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// `ddim` or `ddpm`.
+    /// `ddim`, `ddpm` or `dpm_solver_pp`.
     #[arg(long, default_value = "ddim")]
     sampler: String,
     /// Steps; without it 20 for DDIM, all for DDPM.
@@ -59,11 +59,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let sampler = match args.sampler.as_str() {
-        "ddim" => SamplerKind::Ddim,
-        "ddpm" => SamplerKind::Ddpm,
-        other => return Err(Error::input("sampler_unknown", format!("sampler {other}: choose ddim or ddpm"))),
-    };
+    let sampler: SamplerKind = args.sampler.parse()?;
     let options = SampleOptions {
         count: args.count,
         sampler,

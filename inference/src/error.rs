@@ -53,7 +53,7 @@ pub enum Error {
     #[error("unknown device {0:?}; use auto, cpu or cuda")]
     UnknownDevice(String),
     /// A sampler of no known name.
-    #[error("unknown sampler {0:?}; use ddim or ddpm")]
+    #[error("unknown sampler {0:?}; use ddim, ddpm or dpm_solver_pp")]
     UnknownSampler(String),
     /// A graph of the bundle is not what the manifest says.
     #[error("not a usable generator bundle: {0}")]

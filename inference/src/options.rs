@@ -17,14 +17,17 @@ pub enum SamplerKind {
     /// Denoising diffusion implicit models: few steps, deterministic at η = 0.
     #[default]
     Ddim,
+    /// DPM-Solver++(2M): of second order, so that still fewer steps do; deterministic.
+    DpmSolverPp,
 }
 
 impl SamplerKind {
-    /// Steps taken when the caller names none: 20 for DDIM, all T for DDPM; never more than the schedule has.
+    /// Steps taken when the caller names none: 20 for DDIM and DPM-Solver++, all T for DDPM; never more than the
+    /// schedule has.
     pub fn default_steps(self, schedule: &Schedule) -> usize {
         match self {
             Self::Ddpm => schedule.steps,
-            Self::Ddim => schedule.steps.min(20),
+            Self::Ddim | Self::DpmSolverPp => schedule.steps.min(20),
         }
     }
 }
@@ -36,6 +39,7 @@ impl FromStr for SamplerKind {
         match text.to_ascii_lowercase().as_str() {
             "ddpm" => Ok(Self::Ddpm),
             "ddim" => Ok(Self::Ddim),
+            "dpm_solver_pp" => Ok(Self::DpmSolverPp),
             _ => Err(Error::UnknownSampler(text.to_owned())),
         }
     }
@@ -46,6 +50,7 @@ impl fmt::Display for SamplerKind {
         f.write_str(match self {
             Self::Ddpm => "ddpm",
             Self::Ddim => "ddim",
+            Self::DpmSolverPp => "dpm_solver_pp",
         })
     }
 }
@@ -62,7 +67,7 @@ pub struct SampleOptions {
     pub seed: u64,
     /// Sampling steps, 1 to T; none means [`SamplerKind::default_steps`].
     pub steps: Option<usize>,
-    /// DDIM's η in [0, 1]: 0 is deterministic, 1 has the variance of DDPM. DDPM takes none.
+    /// DDIM's η in [0, 1]: 0 is deterministic, 1 has the variance of DDPM. The others take none.
     pub eta: f64,
     /// Classifier-free guidance: null + guidance · (conditional − null); 1 is off.
     pub guidance: f32,
@@ -109,8 +114,9 @@ impl SampleOptions {
         if !(0.0..=1.0).contains(&self.eta) {
             return option("eta", self.eta, "a number from 0 to 1");
         }
-        if self.sampler == SamplerKind::Ddpm && self.eta != 0.0 {
-            return option("eta", self.eta, "left out (or 0) with sampler ddpm; only ddim has it");
+        if self.sampler != SamplerKind::Ddim && self.eta != 0.0 {
+            let rule = format!("left out (or 0) with sampler {}; only ddim has it", self.sampler);
+            return option("eta", self.eta, &rule);
         }
         if !(0.0..=limits.max_guidance).contains(&self.guidance) {
             return option("guidance", self.guidance, &format!("a number from 0 to {}", limits.max_guidance));
@@ -169,7 +175,10 @@ mod tests {
         assert_eq!(refused(SampleOptions { steps: Some(0), ..good.clone() }), "steps");
         assert_eq!(refused(SampleOptions { eta: 1.1, ..good.clone() }), "eta");
         assert_eq!(refused(SampleOptions { eta: f64::NAN, ..good.clone() }), "eta");
-        assert_eq!(refused(SampleOptions { eta: 0.5, sampler: SamplerKind::Ddpm, ..good.clone() }), "eta");
+        for sampler in [SamplerKind::Ddpm, SamplerKind::DpmSolverPp] {
+            assert_eq!(refused(SampleOptions { eta: 0.5, sampler, ..good.clone() }), "eta");
+            assert_eq!(sampler.to_string().parse::<SamplerKind>().unwrap(), sampler);
+        }
         assert_eq!(refused(SampleOptions { guidance: f32::INFINITY, ..good.clone() }), "guidance");
         assert_eq!(refused(SampleOptions { guidance: -1.0, ..good.clone() }), "guidance");
     }

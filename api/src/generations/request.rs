@@ -27,7 +27,7 @@ pub(crate) struct NewGeneration {
     /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
     #[schema(example = 7, format = "uint64")]
     pub(crate) seed: Option<u64>,
-    /// Sampling steps; 20 with `ddim` and all of the schedule with `ddpm` by default.
+    /// Sampling steps; 20 with `ddim` and `dpm_solver_pp` and all of the schedule with `ddpm` by default.
     #[schema(minimum = 1, example = 20)]
     pub(crate) steps: Option<usize>,
     /// η of `ddim`: 0 (the default) is deterministic given the seed, 1 has the variance of `ddpm`.
@@ -57,6 +57,8 @@ pub(crate) enum Sampler {
     Ddim,
     /// Ancestral sampling.
     Ddpm,
+    /// DPM-Solver++(2M): of second order, deterministic, still fewer steps.
+    DpmSolverPp,
 }
 
 impl NewGeneration {
@@ -68,6 +70,7 @@ impl NewGeneration {
             sampler: match self.sampler.unwrap_or_default() {
                 Sampler::Ddim => SamplerKind::Ddim,
                 Sampler::Ddpm => SamplerKind::Ddpm,
+                Sampler::DpmSolverPp => SamplerKind::DpmSolverPp,
             },
             // 53 bits, which every JSON reader keeps.
             seed: self.seed.unwrap_or_else(|| rand::random::<u64>() >> 11),
@@ -99,7 +102,7 @@ pub struct Recorded {
     pub classes: Vec<String>,
     /// Seed of the choice of examples that the encoder took.
     pub dataset_seed: u64,
-    /// `ddim` or `ddpm`.
+    /// `ddim`, `ddpm` or `dpm_solver_pp`.
     pub sampler: String,
     /// Sampling steps taken.
     pub steps: usize,

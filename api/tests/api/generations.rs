@@ -172,7 +172,7 @@ async fn refusals_store_nothing(pool: PgPool) {
         (with("/eta", json!(1.5)), 422, "option_invalid", "eta", "from 0 to 1"),
         (with("/guidance", json!(-1)), 422, "option_invalid", "guidance", "from 0 to 20"),
         (with("/guidance", json!("1")), 422, "json_invalid", "guidance", "expected f32"),
-        (with("/sampler", json!("euler")), 422, "json_invalid", "sampler", "`ddim` or `ddpm`"),
+        (with("/sampler", json!("euler")), 422, "json_invalid", "sampler", "`dpm_solver_pp`"),
         (with("/stepz", json!(1)), 422, "json_invalid", "stepz", "unknown field"),
         (with("/generator", json!("nobody")), 404, "not_found", "generator", "nobody"),
         (with("/generator", json!("digits@2")), 404, "not_found", "generator", "digits@2"),

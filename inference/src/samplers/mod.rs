@@ -1,8 +1,10 @@
 //! From noise to latents. A sampler is a plan of steps: with the network's prediction p at z_t, each step is
-//! z ← a·z + b·p + σ·n, n ~ N(0, I). [`ddpm`] and [`ddim`] fill in the coefficients, [`run`] walks the plan.
+//! z ← a·z + b·p + c·x₀' + σ·n, n ~ N(0, I), with x₀' the clean latent that the step before predicted. [`ddpm`],
+//! [`ddim`] and [`dpm_solver`] fill in the coefficients, [`run`] walks the plan.
 
 pub mod ddim;
 pub mod ddpm;
+pub mod dpm_solver;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -21,19 +23,31 @@ pub struct Step {
     pub latent: f32,
     /// Coefficient b of the prediction.
     pub prediction: f32,
+    /// Coefficient c of the clean latent that the step before predicted; 0 where only this step's counts.
+    pub previous: f32,
     /// Standard deviation σ of the added noise.
     pub noise: f32,
+    /// Coefficients of z_t and of the prediction in this step's clean latent x₀.
+    pub clean: [f32; 2],
 }
 
 impl Step {
     /// The step with coefficients `x0` and `latent` on the clean latent and on z_t, for what the network predicts:
     /// from ε, x₀ = (z_t − √(1−ᾱ_t)·ε) / √ᾱ_t.
     fn from_clean(t: usize, alpha_bar: f64, prediction: Prediction, x0: f64, latent: f64, noise: f64) -> Self {
-        let (latent, prediction) = match prediction {
-            Prediction::Sample => (latent, x0),
-            Prediction::Epsilon => (latent + x0 / alpha_bar.sqrt(), -x0 * (1.0 - alpha_bar).sqrt() / alpha_bar.sqrt()),
+        // x₀ = clean[0]·z_t + clean[1]·p
+        let clean = match prediction {
+            Prediction::Sample => [0.0, 1.0],
+            Prediction::Epsilon => [1.0 / alpha_bar.sqrt(), -(1.0 - alpha_bar).sqrt() / alpha_bar.sqrt()],
         };
-        Self { t, latent: latent as f32, prediction: prediction as f32, noise: noise as f32 }
+        Self {
+            t,
+            latent: (latent + x0 * clean[0]) as f32,
+            prediction: (x0 * clean[1]) as f32,
+            previous: 0.0,
+            noise: noise as f32,
+            clean: clean.map(|c| c as f32),
+        }
     }
 }
 
@@ -43,6 +57,7 @@ pub fn plan(schedule: &Schedule, options: &SampleOptions) -> Vec<Step> {
     match options.sampler {
         SamplerKind::Ddpm => ddpm::plan(schedule, steps),
         SamplerKind::Ddim => ddim::plan(schedule, steps, options.eta),
+        SamplerKind::DpmSolverPp => dpm_solver::plan(schedule, steps),
     }
 }
 
@@ -114,11 +129,21 @@ pub fn run(
 ) -> Result<Vec<f32>> {
     let mut z = vec![0.0; noise.samples() * dim];
     let mut prediction = vec![0.0; z.len()];
+    let multistep = plan.iter().any(|step| step.previous != 0.0);
+    let mut previous = vec![0.0; if multistep { z.len() } else { 0 }];
     noise.each(&mut z, |value, draw| *value = draw);
     for (done, step) in (1..).zip(plan) {
         predict(&z, step.t, &mut prediction)?;
-        for (value, &p) in z.iter_mut().zip(&prediction) {
-            *value = step.latent * *value + step.prediction * p;
+        let own = |value: f32, p: f32| step.latent * value + step.prediction * p;
+        match multistep {
+            false => z.iter_mut().zip(&prediction).for_each(|(value, &p)| *value = own(*value, p)),
+            true => {
+                for ((value, &p), before) in z.iter_mut().zip(&prediction).zip(&mut previous) {
+                    let clean = step.clean[0] * *value + step.clean[1] * p;
+                    *value = own(*value, p) + step.previous * *before;
+                    *before = clean;
+                }
+            }
         }
         if step.noise > 0.0 {
             noise.each(&mut z, |value, draw| *value += step.noise * draw);
@@ -202,7 +227,7 @@ pub(crate) mod tests {
     #[test]
     fn a_sample_is_the_same_alone_and_among_others() {
         let schedule = schedule(Prediction::Sample);
-        for plan in [ddpm::plan(&schedule, 50), ddim::plan(&schedule, 20, 0.5)] {
+        for plan in [ddpm::plan(&schedule, 50), ddim::plan(&schedule, 20, 0.5), dpm_solver::plan(&schedule, 9)] {
             let three = sample(&plan, &schedule, (1.0, 2.0), 7, 0..3, 5);
             let alone: Vec<f32> = (0..3).flat_map(|i| sample(&plan, &schedule, (1.0, 2.0), 7, i..i + 1, 5)).collect();
             assert_eq!(three, alone);
