@@ -1,7 +1,10 @@
 //! Generations: answered requests for weights, with the samples that were made.
 
+mod candidates;
 mod evaluations;
+mod rank;
 mod request;
+mod retrieve;
 mod samples;
 mod work;
 
@@ -11,6 +14,7 @@ use axum::http::{HeaderMap, HeaderName};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use registry::Caller;
+use registry::embeddings::{self, SubjectKind};
 use registry::generations as rows;
 use registry::generators::{self, GeneratorVersion};
 use registry::jobs::work as work_on;
@@ -23,8 +27,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use candidates::{Candidate, Origin, Plan, RankBy};
 use request::NewGeneration;
 pub use request::Recorded;
+use retrieve::Retriever;
 use samples::Sample;
 use work::{Clock, Input, Job, Made};
 
@@ -100,6 +106,21 @@ pub(crate) struct GenerationSummary {
     /// The device that was really used, in words.
     #[schema(example = "CPU, 2 threads")]
     device: String,
+    /// Where samples could come from.
+    #[schema(example = json!(["generated", "retrieved", "closed_form"]))]
+    candidates: Vec<Origin>,
+    /// What decided which are best; without it they are in the order of the noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank_by: Option<RankBy>,
+    /// How far the dataset is from the generator's zoo: the cosine distance of its embedding to the nearest run's, in
+    /// units of the mean distance between neighbours in the zoo. About 1 and less is within the zoo; null where the
+    /// zoo's embeddings are not registered.
+    #[schema(required, example = 0.83)]
+    distance: Option<f64>,
+    /// What to know about the answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    warnings: Vec<String>,
     /// How long each stage took.
     timings: Timings,
     /// When it was made.
@@ -149,6 +170,10 @@ pub(crate) struct Timings {
     sample_ms: f64,
     /// From latents to files of weights.
     decode_ms: f64,
+    /// Making and comparing candidates, where they are ranked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f64, required = false)]
+    rank_ms: Option<f64>,
     /// Measuring accuracies.
     evaluate_ms: f64,
     /// Storing the files.
@@ -169,7 +194,8 @@ impl Timings {
             ("store", self.store_ms),
             ("total", self.total_ms),
         ];
-        stages.into_iter().for_each(|(name, milliseconds)| metrics::stage(name, milliseconds));
+        let rank = self.rank_ms.map(|milliseconds| ("rank", milliseconds));
+        stages.into_iter().chain(rank).for_each(|(name, milliseconds)| metrics::stage(name, milliseconds));
         metrics::samples(samples);
     }
 
@@ -181,6 +207,7 @@ impl Timings {
             encode_ms: round(self.encode_ms),
             sample_ms: round(self.sample_ms),
             decode_ms: round(self.decode_ms),
+            rank_ms: self.rank_ms.map(round),
             evaluate_ms: round(self.evaluate_ms),
             store_ms: round(self.store_ms),
             total_ms: round(self.total_ms),
@@ -209,6 +236,10 @@ impl From<rows::Generation> for GenerationSummary {
             guidance: recorded.guidance,
             provider: row.provider,
             device: row.device,
+            candidates: recorded.candidates,
+            rank_by: recorded.rank_by,
+            distance: recorded.distance,
+            warnings: recorded.warnings,
             timings: serde_json::from_value(row.timings).unwrap_or_default(),
             created_at: row.created_at,
             about: row.about.into(),
@@ -239,7 +270,7 @@ list_query!(ListQuery {
                 "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
                 "classes": ["3", "1", "4", "0", "7"], "seed": 0},
             "count": 1, "sampler": "ddim", "seed": 7, "steps": 20, "eta": 0.0, "guidance": 1.0,
-            "provider": "cpu", "device": "CPU, 2 threads",
+            "provider": "cpu", "device": "CPU, 2 threads", "candidates": ["generated"], "distance": 0.83,
             "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 0.0,
                 "store_ms": 3.9, "total_ms": 22.4},
             "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
@@ -292,16 +323,29 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
 
 /// Generate weights for a dataset
 ///
-/// Encodes the dataset, samples `count` networks, and stores each as a safetensors file. Nothing is stored when
+/// Encodes the dataset, samples `count` networks, and stores each as a safetensors file. For linear heads, and wherever
+/// `candidates` asks for it, checkpoints of the zoo and closed forms compete with what is generated, and the best
+/// `count` are the answer; each sample says its origin and its scores. Nothing is stored when
 /// anything fails; when the client goes away, the work stops. With `Prefer: respond-async`, with `job`, and when `count`
 /// is above the server's limit for answers at once, it is done as a job and the answer is 202.
 #[utoipa::path(
     post, path = "/v1/generations", operation_id = "createGeneration", tag = "generations",
     params(("Prefer" = Option<String>, Header, description = "`respond-async` for a job.", example = "respond-async")),
-    request_body(content = NewGeneration, description = "What to generate.", example = json!({
-        "generator": "digits@latest",
-        "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4", "0", "7"]},
-        "count": 1, "sampler": "ddim", "steps": 20, "seed": 7, "evaluate": true})),
+    request_body(content = NewGeneration, description = "What to generate.", examples(
+        ("samples" = (summary = "The generator alone", value = json!({
+            "generator": "digits@latest",
+            "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4", "0", "7"]},
+            "count": 1, "sampler": "ddim", "steps": 20, "seed": 7, "evaluate": true}))),
+        ("candidates" = (summary = "The best of all candidates, by leave-one-out", value = json!({
+            "generator": "heads@latest",
+            "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4"]},
+            "candidates": ["generated", "retrieved", "closed_form"], "rank_by": "leave_one_out", "count": 1,
+            "seed": 7}))),
+        ("validation" = (summary = "The best of all candidates, by validation data", value = json!({
+            "generator": "heads@latest",
+            "dataset": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000003", "classes": ["3", "1", "4"]},
+            "candidates": ["generated", "closed_form"], "rank_by": "validation",
+            "validation": {"id": "0199a1f6-3c5e-7d0a-9a53-000000000004"}, "count": 3, "seed": 7}))))),
     security(("token" = ["generate"])),
     responses(
         (status = 201, description = "Generated.", body = Generation,
@@ -313,7 +357,7 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
                 "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
                 "classes": ["3", "1", "4", "0", "7"], "seed": 0},
             "count": 1, "sampler": "ddim", "seed": 7, "steps": 20, "eta": 0.0, "guidance": 1.0,
-            "provider": "cpu", "device": "CPU, 2 threads",
+            "provider": "cpu", "device": "CPU, 2 threads", "candidates": ["generated"], "distance": 0.83,
             "timings": {"parse_ms": 0.4, "encode_ms": 2.1, "sample_ms": 14.2, "decode_ms": 1.3, "evaluate_ms": 2.0,
                 "store_ms": 3.9, "total_ms": 24.4},
             "created_at": "2026-01-01T00:00:00Z", "owner": "ann",
@@ -321,7 +365,7 @@ async fn with_samples(state: &AppState, caller: &Caller, row: rows::Generation) 
             "samples": [{"index": 0, "seed": 7,
                 "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 9632,
                 "url": "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file",
-                "accuracy": 0.96, "loss": 0.13, "evaluated_on": 812}]})),
+                "origin": "generated", "draw": 0, "accuracy": 0.96, "loss": 0.13, "evaluated_on": 812}]})),
         (status = 202, description = "The job that generates.", body = crate::jobs::Job,
          headers(("Location" = String, description = "The job's address."),
                  ("Preference-Applied" = String, description = "`respond-async`, when the request preferred it."))),
@@ -377,15 +421,28 @@ async fn deferred(
     let version = generators::resolve(state.registry(), caller, &new.generator)
         .await
         .map_err(|error| Error::from(error).in_field("generator"))?;
-    for id in
-        [new.dataset.registered(), new.evaluation.as_ref().and_then(DatasetInput::registered)].into_iter().flatten()
+    let plan = plan(new, &version)?;
+    if plan.explicit
+        && plan.has(Origin::Retrieved)
+        && !embeddings::any(state.registry(), version.id, SubjectKind::Run).await?
     {
+        return Err(work::nothing_to_retrieve(&format!("{}@{}", version.generator, version.version)));
+    }
+    let others = [&new.evaluation, &new.validation].into_iter().flatten();
+    for id in std::iter::once(&new.dataset).chain(others).filter_map(DatasetInput::registered) {
         registry::datasets::get(state.registry(), caller, id.into()).await?;
     }
     request.shift_remove("job");
     request.insert("generator".into(), json!(format!("{}@{}", version.generator, version.version)));
     request.insert("seed".into(), json!(options.seed));
     Ok(serde_json::Value::Object(request))
+}
+
+/// The plan of a request's candidates, by what the version's manifest says of its networks.
+fn plan(new: &NewGeneration, version: &GeneratorVersion) -> Result<Plan> {
+    let architecture = version.manifest.pointer("/architectures/0");
+    let of = |pointer: &str| architecture.and_then(|a| a.pointer(pointer)).and_then(serde_json::Value::as_str);
+    Plan::of(new, of("/config/kind") == Some("head"), of("/name").unwrap_or("other networks"))
 }
 
 /// Makes the generation of a job, and ends the job with it.
@@ -429,10 +486,15 @@ async fn make(
     let version = generators::resolve(state.registry(), caller, &new.generator)
         .await
         .map_err(|error| Error::from(error).in_field("generator"))?;
+    let plan = plan(&new, &version)?;
     let mut clock = Clock::start();
     let dataset = Input::fetch(state, caller, "dataset", new.dataset).await?;
     let evaluation = match new.evaluation {
         Some(input) => Some(Input::fetch(state, caller, "evaluation", input).await?),
+        None => None,
+    };
+    let validation = match new.validation {
+        Some(input) => Some(Input::fetch(state, caller, "validation", input).await?),
         None => None,
     };
     let fetch_ms = clock.lap();
@@ -442,6 +504,8 @@ async fn make(
         sampler: options.sampler.to_string(),
         eta: options.eta,
         guidance: options.guidance,
+        candidates: plan.origins.clone(),
+        rank_by: plan.rank_by,
         ..Recorded::default()
     };
     let seed = Seed(options.seed);
@@ -460,7 +524,11 @@ async fn make(
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
-    let job = Job { generator, generator_name, dataset, evaluates, evaluation, options, limits };
+    let retriever = plan
+        .has(Origin::Retrieved)
+        .then(|| Retriever::new(state, caller, &version, &generator.architecture().layout, options.count));
+    let job =
+        Job { generator, generator_name, dataset, evaluates, evaluation, plan, validation, retriever, options, limits };
     let mut made = match (place, attempt.cloned()) {
         (Some(place), _) => limits::run(place, move |cancel| job.run(cancel, &|_, _| {})).await?,
         (None, attempt) => limits::blocking(move || as_attempt(job, attempt)).await?,
@@ -468,6 +536,9 @@ async fn make(
     made.timings.parse_ms += fetch_ms;
     recorded.classes = std::mem::take(&mut made.classes);
     recorded.evaluation_digest = made.evaluation_digest.take();
+    recorded.validation_digest = made.validation_digest.take();
+    recorded.warnings = std::mem::take(&mut made.warnings);
+    recorded.distance = retrieve::distance(state, &version, &made.embedding).await?;
     let about = new.about.unwrap_or_default();
     let made = store(state, &version, seed, recorded, made, about, &mut total).await?;
     Ok((made, reserved))
@@ -503,18 +574,12 @@ async fn store(
     let mut clock = Clock::start();
     let artifacts = state.registry().artifacts().put_many(made.files, SAFETENSORS).await?;
     let timings = Timings { store_ms: clock.lap(), total_ms: total.lap(), ..made.timings }.rounded();
-    let evaluation = |index: usize| made.evaluations.get(index);
     let samples: Vec<_> = artifacts
         .into_iter()
+        .zip(&made.samples)
         .enumerate()
-        .map(|(index, artifact)| rows::NewSample {
-            seed,
-            artifact_digest: artifact.digest,
-            accuracy: evaluation(index).map(|e| e.accuracy as f32),
-            metrics: evaluation(index)
-                .map_or_else(|| json!({}), |e| json!({"loss": e.loss, "evaluated_on": e.examples})),
-        })
-        .collect();
+        .map(|(index, (artifact, sample))| recorded_sample(seed, artifact.digest, sample, made.evaluations.get(index)))
+        .collect::<Result<_>>()?;
     timings.count(samples.len());
     Ok(rows::NewGeneration {
         id: GenerationId::generate(),
@@ -529,6 +594,34 @@ async fn store(
         samples,
         // What is made for someone's data is theirs unless they say otherwise.
         about: about.or(true),
+    })
+}
+
+fn recorded_sample(
+    seed: Seed,
+    artifact_digest: String,
+    sample: &Candidate,
+    evaluation: Option<&inference::Evaluation>,
+) -> Result<rows::NewSample> {
+    let mut metrics = serde_json::Map::new();
+    if let Some(found) = evaluation {
+        metrics.insert("loss".into(), json!(found.loss));
+        metrics.insert("evaluated_on".into(), json!(found.examples));
+    }
+    if let Some(method) = sample.method {
+        metrics.insert("method".into(), json!(method.as_str()));
+    }
+    if let Some(draw) = sample.draw {
+        metrics.insert("draw".into(), json!(draw));
+    }
+    Ok(rows::NewSample {
+        seed,
+        artifact_digest,
+        accuracy: evaluation.map(|found| found.accuracy as f32),
+        metrics: metrics.into(),
+        origin: sample.origin.as_str(),
+        scores: sample.scores.as_ref().map(as_json).transpose()?,
+        checkpoint_id: sample.checkpoint,
     })
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use datasets::Dataset;
 use inference::{Generator, Runtime, SampleLimits};
+use registry::embeddings::{self, SubjectKind};
 use registry::generators::GeneratorVersion;
 use registry::jobs::Watch;
-use registry::{JobId, Registry};
+use registry::{JobId, Registry, VersionId};
 use tokio::sync::{broadcast, watch};
 
 use crate::auth::{AuthSettings, Known};
@@ -20,6 +21,9 @@ use crate::manners::Origin;
 
 /// Datasets above this many bytes are read anew for each request.
 const LARGEST_CACHED_DATASET: i64 = 256 << 20;
+
+/// Spreads of zoos that are kept.
+const SPREADS_CACHED: usize = 64;
 
 /// What an operator may choose about serving.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,6 +114,7 @@ struct Inner {
     work: Work,
     generators: Cache<Generator>,
     datasets: Cache<Dataset>,
+    spreads: Cache<Option<f64>>,
     jobs: OnceLock<Watch>,
     stopping: watch::Sender<bool>,
     known: Known,
@@ -125,6 +130,7 @@ impl AppState {
             work: Work::new(workers, settings.queue),
             generators: Cache::new(settings.generators_cached),
             datasets: Cache::new(settings.datasets_cached),
+            spreads: Cache::new(SPREADS_CACHED),
             jobs: OnceLock::new(),
             stopping: watch::Sender::new(false),
             probes: Probes::default(),
@@ -209,6 +215,12 @@ impl AppState {
             Ok(Generator::load(&runtime, bundle)?)
         })
         .await
+    }
+
+    /// The spread of the embeddings of a version's runs, of which there are some.
+    pub(crate) async fn spread(&self, version: VersionId) -> Result<Option<f64>> {
+        let load = || async { Ok(embeddings::spread(self.registry(), version, SubjectKind::Run).await?) };
+        self.0.spreads.get(&version.to_string(), load).await.map(|spread| *spread)
     }
 
     /// A registered dataset, read.

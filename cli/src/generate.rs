@@ -81,8 +81,14 @@ pub fn run(args: Args) -> Result<()> {
     // All files are made before the first is written.
     let mut files = Vec::with_capacity(generated.weights.len());
     for (index, theta) in generated.weights.iter().enumerate() {
-        let provenance =
-            Provenance { generator_name: &name, dataset: &digest, classes: &names, options: &options, index };
+        let provenance = Provenance {
+            generator_name: &name,
+            dataset: &digest,
+            classes: &names,
+            options: &options,
+            index,
+            instead: None,
+        };
         files.push(to_safetensors(&generator, theta, &provenance)?);
     }
     for (index, bytes) in files.iter().enumerate() {

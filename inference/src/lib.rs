@@ -30,6 +30,7 @@ pub mod output;
 mod pool;
 mod runtime;
 pub mod samplers;
+mod support;
 
 pub use error::{Error, Result};
 pub use extractor::Extractor;
@@ -39,3 +40,4 @@ pub use options::{SampleLimits, SampleOptions, SamplerKind};
 pub use output::{Provenance, to_safetensors};
 pub use pool::{Lease, SessionPool, Tensor};
 pub use runtime::{Device, Provider, Runtime, locate_library};
+pub use support::{ClosedForm, Fold, MAX_FOLDS, Part, Support};

@@ -19,6 +19,8 @@ pub struct Provenance<'a> {
     pub options: &'a SampleOptions,
     /// Index of the sample in its request.
     pub index: usize,
+    /// How it came to be, when it was not sampled: written in place of the sampling options.
+    pub instead: Option<&'a [(&'a str, String)]>,
 }
 
 impl Provenance<'_> {
@@ -30,24 +32,27 @@ impl Provenance<'_> {
         let json_failed = |e: serde_json::Error| Error::Bundle(format!("metadata cannot be written ({e})"));
         let architecture = generator.architecture();
         let options = self.options;
-        Ok(BTreeMap::from(
-            [
-                ("format", "weightsmith".to_owned()),
-                ("generator", generator.digest().to_owned()),
-                ("generator_name", self.generator_name.to_owned()),
-                ("architecture", architecture.name.clone()),
-                ("architecture_config", serde_json::to_string(&architecture.config).map_err(json_failed)?),
+        let mut metadata = vec![
+            ("format", "weightsmith".to_owned()),
+            ("generator", generator.digest().to_owned()),
+            ("generator_name", self.generator_name.to_owned()),
+            ("architecture", architecture.name.clone()),
+            ("architecture_config", serde_json::to_string(&architecture.config).map_err(json_failed)?),
+            ("dataset", self.dataset.to_owned()),
+            ("classes", serde_json::to_string(self.classes).map_err(json_failed)?),
+        ];
+        match self.instead {
+            Some(pairs) => metadata.extend(pairs.iter().cloned()),
+            None => metadata.extend([
                 ("seed", options.seed.to_string()),
                 ("index", self.index.to_string()),
-                ("dataset", self.dataset.to_owned()),
-                ("classes", serde_json::to_string(self.classes).map_err(json_failed)?),
                 ("sampler", options.sampler.to_string()),
                 ("steps", options.effective_steps(&generator.manifest().schedule).to_string()),
                 ("eta", options.eta.to_string()),
                 ("guidance", options.guidance.to_string()),
-            ]
-            .map(|(key, value)| (key.to_owned(), value)),
-        ))
+            ]),
+        }
+        Ok(metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 }
 

@@ -321,6 +321,7 @@ fn files_tell_where_weights_came_from() {
         classes: &classes,
         options: &options,
         index: 3,
+        instead: None,
     };
     let theta: Vec<f32> = (0..8).map(|i| i as f32).collect();
     let bytes = to_safetensors(&generator, &theta, &provenance).unwrap();

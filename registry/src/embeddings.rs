@@ -100,6 +100,52 @@ pub async fn nearest(
     Ok(rows)
 }
 
+/// Runs that a zoo's spread is measured at, and runs that each is compared with.
+const SPREAD_SAMPLE: (i64, i64) = (256, 10_000);
+/// Cosine distance up to which two embeddings are of one and the same task: f32 tells no smaller ones apart.
+const SAME: f64 = 1e-6;
+
+/// The spread of a version's embeddings of a kind: the mean cosine distance from one to the nearest that is not the
+/// same, over at most 256 of them (chosen by a hash of the subject, and so always the same ones). None where there
+/// are not two that differ.
+///
+/// Embeddings that are equal do not count as neighbours: the runs of one task, from other initialisations, would
+/// otherwise give a zoo of one dataset no spread at all.
+///
+/// # Errors
+/// `database`.
+pub async fn spread(registry: &Registry, version: VersionId, kind: SubjectKind) -> Result<Option<f64>> {
+    let mean: Option<f64> = sqlx::query_scalar(
+        "WITH others AS MATERIALIZED (
+             SELECT embedding, row_number() OVER (ORDER BY md5(subject_id::text), classes) AS place FROM embeddings
+             WHERE version_id = $1 AND subject_kind = $2 ORDER BY place LIMIT $4)
+         SELECT avg(near.distance) FROM others s CROSS JOIN LATERAL (
+             SELECT min(d.distance) AS distance
+             FROM (SELECT o.embedding <=> s.embedding AS distance FROM others o) d WHERE d.distance > $5) near
+         WHERE s.place <= $3",
+    )
+    .bind(version)
+    .bind(kind.as_str())
+    .bind(SPREAD_SAMPLE.0)
+    .bind(SPREAD_SAMPLE.1)
+    .bind(SAME)
+    .fetch_one(registry.pool())
+    .await?;
+    Ok(mean)
+}
+
+/// Whether a version has embeddings of a kind.
+///
+/// # Errors
+/// `database`.
+pub async fn any(registry: &Registry, version: VersionId, kind: SubjectKind) -> Result<bool> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM embeddings WHERE version_id = $1 AND subject_kind = $2)")
+        .bind(version)
+        .bind(kind.as_str())
+        .fetch_one(registry.pool())
+        .await?)
+}
+
 pub(crate) fn check(embedding: &[f32], dimension: usize) -> Result<()> {
     if embedding.len() != dimension {
         return Err(wrong_dimension(dimension, embedding.len()));

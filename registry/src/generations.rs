@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 
 use crate::listing::{Kind, Listed, Order, Query, Sight};
 use crate::{
-    About, Access, Caller, Change, DatasetId, Error, GenerationId, ListRequest, NewAbout, Page, Registry, Result, Seed,
-    VersionId, Write,
+    About, Access, Caller, Change, CheckpointId, DatasetId, Error, GenerationId, ListRequest, NewAbout, Page, Registry,
+    Result, Seed, VersionId, Write,
 };
 
 /// A generation.
@@ -64,6 +64,12 @@ pub struct Sample {
     pub accuracy: Option<f32>,
     /// Other measures.
     pub metrics: Value,
+    /// `generated`, `retrieved` or `closed_form`.
+    pub origin: String,
+    /// What it was ranked by, when it was.
+    pub scores: Option<Value>,
+    /// The checkpoint that was retrieved, unless that was purged.
+    pub checkpoint_id: Option<CheckpointId>,
 }
 
 /// A generation to record.
@@ -104,6 +110,12 @@ pub struct NewSample {
     pub accuracy: Option<f32>,
     /// Other measures.
     pub metrics: Value,
+    /// `generated`, `retrieved` or `closed_form`.
+    pub origin: &'static str,
+    /// What it was ranked by, when it was.
+    pub scores: Option<Value>,
+    /// The checkpoint that was retrieved.
+    pub checkpoint_id: Option<CheckpointId>,
 }
 
 /// Which generations to list.
@@ -190,10 +202,12 @@ async fn insert(write: &mut Write, new: &NewGeneration) -> Result<()> {
 async fn insert_samples(connection: &mut PgConnection, new: &NewGeneration) -> Result<()> {
     // The outer join keeps a sample whose artifact is missing, so that the foreign key names the digest.
     sqlx::query(
-        "INSERT INTO samples (generation_id, index, seed, artifact_digest, size, accuracy, metrics)
-         SELECT $1, s.place - 1, s.seed, s.digest, COALESCE(a.size, 0), s.accuracy, s.metrics
-         FROM UNNEST($2::bigint[], $3::text[], $4::real[], $5::jsonb[])
-              WITH ORDINALITY AS s (seed, digest, accuracy, metrics, place)
+        "INSERT INTO samples
+            (generation_id, index, seed, artifact_digest, size, accuracy, metrics, origin, scores, checkpoint_id)
+         SELECT $1, s.place - 1, s.seed, s.digest, COALESCE(a.size, 0), s.accuracy, s.metrics, s.origin, s.scores,
+                s.checkpoint_id
+         FROM UNNEST($2::bigint[], $3::text[], $4::real[], $5::jsonb[], $6::text[], $7::jsonb[], $8::uuid[])
+              WITH ORDINALITY AS s (seed, digest, accuracy, metrics, origin, scores, checkpoint_id, place)
          LEFT JOIN artifacts a ON a.digest = s.digest",
     )
     .bind(new.id)
@@ -201,6 +215,9 @@ async fn insert_samples(connection: &mut PgConnection, new: &NewGeneration) -> R
     .bind(new.samples.iter().map(|s| s.artifact_digest.as_str()).collect::<Vec<_>>())
     .bind(new.samples.iter().map(|s| s.accuracy).collect::<Vec<_>>())
     .bind(new.samples.iter().map(|s| s.metrics.clone()).collect::<Vec<_>>())
+    .bind(new.samples.iter().map(|s| s.origin).collect::<Vec<_>>())
+    .bind(new.samples.iter().map(|s| s.scores.clone()).collect::<Vec<_>>())
+    .bind(new.samples.iter().map(|s| s.checkpoint_id.map(CheckpointId::as_uuid)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -217,8 +234,8 @@ pub async fn get(registry: &Registry, caller: &Caller, id: GenerationId) -> Resu
     found.filter(|row| caller.sees(row.access())).ok_or_else(|| Error::not_found("generation", id))
 }
 
-const SAMPLE: &str = "SELECT s.generation_id, s.index, s.seed, s.artifact_digest, s.size, s.accuracy, s.metrics
-    FROM samples s";
+const SAMPLE: &str = "SELECT s.generation_id, s.index, s.seed, s.artifact_digest, s.size, s.accuracy, s.metrics,
+    s.origin, s.scores, s.checkpoint_id FROM samples s";
 
 /// The samples of a generation, in order.
 ///

@@ -1,7 +1,7 @@
 //! Lineage: what something was made from, and what was made from it.
 //!
-//! sample → generation → generator version → zoo → checkpoint → run → dataset, and generation → dataset. One statement
-//! a step of the way takes the next nodes of all nodes there are, with what decides who sees them: nothing is reached
+//! sample → generation → generator version → zoo → checkpoint → run → dataset, and generation → dataset; a
+//! generation also → the checkpoints that samples of it were retrieved from. One statement a step of the way takes the next nodes of all nodes there are, with what decides who sees them: nothing is reached
 //! through what the caller may not see.
 
 use std::collections::BTreeSet;
@@ -171,6 +171,7 @@ impl NodeKind {
             Generation => &[
                 (Version, "n.id = (SELECT version_id FROM generations WHERE id = s.id)"),
                 (Dataset, "n.id = (SELECT dataset_id FROM generations WHERE id = s.id)"),
+                (Checkpoint, "n.id IN (SELECT checkpoint_id FROM samples WHERE generation_id = s.id) ORDER BY n.id"),
             ],
             Sample => &[(Generation, "n.id = s.id")],
         }
@@ -181,7 +182,10 @@ impl NodeKind {
         match self {
             Dataset => &[(Run, "n.dataset_id = s.id ORDER BY n.id"), (Generation, "n.dataset_id = s.id ORDER BY n.id")],
             Run => &[(Checkpoint, "n.run_id = s.id ORDER BY n.epoch, n.id")],
-            Checkpoint => &[(Zoo, "n.id = (SELECT zoo_id FROM checkpoints WHERE id = s.id)")],
+            Checkpoint => &[
+                (Zoo, "n.id = (SELECT zoo_id FROM checkpoints WHERE id = s.id)"),
+                (Generation, "n.id IN (SELECT generation_id FROM samples WHERE checkpoint_id = s.id) ORDER BY n.id"),
+            ],
             Zoo => &[(Version, "n.zoo_id = s.id ORDER BY n.created_at, n.id")],
             Version => &[(Generation, "n.version_id = s.id ORDER BY n.created_at, n.id")],
             Generation => &[(Sample, "n.generation_id = s.id ORDER BY n.index")],

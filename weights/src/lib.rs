@@ -6,6 +6,7 @@ mod assignment;
 pub mod bundle;
 pub mod canonical;
 pub mod checkpoint;
+pub mod closed_form;
 pub mod digest;
 pub mod error;
 pub mod layout;

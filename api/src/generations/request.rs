@@ -4,6 +4,7 @@ use inference::{SampleOptions, SamplerKind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::candidates::{Origin, RankBy};
 use crate::about::NewAbout;
 use crate::error::{Error, Result};
 use crate::inline::{DatasetInput, DatasetInputSchema};
@@ -42,6 +43,17 @@ pub(crate) struct NewGeneration {
     /// seen. Its classes are those of the dataset, in the same order.
     #[schema(value_type = Option<DatasetInputSchema>)]
     pub(crate) evaluation: Option<DatasetInput>,
+    /// Where samples may come from; the best of all are the answer. By default all three for linear heads (retrieved
+    /// ones where the generator's zoo is registered), and for other networks `generated` alone, in the order of the
+    /// noise.
+    #[schema(example = json!(["generated", "retrieved", "closed_form"]), min_items = 1, max_items = 3)]
+    pub(crate) candidates: Option<Vec<Origin>>,
+    /// What decides which candidates are best; `leave_one_out` by default where there is more to choose from than
+    /// generated samples.
+    pub(crate) rank_by: Option<RankBy>,
+    /// Labelled data that decides, with `rank_by: validation`. Its classes are those of the dataset, in the same order.
+    #[schema(value_type = Option<DatasetInputSchema>)]
+    pub(crate) validation: Option<DatasetInput>,
     /// How the job is to be done; given, the generation is a job.
     pub(crate) job: Option<JobOptions>,
     /// Description, tags, and who sees the generation.
@@ -112,6 +124,16 @@ pub struct Recorded {
     pub guidance: f32,
     /// Digest of the data that the samples were evaluated on.
     pub evaluation_digest: Option<String>,
+    /// Where samples could come from.
+    pub(crate) candidates: Vec<Origin>,
+    /// What decided which were best; nothing where they are in the order of the noise.
+    pub(crate) rank_by: Option<RankBy>,
+    /// Digest of the data that decided.
+    pub(crate) validation_digest: Option<String>,
+    /// How far the dataset is from the zoo, in units of the zoo's own spread.
+    pub(crate) distance: Option<f64>,
+    /// What the client should know about the answer.
+    pub(crate) warnings: Vec<String>,
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use super::candidates::{Origin, Scores};
 use crate::error::Result;
 use crate::extract::Path;
 use crate::files::{self, Binary, File, FileMetadata, SAFETENSORS};
@@ -30,7 +31,7 @@ pub(crate) struct Sample {
     /// Its place in the generation, from 0.
     #[schema(example = 0)]
     index: i32,
-    /// The generation's seed; with the index, it fixes the noise.
+    /// The generation's seed; with the draw, it fixes the noise.
     #[schema(example = 7, format = "uint64")]
     seed: u64,
     /// Digest of the weights file.
@@ -41,6 +42,22 @@ pub(crate) struct Sample {
     /// Where to download the weights file (safetensors).
     #[schema(example = "/v1/generations/0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e/samples/0/file")]
     url: String,
+    /// Where it comes from.
+    origin: Origin,
+    /// Of a closed form: `ridge` or `centroid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "ridge", pattern = "^(ridge|centroid)$")]
+    method: Option<String>,
+    /// Of a generated one: which draw of the noise it is, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 0)]
+    draw: Option<u64>,
+    /// Of a retrieved one: the checkpoint, unless that was purged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_id: Option<Uuid>,
+    /// What it was ranked by, when samples were ranked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<Scores>,
     /// Measured accuracy, 0 to 1, when it was evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = 0.96)]
@@ -62,6 +79,11 @@ impl From<rows::Sample> for Sample {
             seed: row.seed.0,
             digest: row.artifact_digest,
             size: row.size,
+            origin: serde_json::from_value(row.origin.into()).unwrap_or(Origin::Generated),
+            method: row.metrics.get("method").and_then(Value::as_str).map(str::to_owned),
+            draw: row.metrics.get("draw").and_then(Value::as_u64),
+            checkpoint_id: row.checkpoint_id.map(registry::CheckpointId::as_uuid),
+            scores: row.scores.and_then(|scores| serde_json::from_value(scores).ok()),
             url: format!("/v1/generations/{}/samples/{}/file", row.generation_id, row.index),
             accuracy: row.accuracy,
             loss: row.metrics.get("loss").and_then(Value::as_f64),

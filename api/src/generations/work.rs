@@ -7,10 +7,13 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use datasets::{Dataset, Limits};
-use inference::{Evaluation, Generator, Provenance, SampleOptions, to_safetensors};
+use inference::{Embedding, Evaluation, Generator, Provenance, SampleOptions, Support, to_safetensors};
 use registry::{Caller, DatasetId};
 
 use super::Timings;
+use super::candidates::{Candidate, Origin, Plan};
+use super::rank::{Maker, Ranked};
+use super::retrieve::Retriever;
 use crate::error::{Error, Result};
 use crate::inline::{Content, DatasetInput, Source, labels};
 use crate::limits::Cancel;
@@ -80,6 +83,10 @@ pub(crate) struct Job {
     pub(crate) dataset: Input,
     pub(crate) evaluates: bool,
     pub(crate) evaluation: Option<Input>,
+    pub(super) plan: Plan,
+    pub(super) validation: Option<Input>,
+    /// Where checkpoints may be retrieved.
+    pub(super) retriever: Option<Retriever>,
     pub(crate) options: SampleOptions,
     pub(crate) limits: Limits,
 }
@@ -89,10 +96,17 @@ pub(crate) struct Made {
     pub(crate) dataset_id: Option<DatasetId>,
     pub(crate) dataset_digest: String,
     pub(crate) classes: Vec<String>,
+    /// z_D of the dataset.
+    pub(crate) embedding: Vec<f32>,
+    /// The best first, or in the order of the noise.
+    pub(crate) samples: Vec<Candidate>,
+    /// One for each sample.
     pub(crate) files: Vec<Bytes>,
-    /// One for each file, or none at all.
+    /// One for each sample, or none at all.
     pub(crate) evaluations: Vec<Evaluation>,
     pub(crate) evaluation_digest: Option<String>,
+    pub(crate) validation_digest: Option<String>,
+    pub(crate) warnings: Vec<String>,
     pub(crate) timings: Timings,
 }
 
@@ -100,51 +114,114 @@ impl Job {
     /// Does all of it; blocks.
     ///
     /// `report` learns of each sampling step: those done, and all of them.
-    pub(crate) fn run(self, cancel: &Cancel, report: &dyn Fn(usize, usize)) -> Result<Made> {
+    pub(crate) fn run(mut self, cancel: &Cancel, report: &dyn Fn(usize, usize)) -> Result<Made> {
         let mut clock = Clock::start();
         let mut timings = Timings::default();
-        let generator = &*self.generator;
+        let generator = self.generator.clone();
         let (data, labels) = self.dataset.read(None, &self.limits)?;
         let classes: Vec<String> = names(&data, &labels);
-        let seed = self.dataset.seed;
-        let features = in_dataset(generator.features(&data, &labels, seed))?;
+        let support = in_dataset(generator.gather_support(&data, &labels, self.dataset.seed))?;
         let evaluation = match self.evaluates {
             true => Some(self.evaluation_data(&data, &labels, &classes)?),
             false => None,
         };
+        let validation = match &self.validation {
+            Some(input) => Some(self.like(&data, &classes, input)?),
+            None => None,
+        };
         let dataset_digest = self.dataset.digest.clone().unwrap_or_else(|| data.digest());
         timings.parse_ms = clock.lap();
-        let embedding = generator.embed(&features)?;
+        let embedding = generator.embed(&support.whole().features)?;
         timings.encode_ms = clock.lap();
-        let generated = generator.generate(&embedding, &self.options, &mut |step, steps| {
-            report(step, steps);
-            !cancel.is_set()
-        })?;
-        timings.sample_ms = generated.timings.sample_ms;
-        clock.lap();
-        let provenance = |index| Provenance {
-            generator_name: &self.generator_name,
-            dataset: &dataset_digest,
-            classes: &classes,
-            options: &self.options,
-            index,
-        };
-        let written = generated.weights.iter().enumerate();
-        let files = written
-            .map(|(index, theta)| to_safetensors(generator, theta, &provenance(index)).map(Bytes::from))
+        self.require_retrieved(&embedding.dataset)?;
+        let ranked = self.candidates(&support, &embedding, validation.as_ref(), cancel, report)?;
+        timings.sample_ms = ranked.timings.sample_ms;
+        let rest = clock.lap() - ranked.timings.sample_ms - ranked.timings.decode_ms;
+        timings.rank_ms = self.plan.rank_by.map(|_| rest.max(0.0));
+        let samples = ranked.candidates;
+        let files = samples
+            .iter()
+            .map(|sample| self.file(sample, &dataset_digest, &classes).map(Bytes::from))
             .collect::<inference::Result<_>>()?;
-        timings.decode_ms = generated.timings.decode_ms + clock.lap();
-        let evaluations = evaluate(generator, &generated.weights, evaluation.as_ref(), cancel)?;
+        timings.decode_ms = ranked.timings.decode_ms + clock.lap();
+        let evaluations = evaluate(&generator, &samples, evaluation.as_ref(), cancel)?;
         timings.evaluate_ms = clock.lap();
         Ok(Made {
             dataset_id: self.dataset.id,
             dataset_digest,
             classes,
+            embedding: embedding.dataset,
+            samples,
             files,
             evaluations,
             evaluation_digest: evaluation.map(|data| data.digest()),
+            validation_digest: validation.map(|data| data.digest()),
+            warnings: ranked.warnings,
             timings,
         })
+    }
+
+    /// Refuses, before any work, to retrieve where the client asks for it and there is nothing.
+    fn require_retrieved(&mut self, embedding: &[f32]) -> Result<()> {
+        let Some(retriever) = self.retriever.as_mut().filter(|_| self.plan.explicit) else { return Ok(()) };
+        match retriever.nearest(embedding)?.is_empty() {
+            false => Ok(()),
+            true => Err(nothing_to_retrieve(&retriever.version())),
+        }
+    }
+
+    /// The samples: the best candidates, or what is generated in the order of the noise.
+    fn candidates(
+        &mut self,
+        support: &Support,
+        embedding: &Embedding,
+        validation: Option<&Dataset>,
+        cancel: &Cancel,
+        report: &dyn Fn(usize, usize),
+    ) -> Result<Ranked> {
+        let Some(rank_by) = self.plan.rank_by else {
+            let generated = self.generator.generate(embedding, &self.options, &mut |step, steps| {
+                report(step, steps);
+                !cancel.is_set()
+            })?;
+            let candidates = generated
+                .weights
+                .into_iter()
+                .enumerate()
+                .map(|(draw, theta)| Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) });
+            return Ok(Ranked { candidates: candidates.collect(), warnings: Vec::new(), timings: generated.timings });
+        };
+        let maker = Maker {
+            generator: &self.generator,
+            options: &self.options,
+            plan: &self.plan,
+            retriever: self.retriever.as_mut(),
+            cancel,
+            report,
+        };
+        let mut ranked = maker.rank(support, embedding, validation, rank_by)?;
+        let (found, asked) = (ranked.candidates.len(), self.options.count);
+        if found < asked {
+            ranked.warnings.push(format!("there are only {found} candidates where {asked} samples were asked for"));
+        }
+        ranked.candidates.truncate(asked);
+        Ok(ranked)
+    }
+
+    /// The weights of a sample as safetensors.
+    fn file(&self, sample: &Candidate, dataset: &str, classes: &[String]) -> inference::Result<Vec<u8>> {
+        let mut instead = vec![("origin", sample.origin.as_str().to_owned())];
+        instead.extend(sample.method.map(|method| ("method", method.as_str().to_owned())));
+        instead.extend(sample.checkpoint.map(|id| ("checkpoint", id.to_string())));
+        let provenance = Provenance {
+            generator_name: &self.generator_name,
+            dataset,
+            classes,
+            options: &self.options,
+            index: sample.draw.unwrap_or_default(),
+            instead: sample.draw.is_none().then_some(&instead[..]),
+        };
+        to_safetensors(&self.generator, &sample.theta, &provenance)
     }
 
     /// The data to evaluate on, with class k the head's row k.
@@ -155,13 +232,26 @@ impl Job {
             let support = in_dataset(self.generator.support(data, labels, self.dataset.seed))?;
             return held_out(data, labels, &data.gather(&support), taken).map_err(|error| error.in_field("evaluate"));
         };
-        let (evaluation, labels) = input.read(Some(classes), &self.limits)?;
-        check_evaluation(data, classes, &evaluation, &labels)
-            .map_err(|error| Error::from(error).in_field("evaluation"))?;
-        let chosen = evaluation.select_classes(&labels).map_err(|error| Error::from(error).in_field("evaluation"))?;
-        chosen.require_every_class().map_err(|error| Error::from(error).in_field("evaluation"))?;
+        self.like(data, classes, input)
+    }
+
+    /// Labelled data with the classes of the dataset, class k the head's row k.
+    fn like(&self, data: &Dataset, classes: &[String], input: &Input) -> Result<Dataset> {
+        let (found, labels) = input.read(Some(classes), &self.limits)?;
+        check_like(data, classes, &found, &labels).map_err(|error| Error::from(error).in_field(input.field))?;
+        let chosen = found.select_classes(&labels).map_err(|error| Error::from(error).in_field(input.field))?;
+        chosen.require_every_class().map_err(|error| Error::from(error).in_field(input.field))?;
         Ok(chosen)
     }
+}
+
+/// Why nothing can be retrieved for a client that asked for it.
+pub(super) fn nothing_to_retrieve(version: &str) -> Error {
+    let rule = format!(
+        "there is no checkpoint to retrieve: the zoo of {version} is not registered with its embeddings, or is not yours \
+         to see; publish the generator with its zoo, or leave `retrieved` out"
+    );
+    Error::ValueInvalid(rule).in_field("candidates")
 }
 
 /// Says that an error is about the dataset, when it is.
@@ -179,7 +269,7 @@ fn names(data: &Dataset, labels: &[u32]) -> Vec<String> {
     labels.iter().filter_map(|label| data.class_names.get(*label as usize).cloned()).collect()
 }
 
-fn check_evaluation(data: &Dataset, classes: &[String], evaluation: &Dataset, labels: &[u32]) -> inference::Result<()> {
+fn check_like(data: &Dataset, classes: &[String], evaluation: &Dataset, labels: &[u32]) -> inference::Result<()> {
     if evaluation.shape != data.shape {
         return Err(inference::Error::ShapeMismatch {
             found: evaluation.shape.clone(),
@@ -224,7 +314,7 @@ fn held_out(data: &Dataset, labels: &[u32], features: &[f32], taken: usize) -> R
 
 fn evaluate(
     generator: &Generator,
-    weights: &[Vec<f32>],
+    samples: &[Candidate],
     data: Option<&Dataset>,
     cancel: &Cancel,
 ) -> Result<Vec<Evaluation>> {
@@ -232,9 +322,9 @@ fn evaluate(
         return Ok(Vec::new());
     };
     let data = generator.network_data(data)?;
-    let each = weights.iter().map(|theta| {
+    let each = samples.iter().map(|sample| {
         cancel.check()?;
-        Ok(generator.evaluate(theta, &data)?)
+        Ok(generator.evaluate(&sample.theta, &data)?)
     });
     each.collect()
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod authorization;
+mod candidates;
 mod catalogue;
 mod files;
 mod generations;

@@ -16,6 +16,9 @@ async fn new_generation(registry: &Registry, version: &GeneratorVersion) -> NewG
             artifact_digest: artifact(registry, &content).await.digest,
             accuracy,
             metrics: json!({"rank": index}),
+            origin: "generated",
+            scores: None,
+            checkpoint_id: None,
         });
     }
     NewGeneration {

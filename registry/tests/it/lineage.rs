@@ -20,6 +20,9 @@ async fn made(registry: &Registry) -> (registry::zoos::Zoo, GenerationId) {
         artifact_digest: artifact(registry, "weights").await.digest,
         accuracy: None,
         metrics: json!({}),
+        origin: "generated",
+        scores: None,
+        checkpoint_id: None,
     };
     let new = NewGeneration {
         id: GenerationId::generate(),

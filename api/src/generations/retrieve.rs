@@ -1,0 +1,103 @@
+//! Checkpoints of the zoo that are near a dataset, and how far the dataset is from all of them.
+
+use std::collections::HashMap;
+
+use registry::embeddings::SubjectKind;
+use registry::generators::GeneratorVersion;
+use registry::nearest::{self, Search};
+use registry::{Caller, CheckpointId, checkpoints};
+use tokio::runtime::Handle;
+use weights::Layout;
+
+use crate::error::Result;
+use crate::state::AppState;
+
+/// Fewest and most checkpoints that are candidates: within them, as many as samples were asked for.
+const RETRIEVED: (usize, usize) = (8, 64);
+
+/// Fetches checkpoints from blocking work, each once.
+pub(super) struct Retriever {
+    state: AppState,
+    caller: Caller,
+    version: GeneratorVersion,
+    layout: Layout,
+    runtime: Handle,
+    limit: u32,
+    /// None: not a network of this layout.
+    known: HashMap<CheckpointId, Option<Vec<f32>>>,
+}
+
+impl Retriever {
+    /// For a request of `count` samples, on an async runtime.
+    pub(super) fn new(
+        state: &AppState,
+        caller: &Caller,
+        version: &GeneratorVersion,
+        layout: &Layout,
+        count: usize,
+    ) -> Self {
+        Self {
+            state: state.clone(),
+            caller: caller.clone(),
+            version: version.clone(),
+            layout: layout.clone(),
+            runtime: Handle::current(),
+            limit: u32::try_from(count.clamp(RETRIEVED.0, RETRIEVED.1)).unwrap_or(u32::MAX),
+            known: HashMap::new(),
+        }
+    }
+
+    /// The generator version, as `name@version`.
+    pub(super) fn version(&self) -> String {
+        format!("{}@{}", self.version.generator, self.version.version)
+    }
+
+    /// The last checkpoints of the runs nearest to an embedding that the caller may see, nearest first. Blocks.
+    pub(super) fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(CheckpointId, Vec<f32>)>> {
+        let runtime = self.runtime.clone();
+        runtime.block_on(self.search(embedding))
+    }
+
+    async fn search(&mut self, embedding: &[f32]) -> Result<Vec<(CheckpointId, Vec<f32>)>> {
+        let (version, kind) = (self.version.id, SubjectKind::Run);
+        let search = Search { version, kind, query: embedding, except: None, limit: self.limit };
+        let found = nearest::search(self.state.registry(), &self.caller, &search).await?;
+        let mut near = Vec::new();
+        for id in found.neighbours.into_iter().filter_map(|run| run.checkpoint_id) {
+            let id = CheckpointId::from(id);
+            if let Some(theta) = self.read(id).await? {
+                near.push((id, theta));
+            }
+        }
+        Ok(near)
+    }
+
+    async fn read(&mut self, id: CheckpointId) -> Result<Option<Vec<f32>>> {
+        if let Some(known) = self.known.get(&id) {
+            return Ok(known.clone());
+        }
+        let registry = self.state.registry();
+        let theta = match checkpoints::get(registry, &self.caller, id).await {
+            Ok(row) => {
+                let bytes = registry.artifacts().read(&row.artifact_digest).await?;
+                weights::tensors::from_safetensors(&bytes, &self.layout).ok()
+            }
+            // Deleted a moment ago.
+            Err(error) if error.code() == "not_found" => None,
+            Err(error) => return Err(error.into()),
+        };
+        self.known.insert(id, theta.clone());
+        Ok(theta)
+    }
+}
+
+/// How far an embedding is from those of the runs of a version's zoo: the cosine distance to the nearest, in units of
+/// the zoo's own spread (see [`registry::embeddings::spread`]). None where they are not registered, or all are the same.
+pub(super) async fn distance(state: &AppState, version: &GeneratorVersion, embedding: &[f32]) -> Result<Option<f64>> {
+    let (all, kind) = (Caller::system("distance"), SubjectKind::Run);
+    let search = Search { version: version.id, kind, query: embedding, except: None, limit: 1 };
+    let found = nearest::search(state.registry(), &all, &search).await?;
+    let Some(nearest) = found.neighbours.first() else { return Ok(None) };
+    let spread = state.spread(version.id).await?;
+    Ok(spread.map(|spread| nearest.distance.max(0.0) / spread))
+}
