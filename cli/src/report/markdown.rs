@@ -55,9 +55,11 @@ fn write_page(out: &mut String, outcome: &Outcome, command: &str) -> Result {
 }
 
 fn heading(outcome: &Outcome, group: &Group) -> String {
-    match outcome.experiment.variants.len() {
-        1 => group.set.clone(),
-        _ => format!("{}, {}", group.variant, group.set),
+    let one_set = outcome.groups.iter().all(|g| g.set == group.set);
+    match (outcome.experiment.variants.len(), one_set) {
+        (1, _) => group.set.clone(),
+        (_, true) => group.variant.clone(),
+        (_, false) => format!("{}, {}", group.variant, group.set),
     }
 }
 

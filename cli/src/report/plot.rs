@@ -21,6 +21,8 @@ struct Series {
     label: String,
     colour: RGBColor,
     accuracies: Vec<f64>,
+    /// Of a further set of tasks, whose arms have the colours of the first.
+    further: bool,
     /// (novelty, accuracy) of each model that has both.
     scatter: Vec<(f64, f64)>,
 }
@@ -73,17 +75,18 @@ fn series(outcome: &Outcome) -> Vec<Series> {
                 (false, 1) => (column.label(), colour(arm)),
                 (false, _) => (format!("{}, {}", column.label(), group.set), colour(arm)),
             };
-            all.push(one(label, colour, &column));
+            all.push(one(label, colour, !many && g > 0, &column));
         }
     }
     all
 }
 
-fn one(label: String, colour: RGBColor, column: &Column) -> Series {
+fn one(label: String, colour: RGBColor, further: bool, column: &Column) -> Series {
     let scatter = column.rows.iter().filter_map(|r| Some((r.novelty?, 100.0 * r.accuracy[0])));
     Series {
         label,
         colour,
+        further,
         accuracies: column.at(0, None).into_iter().map(|a| 100.0 * a).collect(),
         scatter: few(scatter.collect()),
     }
@@ -119,7 +122,12 @@ fn distributions(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> 
         .y_label_area_size(200)
         .build_cartesian_2d(0.0..100.0, 0.0..rows)?;
     let mut mesh = chart.configure_mesh();
-    mesh.disable_y_mesh().y_labels(0).x_labels(11).label_style(FONT).axis_desc_style(FONT);
+    mesh.disable_y_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_labels(0)
+        .x_labels(11)
+        .label_style(FONT)
+        .axis_desc_style(FONT);
     mesh.x_desc(format!("test accuracy after {epoch} epochs, %")).draw()?;
     for (i, one) in series.iter().enumerate() {
         let middle = rows - i as f64 - 0.5;
@@ -135,16 +143,16 @@ fn distributions(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> 
         let (mean, _) = mean_std(one.accuracies.iter().copied());
         let line = vec![(mean, middle - 0.4), (mean, middle + 0.4)];
         chart.draw_series([PathElement::new(line, BLACK.stroke_width(2))])?;
-        label(area, &chart, (0.0, middle), &format!("{} {mean:.1}", one.label))?;
+        label(area, &chart, (0.0, middle), &format!("{} {mean:.1}", one.label), one.colour)?;
     }
     Ok(())
 }
 
 /// Text left of a point.
-fn label(area: &Area<'_>, chart: &Chart<'_, '_>, at: (f64, f64), text: &str) -> Drawn<()> {
+fn label(area: &Area<'_>, chart: &Chart<'_, '_>, at: (f64, f64), text: &str, colour: RGBColor) -> Drawn<()> {
     let (x, y) = chart.plotting_area().map_coordinate(&at);
     let (left, top) = area.get_base_pixel();
-    let style = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Right, VPos::Center));
+    let style = TextStyle::from(FONT.into_font()).color(&colour).pos(Pos::new(HPos::Right, VPos::Center));
     area.draw(&Text::new(text.to_owned(), (x - left - 8, y - top), style))?;
     Ok(())
 }
@@ -162,17 +170,10 @@ fn scatter(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> {
     mesh.x_desc("novelty: distance to the zoo / the zoo's own")
         .y_desc(format!("accuracy after {epoch} epochs, %"))
         .draw()?;
-    for one in series.iter().filter(|s| !s.scatter.is_empty()) {
-        let points = one.scatter.iter().map(|&p| Circle::new(p, 2, one.colour.mix(0.5).filled()));
-        let colour = one.colour;
-        chart.draw_series(points)?.label(&one.label).legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+    for one in series {
+        // Rings for what the left plot shows further down: the same arms on further tasks.
+        let style = if one.further { one.colour.mix(0.7).stroke_width(1) } else { one.colour.mix(0.5).filled() };
+        chart.draw_series(one.scatter.iter().map(|&p| Circle::new(p, 2, style)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font(FONT)
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
     Ok(())
 }

@@ -139,7 +139,7 @@ impl Column {
 }
 
 /// A task's name: that of its source where that says all.
-fn short<'a>(task: &'a str, sources: bool) -> &'a str {
+fn short(task: &str, sources: bool) -> &str {
     if sources { task.split('[').next().unwrap_or(task).trim() } else { task }
 }
 
