@@ -167,7 +167,7 @@ fn scatter(area: &Area<'_>, series: &[Series], epoch: usize) -> Drawn<()> {
         .build_cartesian_2d(0.0..largest * 1.05, 0.0..100.0)?;
     let mut mesh = chart.configure_mesh();
     mesh.light_line_style(TRANSPARENT).label_style(FONT).axis_desc_style(FONT);
-    mesh.x_desc("novelty: distance to the zoo / the zoo's own")
+    mesh.x_desc("novelty: distance to the zoo / the zoo's own (colours as left)")
         .y_desc(format!("accuracy after {epoch} epochs, %"))
         .draw()?;
     for one in series {
