@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use datasets::{Data, Dataset};
 use inference::{
-    Embedding, Error, Forward, Generator, Provenance, Provider, SampleOptions, SamplerKind, to_safetensors,
+    ClosedForm, Embedding, Error, Forward, Generator, Provenance, Provider, SampleOptions, SamplerKind, to_safetensors,
 };
 use support::onnx::Graph;
-use support::{bundle, bundle_files, close, dataset, expected, manifest, runtime};
+use support::{bundle, bundle_files, class_mean, close, dataset, expected, manifest, runtime};
 use weights::manifest::{Prediction, files};
 use weights::{Architecture, Bundle};
 
@@ -42,6 +42,35 @@ fn generated_heads_are_the_class_means_in_the_order_asked() {
             }
         }
     }
+}
+
+#[test]
+fn closed_forms_come_from_the_examples_that_the_encoder_takes() {
+    let generator = generator(Prediction::Sample);
+    let (data, classes) = (dataset(), [2, 0]);
+    let support = generator.gather_support(&data, &classes, 1).unwrap();
+    let whole = support.whole();
+    assert_eq!(whole.features, generator.features(&data, &classes, 1).unwrap());
+    assert_eq!(whole.data.class_names, ["z", "x"]);
+    let task = data.select_classes(&classes).unwrap();
+    for form in ClosedForm::ALL {
+        let theta = generator.closed_form(form, &whole.data).unwrap();
+        assert_eq!(generator.evaluate(&theta, &task).unwrap().accuracy, 1.0, "{form:?}");
+    }
+    let means = [class_mean(&data, 2), class_mean(&data, 0)];
+    let bias = means.iter().map(|mean| -mean.iter().map(|v| v * v).sum::<f32>());
+    let centroid: Vec<f32> = means.iter().flatten().map(|v| 2.0 * v).chain(bias).collect();
+    close(&generator.closed_form(ClosedForm::Centroid, &whole.data).unwrap(), &centroid, 1e-5);
+
+    let fold = support.fold(1);
+    assert_eq!((fold.held_out.len(), fold.rest.data.len()), (2, whole.data.len() - 2));
+    assert_eq!(fold.rest.features.len(), whole.features.len(), "the encoder gets as many as ever");
+    generator.embed(&fold.rest.features).unwrap();
+    // Equal examples are one: nothing is held out that is also among the rest.
+    let twice = data.concat(&data).unwrap();
+    assert_eq!(generator.gather_support(&twice, &classes, 1).unwrap().whole().data.len() % 2, 0);
+    let same = data.take(&[0, 0, 0, data.len() - 1]);
+    assert_eq!(generator.gather_support(&same, &classes, 1).unwrap().folds(), 0);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use registry::VersionId;
-use registry::embeddings::{NewEmbedding, SubjectKind, nearest};
+use registry::embeddings::{NewEmbedding, SubjectKind, any, nearest, spread};
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -32,6 +32,25 @@ async fn nearest_first_by_cosine(pool: PgPool) {
     }
     assert_eq!(near(1).await, found[..1]);
     assert!(nearest(&registry, version, SubjectKind::Run, &[1.0, 0.0, 0.0], 10).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrations = "../migrations")]
+async fn the_spread_is_the_mean_distance_to_the_nearest_that_differs(pool: PgPool) {
+    let (registry, _files) = registry(pool);
+    let version = publish(&registry, "digits", "one").await.id;
+    let digits = dataset(&registry, "digits").await.id.as_uuid();
+    let of = async || spread(&registry, version, SubjectKind::Dataset).await.unwrap();
+    assert!(of().await.is_none() && !any(&registry, version, SubjectKind::Dataset).await.unwrap());
+    // Twice the same direction: of one task, as runs with other seeds are.
+    let mut new = vec![embedding(digits, &[0, 1], &[1.0, 0.0]), embedding(digits, &[1, 0], &[2.0, 0.0])];
+    insert_bulk(&registry, version, SubjectKind::Dataset, &new).await.unwrap();
+    assert!(of().await.is_none() && any(&registry, version, SubjectKind::Dataset).await.unwrap());
+    assert!(!any(&registry, version, SubjectKind::Run).await.unwrap());
+    new.push(embedding(digits, &[2, 3], &[1.0, 1.0]));
+    new.push(embedding(digits, &[3, 2], &[0.0, 1.0]));
+    insert_bulk(&registry, version, SubjectKind::Dataset, &new).await.unwrap();
+    // Each is 45 degrees from the nearest other direction.
+    assert!((of().await.unwrap() - (1.0 - 0.5f64.sqrt())).abs() < 1e-6);
 }
 
 #[sqlx::test(migrations = "../migrations")]
