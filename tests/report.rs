@@ -150,7 +150,7 @@ fn tiny(place: &Path, name: &str, lines: &str) -> PathBuf {
 fn an_experiment_of_ones_own() {
     let place = folder();
     let out = place.path().join("out");
-    let lines = "arms = [\"generated\", \"zoo\"]\n[[variants]]\nname = \"full\"\n[[variants]]\nname = \"half\"\n\
+    let lines = "seeds = [0, 1]\narms = [\"generated\", \"zoo\"]\n[[variants]]\nname = \"full\"\n[[variants]]\nname = \"half\"\n\
                  share = 0.5\n[variants.overrides]\n\"vae.behaviour\" = 0.0\n\"vectors.alignment_sweeps\" = 0\n\
                  [overrides]\n\"zoo.runs_per_task\" = 2\n";
     let file = tiny(place.path(), "own", lines);
@@ -159,9 +159,42 @@ fn an_experiment_of_ones_own() {
     let report: Value = serde_json::from_slice(&std::fs::read(out.join("own.json")).unwrap()).unwrap();
     let groups = report["groups"].as_array().unwrap();
     assert_eq!(groups.iter().map(|g| g["variant"].as_str().unwrap()).collect::<Vec<_>>(), ["full", "half"]);
+    for group in groups {
+        // Each seed has a generator of its own, and all its models are counted.
+        let generators = group["generators"].as_array().unwrap();
+        let digests: Vec<&str> = generators.iter().map(|g| g["digest"].as_str().unwrap()).collect();
+        assert!(digests.len() == 2 && digests[0] != digests[1], "{digests:?}");
+        let epoch = &group["arms"]["generated"]["epochs"]["epoch_0"];
+        assert_eq!((&epoch["models"], number(&epoch["std_over_seeds"]) >= 0.0), (&4.into(), true), "{epoch}");
+    }
     let own = &report["configuration"]["variants"][1]["generator"];
     assert_eq!((&own["vae"]["behaviour"], &own["vectors"]["alignment_sweeps"]), (&0.0.into(), &0.into()));
     xml_texts(&std::fs::read_to_string(out.join("own.svg")).unwrap());
+}
+
+#[test]
+fn each_source_is_left_out() {
+    let place = folder();
+    let out = place.path().join("out");
+    let lines = "epochs = [0, 1]\nleave_out = true\n[overrides]\ntasks = { kind = \"sources\" }\n\
+                 \"zoo.runs_per_task\" = 3\n[[overrides.data.sources]]\nname = \"a\"\nfrom = \"digits\"\n\
+                 [[overrides.data.sources]]\nname = \"b\"\nfrom = \"digits\"\n";
+    succeed(&["report", "--config", text(&tiny(place.path(), "left", lines)), "--out", text(&out)]);
+    let report: Value = serde_json::from_slice(&std::fs::read(out.join("left.json")).unwrap()).unwrap();
+    let page = std::fs::read_to_string(out.join("left.md")).unwrap();
+    assert!(page.contains("## left out\n") && page.contains("| arm | a | b |"), "{page}");
+    let left_out: Vec<&Value> = report["generators"].as_array().unwrap().iter().map(|g| &g["left_out"]).collect();
+    assert_eq!(left_out, ["a", "b"]);
+    assert!(
+        report["generators"].as_array().unwrap().iter().all(|g| g["zoo_runs"] == 3 && number(&g["bundle_bytes"]) > 0.0)
+    );
+    for arm in ARMS {
+        let tasks = report["arms"][arm]["epochs"]["epoch_1"]["tasks"].as_object().unwrap();
+        assert_eq!(tasks.keys().collect::<Vec<_>>(), ["a", "b"], "{arm}");
+    }
+    // Its own models work, those of the other source too (it is the same data here).
+    let at = |arm: &str| number(&report["arms"][arm]["epochs"]["epoch_0"]["mean"]);
+    assert!(at("zoo") > 0.5 && at("retrieval") > 0.5 && at("scratch") < 0.4, "{} {}", at("zoo"), at("retrieval"));
 }
 
 #[test]

@@ -198,7 +198,7 @@ impl Outcome {
         let sources = self.of_sources();
         let configuration = serde_json::to_value(&self.experiment).map_err(|e| Error::Internal(e.to_string()))?;
         let groups: Vec<Value> = self.groups.iter().map(|g| self.group(g, sources)).collect();
-        let first = groups.first().map_or(Value::Null, |g| g["arms"].clone());
+        let first = |key: &str| groups.first().map_or(Value::Null, |g| g[key].clone());
         let stages: Vec<Value> = self.seconds.iter().map(|(name, s)| json!({"name": name, "seconds": s})).collect();
         let mut out = json!({
             "experiment": self.experiment.name,
@@ -216,7 +216,8 @@ impl Outcome {
                 "mean_accuracy": self.zoo_accuracy,
             },
             "architecture": { "name": self.architecture, "parameters": self.parameters },
-            "arms": first,
+            "generators": first("generators"),
+            "arms": first("arms"),
         });
         // The first is there already.
         if groups.len() > 1
