@@ -172,7 +172,21 @@ fn generations_and_evaluations_are_jobs() {
     };
     assert_eq!(digests(&later), digests(&now), "a job makes what an answer at once makes");
 
-    let path = format!("/v1/generations/{}/evaluations", now["id"].as_str().unwrap());
+    let first = now;
+    let mut ranked = json!({ "generator": "tiny", "dataset": dataset, "count": 12, "seed": 5,
+        "candidates": ["retrieved", "generated"] });
+    let now = site.server.api.generate(&ranked);
+    ranked["job"] = json!({});
+    let job = site.ask("/v1/generations", &ranked);
+    let later = site.server.api.json(site.result(&job)["url"].as_str().unwrap());
+    let ranks = |made: &Value| -> Vec<Value> {
+        let of = |sample: &Value| json!([sample["digest"], sample["origin"], sample["scores"]]);
+        made["samples"].as_array().unwrap().iter().map(of).collect()
+    };
+    assert_eq!((ranks(&later), &later["distance"]), (ranks(&now), &now["distance"]), "the same candidates win");
+    assert!(now["distance"].is_number() && now["rank_by"] == "leave_one_out", "{now}");
+
+    let path = format!("/v1/generations/{}/evaluations", first["id"].as_str().unwrap());
     let job = site.ask(&path, &json!({ "dataset": { "id": digits } }));
     let result = site.result(&job);
     let evaluation = site.server.api.json(result["url"].as_str().unwrap());
