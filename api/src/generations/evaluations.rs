@@ -215,7 +215,7 @@ pub(crate) async fn run(state: &AppState, attempt: Attempt) -> Result<()> {
         dataset_id,
         dataset_digest: digest,
         classes,
-        results: super::as_json(&results)?,
+        results: super::make::as_json(&results)?,
     };
     let mut write = registry.write(caller).await?;
     let id = rows::create(&mut write, &new).await?;
