@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use registry::embeddings::SubjectKind;
+use registry::embeddings::{self, SubjectKind};
 use registry::nearest::{self, Scan, Search};
 use registry::{Caller, Registry, VersionId};
 use sqlx::PgPool;
@@ -72,7 +72,7 @@ async fn many_are_searched_by_the_index_and_few_exactly(pool: PgPool) {
     let (registry, _files) = registry(pool.clone());
     let (version, small) = (publish(&registry, "a", "one").await.id, publish(&registry, "a", "two").await.id);
     let caller = Caller::system("t");
-    fill(&registry, &pool, version, 5000).await;
+    let ids = fill(&registry, &pool, version, 5000).await;
     assert!(!nearest::maintain(&registry, version, SubjectKind::Dataset, 5001).await.unwrap(), "too few");
     let mut random = Random(77);
     let queries: Vec<Vec<f32>> = (0..40).map(|_| random.vector()).collect();
@@ -100,11 +100,28 @@ async fn many_are_searched_by_the_index_and_few_exactly(pool: PgPool) {
     println!("recall of 10 among 5000 random vectors of 256 dimensions: {recall:.3}");
     assert!(recall >= 0.95, "{recall}");
 
+    // What is in the graph itself is searched with fewer candidates.
+    let mut hits = 0;
+    for member in ids.iter().step_by(125) {
+        let kind = SubjectKind::Dataset;
+        let query = nearest::stored(&registry, version, kind, *member, None).await.unwrap().unwrap();
+        let exact = embeddings::nearest(&registry, version, kind, &query, 11).await.unwrap();
+        assert_eq!(exact[0].subject_id, *member);
+        let search = Search { except: Some(*member), ..of(version, &query, 10) };
+        let found = nearest::search(&registry, &caller, &search).await.unwrap();
+        assert_eq!((found.scan, found.neighbours.len()), (Scan::Hnsw, 10));
+        hits +=
+            found.neighbours.iter().filter(|near| exact[1..].iter().any(|e| e.subject_id == near.subject_id)).count();
+    }
+    let recall = hits as f64 / 400.0;
+    println!("of what is among them: {recall:.3}");
+    assert!(recall >= 0.95, "{recall}");
+
     // Whatever the planner thinks of it: by the index for administrators and for others, and none for a small version.
     let others = Caller { administrator: false, patterns: vec!["set-*".into()], ..Caller::system("bob") };
     for caller in [&caller, &others] {
         let plan = nearest::explain(&registry, caller, &of(version, &queries[0], 10), Scan::Hnsw).await.unwrap();
-        assert!(plan.contains("Index Scan using embeddings_hnsw_dataset_"), "{plan}");
+        assert!(plan.contains("Index Scan using embeddings_hnsw2_dataset_"), "{plan}");
     }
     let plan = nearest::explain(&registry, &caller, &of(version, &queries[0], 10), Scan::Exact).await.unwrap();
     assert!(!plan.contains("hnsw") && plan.contains("Sort"), "{plan}");
