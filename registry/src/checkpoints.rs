@@ -92,13 +92,16 @@ const COLUMNS: &str = "c.id, c.zoo_id, c.run_id, r.index AS run_index, r.name AS
     r.dataset_name, r.classes, r.seed, c.epoch, c.accuracy, c.loss, c.artifact_digest, f.size, c.source_name,
     c.source_digest, c.source_key, c.source_prefix, c.tags, c.description, c.created_at, c.deleted_at";
 
-const FROM: &str = "FROM checkpoints c JOIN runs r ON r.id = c.run_id JOIN artifacts f ON f.digest = c.artifact_digest
-    JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL";
+const FROM: &str = "FROM checkpoints c JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL";
+
+/// `OFFSET 0` keeps each an index lookup a row of the page: without it small tables are read whole and hashed.
+const LATE: &str = "JOIN LATERAL (SELECT * FROM runs WHERE id = c.run_id OFFSET 0) r ON true
+    JOIN LATERAL (SELECT * FROM artifacts WHERE digest = c.artifact_digest OFFSET 0) f ON true";
 
 const LISTED: Listed = Listed {
     columns: COLUMNS,
-    from: "FROM checkpoints c JOIN zoos z ON z.id = c.zoo_id AND z.deleted_at IS NULL",
-    late: "JOIN runs r ON r.id = c.run_id JOIN artifacts f ON f.digest = c.artifact_digest",
+    from: FROM,
+    late: LATE,
     alias: "c",
     sight: Sight::Named("z"),
     deletable: true,
@@ -135,7 +138,7 @@ pub(crate) async fn insert(connection: &mut PgConnection, new: Vec<(RunId, &NewC
 /// `not_found`, also when the caller may not see its zoo, or it was deleted.
 pub async fn get(registry: &Registry, caller: &Caller, id: CheckpointId) -> Result<Checkpoint> {
     let sql = format!(
-        "SELECT {COLUMNS}, z.name AS zoo_name, z.owner, z.visibility {FROM} WHERE c.id = $1 AND c.deleted_at IS NULL"
+        "SELECT {COLUMNS}, z.name AS zoo_name, z.owner, z.visibility {FROM} {LATE} WHERE c.id = $1 AND c.deleted_at IS NULL"
     );
     let found: Option<Seen> = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(registry.pool()).await?;
     let seen = found.filter(|row| {
@@ -149,7 +152,7 @@ pub async fn get(registry: &Registry, caller: &Caller, id: CheckpointId) -> Resu
 /// # Errors
 /// `not_found`.
 pub async fn in_work(write: &mut Write, id: CheckpointId) -> Result<Checkpoint> {
-    let sql = format!("SELECT {COLUMNS} {FROM} WHERE c.id = $1");
+    let sql = format!("SELECT {COLUMNS} {FROM} {LATE} WHERE c.id = $1");
     let found = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id).fetch_optional(write.connection()).await?;
     found.ok_or_else(|| Error::not_found("checkpoint", id))
 }
@@ -195,7 +198,8 @@ pub async fn list(
 /// # Errors
 /// `database`.
 pub async fn all_of_zoo(registry: &Registry, zoo: ZooId) -> Result<Vec<Checkpoint>> {
-    let sql =
-        format!("SELECT {COLUMNS} {FROM} WHERE c.zoo_id = $1 AND c.deleted_at IS NULL ORDER BY r.index, c.epoch, c.id");
+    let sql = format!(
+        "SELECT {COLUMNS} {FROM} {LATE} WHERE c.zoo_id = $1 AND c.deleted_at IS NULL ORDER BY r.index, c.epoch, c.id"
+    );
     Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(zoo).fetch_all(registry.pool()).await?)
 }
