@@ -111,8 +111,15 @@ impl<'a> Space<'a> {
     }
 }
 
-/// Fine-tunes and scores the models of all arms together.
-pub fn measure(of: &Comparison<'_>, space: &Space<'_>, tasks: &[Task], arms: &[Models]) -> Result<SetReport> {
+/// Fine-tunes and scores the models of all arms together; `distance` is the generated weights' mean distance to the
+/// zoo.
+pub fn measure(
+    of: &Comparison<'_>,
+    space: &Space<'_>,
+    distance: f64,
+    tasks: &[Task],
+    arms: &[Models],
+) -> Result<SetReport> {
     let settings = of.settings;
     let models: Vec<&(usize, Vec<f32>)> = arms.iter().flat_map(|arm| &arm.models).collect();
     let order = || models.iter().map(|(task, _)| *task);
@@ -142,12 +149,11 @@ pub fn measure(of: &Comparison<'_>, space: &Space<'_>, tasks: &[Task], arms: &[M
         reports.push(report);
         start = own.end;
     }
-    let generated = arms.iter().find(|arm| arm.arm == Arm::Generated).map_or(&[][..], |arm| &arm.models);
     Ok(SetReport {
         tasks: tasks.iter().map(ToString::to_string).collect(),
         epochs: epochs.clone(),
         arms: reports,
-        novelty: (space.mean_distance(generated)?, space.spacing),
+        novelty: (distance, space.spacing),
         test_images: per_class * architecture.classes(),
     })
 }

@@ -17,7 +17,7 @@ use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, TaskData, random};
 
 pub use measure::{ArmReport, IOU_SAMPLE, SetReport};
-pub use statistics::{best, mean_std, within};
+pub use statistics::{best, mean_std, models, spread, within};
 
 use crate::error::Result;
 
@@ -151,7 +151,8 @@ impl Comparison<'_> {
         let last = self.zoo.last_checkpoints();
         let space = measure::Space::new(self, &last);
         let generated = self.generated();
-        let sigma = space.mean_distance(&generated)? / (self.zoo.parameters() as f64).sqrt();
+        let distance = space.mean_distance(&generated)?;
+        let sigma = distance / (self.zoo.parameters() as f64).sqrt();
         // Tasks of reconstructed checkpoints need not be among those asked for.
         let mut tasks = self.tasks.to_vec();
         let mut arms = Vec::new();
@@ -173,7 +174,7 @@ impl Comparison<'_> {
             }
         }
         arms.retain(|arm| !arm.models.is_empty());
-        measure::measure(self, &space, &tasks, &arms)
+        measure::measure(self, &space, distance, &tasks, &arms)
     }
 
     fn generated(&self) -> Vec<(usize, Vec<f32>)> {

@@ -10,22 +10,34 @@ pub fn mean_std(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
-/// Mean over tasks of the standard deviation between the models of a task: the diversity of an arm.
-pub fn within(values: &[(usize, f64)]) -> f64 {
+/// Mean over tasks (or whatever the keys are) of the standard deviation between the models of a task: the diversity of
+/// an arm.
+pub fn within<K: Ord + Copy>(values: &[(K, f64)]) -> f64 {
     mean_std(by_task(values).into_values().map(|own| mean_std(own).1)).0
 }
 
 /// Mean over tasks of the best model of each.
-pub fn best(values: &[(usize, f64)]) -> f64 {
+pub fn best<K: Ord + Copy>(values: &[(K, f64)]) -> f64 {
     mean_std(by_task(values).into_values().map(|own| own.into_iter().fold(f64::NEG_INFINITY, f64::max))).0
 }
 
-fn by_task(values: &[(usize, f64)]) -> BTreeMap<usize, Vec<f64>> {
-    let mut groups = BTreeMap::<usize, Vec<f64>>::new();
+/// Mean number of models of a task.
+pub fn models<K: Ord + Copy>(values: &[(K, f64)]) -> f64 {
+    mean_std(by_task(values).into_values().map(|own| own.len() as f64)).0
+}
+
+fn by_task<K: Ord + Copy>(values: &[(K, f64)]) -> BTreeMap<K, Vec<f64>> {
+    let mut groups = BTreeMap::<K, Vec<f64>>::new();
     for &(task, value) in values {
         groups.entry(task).or_default().push(value);
     }
     groups
+}
+
+/// Evenly spaced items, at most `n`.
+pub fn spread<T: Clone>(items: &[T], n: usize) -> Vec<T> {
+    let n = n.min(items.len());
+    (0..n).map(|i| items[i * items.len() / n].clone()).collect()
 }
 
 /// Mean and standard deviation of each column of `rows` (`[n × d]`).
@@ -74,7 +86,14 @@ mod tests {
         let values = [(0, 0.1), (0, 0.3), (1, 0.9), (1, 0.9)];
         assert!((within(&values) - 0.05).abs() < 1e-12);
         assert!((best(&values) - 0.6).abs() < 1e-12);
+        assert!((models(&values) - 2.0).abs() < 1e-12);
         assert_eq!(mean_std([]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn spread_is_even() {
+        assert_eq!(spread(&[0, 1, 2, 3, 4, 5], 3), [0, 2, 4]);
+        assert_eq!(spread(&[0, 1], 3), [0, 1]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use training::stages::generator::Trained;
 use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, stages};
 
+use crate::compare::spread;
 use crate::context::{
     OpenRegistry, RegistryArgs, RuntimeArgs, caller, peak_rss_mib, prepare, progress, say, tokio_runtime, write_whole,
 };
@@ -240,12 +241,8 @@ async fn own_token(write: &mut Write) -> Result<(Token, Secret)> {
 /// The tasks that are asked for: evenly spaced ones of the zoo, and unseen ones.
 fn tasks(made: &Made) -> Result<(Vec<Task>, Vec<Task>)> {
     let (seen, unseen) = made.sources.tasks(&made.config)?;
-    let pick = |tasks: Vec<Task>, n: usize| -> Vec<Task> {
-        let n = n.min(tasks.len());
-        (0..n).map(|i| tasks[i * tasks.len() / n].clone()).collect()
-    };
     let e = &made.config.evaluation;
-    Ok((pick(seen, e.seen_tasks), pick(unseen, e.unseen_tasks)))
+    Ok((spread(&seen, e.seen_tasks), spread(&unseen, e.unseen_tasks)))
 }
 
 /// Leaves the address and curl lines; serves on when asked to.

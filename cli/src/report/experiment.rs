@@ -10,12 +10,12 @@ use training::progress::Progress;
 use training::stages::vectors::{self, Vectors};
 use training::stages::zoo::Zoo;
 use training::{Config, Part, Sources};
-use weights::{Bundle, canonical};
+use weights::canonical;
 
 use super::cache::{Cache, Seconds};
 use super::config::{DATA, Experiment, Variant};
 use super::result::{Group, Outcome, Piece};
-use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings};
+use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings, spread};
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 use crate::publish;
@@ -176,7 +176,10 @@ impl<'a> Run<'a> {
         config.seed = config.seed.wrapping_add(part.seed);
         let (bundle, seconds) = self.cache.generator(&config, &zoo, &self.sources)?;
         seconds.iter().for_each(|(stage, s)| self.spent(stage, *s));
-        let generator = Generator::load(self.place.runtime, bundle.clone())?;
+        let mut tar = Vec::new();
+        bundle.write_tar(&mut tar)?;
+        let generator = Generator::load(self.place.runtime, bundle)?;
+        let embedded = publish::embed_runs(&generator, &zoo, &self.sources)?;
         let progress = self.place.progress;
         // The generator's own vectors, and the canonical form in which all variants are compared.
         let own = vectors::vectorise(&config, &zoo, progress)?;
@@ -185,7 +188,10 @@ impl<'a> Run<'a> {
             true => own.clone(),
             false => vectors::vectorise(&base, &zoo, progress)?,
         };
-        let made = Made { part, config, base, zoo, bundle, generator, own, canonical };
+        let reference = vectors::mean(&own.aligned, own.vectorise.length);
+        let bundle_bytes = tar.len();
+        drop(tar);
+        let made = Made { part, config, base, zoo, bundle_bytes, generator, embedded, own, reference, canonical };
         let (seen, unseen) = self.sources.tasks(&self.experiment.generator)?;
         let e = self.experiment;
         match part.left_out {
@@ -239,17 +245,16 @@ impl<'a> Run<'a> {
             };
             comparison.run()
         })?;
-        self.keep(made, name, report)
+        self.keep(made, name, report);
+        Ok(())
     }
 
-    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport) -> Result<()> {
-        let mut size = Vec::new();
-        made.bundle.write_tar(&mut size)?;
+    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport) {
         let piece = Piece {
             seed: made.part.seed,
             left_out: made.part.left_out.map(str::to_owned),
-            digest: made.bundle.digest(),
-            bundle_bytes: size.len(),
+            digest: made.generator.digest().to_owned(),
+            bundle_bytes: made.bundle_bytes,
             zoo_runs: made.zoo.runs.len(),
             report,
         };
@@ -258,7 +263,6 @@ impl<'a> Run<'a> {
             Some(group) => group.pieces.push(piece),
             None => self.groups.push(Group { variant: variant.clone(), set: set.to_owned(), pieces: vec![piece] }),
         }
-        Ok(())
     }
 
     /// Generated weights and nearest runs by task; empty for tasks that neither they nor the shuffled condition need.
@@ -269,7 +273,6 @@ impl<'a> Run<'a> {
         tasks: &[Task],
         targets: &[usize],
     ) -> Result<(Vec<Vec<Vec<f32>>>, Vec<Vec<usize>>)> {
-        let embedded = publish::embed_runs(&made.generator, &made.zoo, &self.sources)?;
         let (mut generated, mut near) = (vec![Vec::new(); tasks.len()], vec![Vec::new(); tasks.len()]);
         let stage = self.place.progress.stage("generate", tasks.len(), 0);
         for (t, task) in tasks.iter().enumerate() {
@@ -290,7 +293,7 @@ impl<'a> Run<'a> {
                 guidance: sampling.guidance as f32,
                 ..SampleOptions::default()
             };
-            near[t] = nearest(&embedding.dataset, &embedded);
+            near[t] = nearest(&embedding.dataset, &made.embedded);
             generated[t] = made.generator.generate(&embedding, &options, &mut |_, _| true)?.weights;
         }
         stage.finish();
@@ -363,9 +366,14 @@ struct Made<'a> {
     /// As the zoo's, with the generator's seed.
     base: Config,
     zoo: Zoo,
-    bundle: Bundle,
+    /// Bytes of its tar.
+    bundle_bytes: usize,
     generator: Generator,
+    /// Embeddings of the zoo's runs.
+    embedded: Vec<Vec<f32>>,
     own: Vectors,
+    /// Mean of the aligned zoo, `[length]`.
+    reference: Vec<f32>,
     canonical: Vectors,
 }
 
@@ -373,10 +381,9 @@ impl Made<'_> {
     /// Weights in the form that the VAE learned.
     fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
         let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
-        let reference = vectors::mean(&self.own.aligned, self.own.vectorise.length);
         let sweeps = self.config.vectors.alignment_sweeps;
         let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
-        canonical::align(&mut theta, &reference[..layout.parameters()], &layout, &groups, sweeps)?;
+        canonical::align(&mut theta, &self.reference[..layout.parameters()], &layout, &groups, sweeps)?;
         Ok(theta)
     }
 
@@ -385,12 +392,6 @@ impl Made<'_> {
         let latents = self.generator.encode_weights(&rows)?;
         Ok(tasks.zip(self.generator.decode(&latents)?).collect())
     }
-}
-
-/// Evenly spaced items, at most `n`.
-fn spread<T: Clone>(items: &[T], n: usize) -> Vec<T> {
-    let n = n.min(items.len());
-    (0..n).map(|i| items[i * items.len() / n].clone()).collect()
 }
 
 /// The runs whose embeddings have the smallest cosine distance, nearest first; of equals the first.

@@ -126,7 +126,7 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
             novelty(column),
         )?;
     }
-    let tasks = tasks(&columns);
+    let tasks = columns.first().map(Column::tasks).unwrap_or_default();
     if outcome.of_sources() && tasks.len() > 1 {
         for (i, epoch) in e.epochs.iter().enumerate() {
             writeln!(out, "\nAfter {epoch} epochs, by dataset:\n\n| arm | {} |", tasks.join(" | "))?;
@@ -138,17 +138,6 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
         }
     }
     writeln!(out)
-}
-
-/// Tasks of the first arm.
-fn tasks(columns: &[Column]) -> Vec<String> {
-    let mut tasks: Vec<String> = Vec::new();
-    for row in columns.first().into_iter().flat_map(|c| &c.rows) {
-        if !tasks.contains(&row.task) {
-            tasks.push(row.task.clone());
-        }
-    }
-    tasks
 }
 
 fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::cache::Seconds;
 use super::config::Experiment;
-use crate::compare::{Arm, SetReport, mean_std};
+use crate::compare::{self, Arm, SetReport, mean_std};
 use crate::error::{Error, Result};
 
 /// One generator's numbers on one set of tasks.
@@ -104,22 +104,28 @@ impl Column {
 
     /// Mean over tasks and seeds of the deviation between the models of one task and seed.
     pub fn within(&self, i: usize) -> f64 {
-        mean_std(self.cells(i).into_values().map(|own| mean_std(own).1)).0
+        compare::within(&self.cells(i))
     }
 
     /// Mean over tasks and seeds of the best model of each, and the models there are to choose from.
     pub fn best(&self, i: usize) -> (f64, f64) {
         let cells = self.cells(i);
-        let models = mean_std(cells.values().map(|own| own.len() as f64)).0;
-        (mean_std(cells.into_values().map(|own| own.into_iter().fold(0.0, f64::max))).0, models)
+        (compare::best(&cells), compare::models(&cells))
     }
 
-    fn cells(&self, i: usize) -> BTreeMap<(&str, u64), Vec<f64>> {
-        let mut cells: BTreeMap<(&str, u64), Vec<f64>> = BTreeMap::new();
+    fn cells(&self, i: usize) -> Vec<((&str, u64), f64)> {
+        self.rows.iter().map(|row| ((row.task.as_str(), row.seed), row.accuracy[i])).collect()
+    }
+
+    /// Its tasks, in the order of the models.
+    pub fn tasks(&self) -> Vec<&str> {
+        let mut tasks: Vec<&str> = Vec::new();
         for row in &self.rows {
-            cells.entry((&row.task, row.seed)).or_default().push(row.accuracy[i]);
+            if !tasks.contains(&row.task.as_str()) {
+                tasks.push(&row.task);
+            }
         }
-        cells
+        tasks
     }
 
     /// Ratios of novelty.
@@ -254,12 +260,7 @@ impl Outcome {
     }
 
     fn column(&self, column: &Column) -> Value {
-        let mut tasks: Vec<&str> = Vec::new();
-        for row in &column.rows {
-            if !tasks.contains(&row.task.as_str()) {
-                tasks.push(&row.task);
-            }
-        }
+        let tasks = column.tasks();
         let epochs = self.experiment.epochs.iter().enumerate().map(|(i, epoch)| {
             let numbers = |task: Option<&str>| {
                 let values = column.at(i, task);
