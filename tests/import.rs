@@ -6,24 +6,14 @@ mod support;
 use std::path::Path;
 
 use serde_json::json;
+use support::data::safetensors;
 use support::http::Server;
 use support::{PATIENCE, Running, files_in, folder, refused, run, succeed, text, wait_until, weightsmith};
-
-/// A safetensors file of one tensor `w` of two values.
-fn file(values: [f32; 2]) -> Vec<u8> {
-    let header = json!({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).to_string();
-    let padded = header.len().next_multiple_of(8);
-    let mut bytes = (padded as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(8 + padded, b' ');
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes
-}
 
 fn files(folder: &Path, count: u32) {
     std::fs::create_dir_all(folder).unwrap();
     for index in 0..count {
-        std::fs::write(folder.join(format!("m{index:05}.safetensors")), file([index as f32, 1.0])).unwrap();
+        std::fs::write(folder.join(format!("m{index:05}.safetensors")), safetensors([index as f32, 1.0])).unwrap();
     }
 }
 
@@ -65,7 +55,7 @@ fn a_zoo_is_made_with_its_first_checkpoints() {
     let models = data.path().join("models");
     files(&models, 2);
     let bad = models.join("a.safetensors");
-    std::fs::write(&bad, file([f32::NAN, 1.0])).unwrap();
+    std::fs::write(&bad, safetensors([f32::NAN, 1.0])).unwrap();
     let command = ["zoo", "import", "--zoo", "outside", "--data-dir", text(&place), text(&models)];
     let line = refused(&mut weightsmith(command));
     assert!(line.contains("a.safetensors") && line.contains("tensor w") && line.contains("[non_finite]"), "{line}");
@@ -84,7 +74,7 @@ fn an_architecture_comes_from_a_checkpoint_or_json() {
     let data = folder();
     let place = data.path().join("data");
     let model = data.path().join("model.safetensors");
-    std::fs::write(&model, file([1.0, 2.0])).unwrap();
+    std::fs::write(&model, safetensors([1.0, 2.0])).unwrap();
     let layout = data.path().join("layout.json");
     let command = |file: &Path, name: &str| {
         weightsmith(["architecture", "import", text(file), "--name", name, "--data-dir", text(&place)])
@@ -115,8 +105,8 @@ fn a_csv_describes_and_bad_files_are_named() {
     let data = folder();
     let models = data.path().join("models");
     files(&models, 3);
-    std::fs::write(models.join("nan.safetensors"), file([f32::NAN, 1.0])).unwrap();
-    std::fs::write(models.join("again.safetensors"), file([1.0, 1.0])).unwrap();
+    std::fs::write(models.join("nan.safetensors"), safetensors([f32::NAN, 1.0])).unwrap();
+    std::fs::write(models.join("again.safetensors"), safetensors([1.0, 1.0])).unwrap();
     let place = data.path().join("data");
     let csv = models.join("models.csv");
     let command = |more: &[&str]| {

@@ -68,6 +68,13 @@ pub struct Settings {
     pub auth: AuthSettings,
 }
 
+impl Settings {
+    /// Folder of temporary files.
+    pub fn folder(&self) -> std::path::PathBuf {
+        self.upload_dir.clone().unwrap_or_else(std::env::temp_dir)
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -331,3 +331,10 @@ pub fn labels(dataset: &datasets::Dataset, classes: &[String]) -> Result<Vec<u32
         })
         .collect()
 }
+
+/// Runs blocking work on a thread where it may block.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let span = tracing::Span::current();
+    let ended = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
+    ended.map_err(|error| Error::Internal(format!("work stopped: {error}")))?
+}

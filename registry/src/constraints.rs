@@ -22,12 +22,13 @@ enum Meaning {
 
 use Meaning::{Missing, MissingArtifact, Name, Rule, Taken};
 
-const ACCURACY: &str = "give a fraction between 0 and 1";
+pub(crate) const ACCURACY: &str = "give a fraction between 0 and 1";
 const TAGS: &str =
     "give at most 50, each of 1 to 100 lowercase letters, digits and - _ . : /, beginning with a letter or digit";
 const OWNER: &str = "use 1 to 100 letters, digits and . _ @ + -, beginning with a letter or digit";
+pub(crate) const FINITE: &str = "give a finite number";
 const PATTERNS: &str = "give at most 50, each of 1 to 200 lowercase letters, digits, - _ and *";
-const COUNTING: &str = "give 0 or more";
+pub(crate) const COUNTING: &str = "give 0 or more";
 
 #[rustfmt::skip]
 const TABLE: &[(&str, Meaning)] = &[
@@ -68,7 +69,7 @@ const TABLE: &[(&str, Meaning)] = &[
     ("checkpoints_run_id_epoch_key", Taken("checkpoint")),
     ("checkpoints_epoch_valid", Rule("epoch", COUNTING)),
     ("checkpoints_accuracy_valid", Rule("accuracy", ACCURACY)),
-    ("checkpoints_loss_valid", Rule("loss", "give a finite number")),
+    ("checkpoints_loss_valid", Rule("loss", FINITE)),
     ("checkpoints_run_id_fkey", Missing("run")),
     ("checkpoints_source_whole", Rule("source", "give name, digest, key and prefix of the file, or none of them")),
     ("checkpoints_source_name_valid", Rule("source", "use a file name of 1 to 1000 characters")),

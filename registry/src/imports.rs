@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::architectures::{self, Architecture, NewArchitecture};
+use crate::constraints::{ACCURACY, COUNTING, FINITE};
 use crate::{
     Caller, Change, CheckpointId, DatasetId, Error, NewAbout, Registry, Result, RunId, Write, ZooId, names, zoos,
 };
@@ -156,13 +157,13 @@ pub async fn own_zoo(registry: &Registry, caller: &Caller, id: ZooId) -> Result<
 /// `invalid_value`.
 pub fn check_values(accuracy: Option<f32>, loss: Option<f32>, epoch: Option<i32>) -> Result<()> {
     if accuracy.is_some_and(|accuracy| !(0.0..=1.0).contains(&accuracy)) {
-        return Err(Error::invalid("accuracy", "give a fraction between 0 and 1"));
+        return Err(Error::invalid("accuracy", ACCURACY));
     }
     if loss.is_some_and(|loss| !loss.is_finite()) {
-        return Err(Error::invalid("loss", "give a finite number"));
+        return Err(Error::invalid("loss", FINITE));
     }
     if epoch.is_some_and(|epoch| epoch < 0) {
-        return Err(Error::invalid("epoch", "give 0 or more"));
+        return Err(Error::invalid("epoch", COUNTING));
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Lineage: what something was made from, and what was made from it.
 //!
 //! sample → generation → generator version → zoo → checkpoint → run → dataset, and generation → dataset; a
-//! generation also → the checkpoints that samples of it were retrieved from. One statement a step of the way takes the next nodes of all nodes there are, with what decides who sees them: nothing is reached
+//! generation also → the checkpoints that samples of it were retrieved from. One statement a step of the way takes the
+//! next nodes of all nodes there are, with what decides who sees them: nothing is reached
 //! through what the caller may not see.
 
 use std::collections::BTreeSet;

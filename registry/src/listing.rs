@@ -346,7 +346,7 @@ fn word_query(word: &str) -> String {
 mod tests {
     use super::*;
 
-    const LISTED: Listed = Listed {
+    pub(super) const LISTED: Listed = Listed {
         columns: "x.id",
         from: "FROM things x",
         alias: "x",
@@ -358,6 +358,7 @@ mod tests {
             Order { field: "created_at", column: "x.created_at", kind: Kind::Time },
             Order { field: "accuracy", column: "x.accuracy", kind: Kind::Real },
             Order { field: "name", column: "x.name", kind: Kind::Text },
+            Order { field: "size", column: "x.size", kind: Kind::Integer },
         ],
         default_order: "-created_at",
     };
@@ -403,8 +404,8 @@ mod tests {
             ..ListRequest::default()
         };
         assert_eq!(query(&name).unwrap_err().code(), "invalid_cursor");
-        let wrong = ListRequest { order: Some("size".into()), ..ListRequest::default() };
-        assert!(query(&wrong).unwrap_err().to_string().contains("created_at, accuracy, name"));
+        let wrong = ListRequest { order: Some("epoch".into()), ..ListRequest::default() };
+        assert!(query(&wrong).unwrap_err().to_string().contains("created_at, accuracy, name, size"));
         let nothing = ListRequest { search: Some("  ".into()), ..ListRequest::default() };
         assert_eq!(query(&nothing).unwrap_err().code(), "invalid_value");
     }

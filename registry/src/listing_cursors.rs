@@ -2,24 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::tests::LISTED;
 use super::*;
-
-const LISTED: Listed = Listed {
-    columns: "x.id",
-    from: "FROM things x",
-    late: "",
-    alias: "x",
-    sight: Sight::Named("x"),
-    deletable: true,
-    described: true,
-    orders: &[
-        Order { field: "created_at", column: "x.created_at", kind: Kind::Time },
-        Order { field: "size", column: "x.size", kind: Kind::Integer },
-        Order { field: "accuracy", column: "x.accuracy", kind: Kind::Real },
-        Order { field: "name", column: "x.name", kind: Kind::Text },
-    ],
-    default_order: "-created_at",
-};
 
 /// A list from a cursor: refused as `invalid_cursor`, or a condition on key and id.
 fn asked(order: &str, cursor: String) -> std::result::Result<bool, TestCaseError> {

@@ -6,20 +6,10 @@ use std::io::{Cursor, Write};
 use serde_json::{Value, json};
 
 use crate::site::Site;
+use crate::support::data::safetensors;
 use crate::support::{files_in, run, text, wait_until, weightsmith};
 
-/// A safetensors file of one tensor `w` of two values.
-fn file(values: [f32; 2]) -> Vec<u8> {
-    let header = json!({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).to_string();
-    let padded = header.len().next_multiple_of(8);
-    let mut bytes = (padded as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.resize(8 + padded, b' ');
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes
-}
-
-/// The same, as `torch.save({"state_dict": {"w": …}})` writes it.
+/// A file of one tensor `w` of two values, as `torch.save({"state_dict": {"w": …}})` writes it.
 fn torch(values: [f32; 2]) -> Vec<u8> {
     let mut pickle = b"\x80\x02}(".to_vec();
     let text = |pickle: &mut Vec<u8>, text: &str| {
@@ -77,7 +67,7 @@ fn models() -> BTreeMap<String, Vec<u8>> {
     for index in 0..20u8 {
         let values = [f32::from(index), 0.5];
         let (name, bytes) = match index % 2 {
-            0 => (format!("m{index:02}.safetensors"), file(values)),
+            0 => (format!("m{index:02}.safetensors"), safetensors(values)),
             _ => (format!("deep/m{index:02}.pt"), torch(values)),
         };
         csv += &format!("{name},0.{index:02},1.5,cifar10,run-{},{index},odd-{}\n", index / 5, index % 2);
@@ -169,8 +159,8 @@ fn bad_files_are_named() {
     let site = Site::open();
     let _worker = site.worker(&[]);
     let mut files: BTreeMap<String, Vec<u8>> =
-        (0..5).map(|index| (format!("m{index}.safetensors"), file([index as f32, 1.0]))).collect();
-    files.insert("m2-nan.safetensors".into(), file([f32::NAN, 1.0]));
+        (0..5).map(|index| (format!("m{index}.safetensors"), safetensors([index as f32, 1.0]))).collect();
+    files.insert("m2-nan.safetensors".into(), safetensors([f32::NAN, 1.0]));
     files.insert("m3-garbage.pt".into(), b"not a checkpoint".to_vec());
     let zoo = site.empty_zoo("strict");
     let job = site.import(&zoo, "", zipped(files.clone()));
@@ -221,8 +211,8 @@ fn what_is_no_good_archive_is_refused() {
     let send = |query: &str, bytes: Vec<u8>| {
         site.server.api.post_bytes(&format!("/v1/zoos/{zoo}/imports?{query}"), &[], bytes)
     };
-    let one = || zipped([("a.safetensors".to_owned(), file([1.0, 2.0]))]);
-    for bytes in [Vec::new(), b"garbage".repeat(500), zipped([]), vec![0; 1024], file([1.0, 2.0])] {
+    let one = || zipped([("a.safetensors".to_owned(), safetensors([1.0, 2.0]))]);
+    for bytes in [Vec::new(), b"garbage".repeat(500), zipped([]), vec![0; 1024], safetensors([1.0, 2.0])] {
         send("", bytes).problem(422, "archive_invalid");
     }
     for (query, status, code) in [
@@ -257,7 +247,7 @@ fn what_is_no_good_archive_is_refused() {
     let named = |name: &str, bytes: Vec<u8>| zipped([(name.to_owned(), bytes)]);
     for (archive, code) in [
         (named("a.safetensors", vec![0; 8 << 20]), "limit_exceeded"),
-        (named("../a.safetensors", file([1.0, 2.0])), "zip_unsafe_path"),
+        (named("../a.safetensors", safetensors([1.0, 2.0])), "zip_unsafe_path"),
         (named("README.md", b"nothing".to_vec()), "nothing_to_import"),
         (tarred([("a.pt".to_owned(), vec![7; 5000])])[..2000].to_vec(), "tar_invalid"),
     ] {
@@ -273,7 +263,7 @@ fn another_worker_goes_on_with_an_import() {
     const FILES: usize = 3000;
     let site = Site::open();
     let zoo = site.empty_zoo("many");
-    let files = (0..FILES).map(|index| (format!("m{index:05}.safetensors"), file([index as f32, 1.0])));
+    let files = (0..FILES).map(|index| (format!("m{index:05}.safetensors"), safetensors([index as f32, 1.0])));
     let job = site.import(&zoo, "", tarred(files));
     let mut worker = site.worker(&[]);
     site.until(&job, "in the middle", |job| {
@@ -296,7 +286,7 @@ fn another_worker_goes_on_with_an_import() {
 
     // An import that is cancelled ends between two batches, and keeps what it has.
     let zoo = site.empty_zoo("cancelled");
-    let files = (0..FILES).map(|index| (format!("c{index:05}.safetensors"), file([index as f32, 2.0])));
+    let files = (0..FILES).map(|index| (format!("c{index:05}.safetensors"), safetensors([index as f32, 2.0])));
     let job = site.import(&zoo, "", zipped(files));
     site.until(&job, "at work", |job| job["progress"]["stage"] == "import");
     assert_eq!(site.cancel(&job), 202);

@@ -22,6 +22,17 @@ pub fn some_digits(classes: &[u32], from: usize, to: usize) -> Dataset {
     chosen.take(&indices)
 }
 
+/// A safetensors file of one tensor `w` of two values.
+pub fn safetensors(values: [f32; 2]) -> Vec<u8> {
+    let header = json!({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).to_string();
+    let padded = header.len().next_multiple_of(8);
+    let mut bytes = (padded as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(8 + padded, b' ');
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes
+}
+
 pub fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }

@@ -101,7 +101,7 @@ pub(super) async fn import(
     let options = Options { key: query.key.clone(), strip_prefix: query.strip_prefix.clone() };
     let file = receive(&state, &headers, body).await?;
     let place = state.work().place().await?;
-    let folder = state.settings().upload_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = state.settings().folder();
     let taken = limits::run(place, move |_| imports::take(&file.path(), &options, expected.as_ref(), &folder)).await?;
     let new = described(query, &taken.source_digest, dataset);
     let mut write = registry.write(&caller).await?;

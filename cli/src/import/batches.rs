@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use weights::checkpoint::{Options, TensorLayout};
 
 use super::table::Row;
+use crate::context::blocking;
 use crate::error::{Error, Result};
 
 /// Files of one unit of work.
@@ -135,10 +136,7 @@ impl Importer {
 
     async fn batch(&mut self, batch: &[Item], mut tally: Tally) -> Result<Tally> {
         // Without its architecture, the first batch takes that of its first file.
-        let zoo = match &self.target {
-            Target::Zoo(id) => Some(zoos::by_id(&self.registry, &self.caller, *id).await?),
-            Target::New(..) => None,
-        };
+        let zoo = self.zoo().await?;
         let start = tally.clone();
         let expected = self.expected(zoo.as_ref()).await?;
         let fresh = self.fresh(zoo.as_ref(), batch).await?;
@@ -172,6 +170,14 @@ impl Importer {
             _ => return Ok(None),
         };
         Ok(Some(imports::layout_of(&architecture)?))
+    }
+
+    /// The zoo as it is now; none before its first checkpoint.
+    async fn zoo(&self) -> Result<Option<Zoo>> {
+        match &self.target {
+            Target::Zoo(id) => Ok(Some(zoos::by_id(&self.registry, &self.caller, *id).await?)),
+            Target::New(..) => Ok(None),
+        }
     }
 
     /// The files of a batch that are not in the zoo already.
@@ -283,10 +289,7 @@ impl Importer {
             return Err(stopping(refused.code(), &which, &refused.to_string()));
         }
         for (item, one) in items.iter().zip(&ones) {
-            let zoo = match &self.target {
-                Target::Zoo(id) => Some(zoos::by_id(&self.registry, &self.caller, *id).await?),
-                Target::New(..) => None,
-            };
+            let zoo = self.zoo().await?;
             // Another attempt begins with this batch again: what it counts then is not kept from here.
             match self.write(zoo.as_ref(), std::slice::from_ref(one), &tally, Some(start)).await {
                 Ok(now) => tally = now,
@@ -368,10 +371,4 @@ fn is_of_the_file(error: &Error) -> bool {
         Error::Input { .. } => true,
         _ => false,
     }
-}
-
-/// Runs blocking work on a thread where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.map_err(|error| Error::Internal(format!("the work of an import stopped: {error}")))?
 }

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::scratch::Scratch;
-use super::{blocking, parse, registry};
+use super::{parse, registry};
+use crate::context::blocking;
 use crate::error::{Error, Result};
 use crate::import::batches::{Common, Importer, Item, Tally, Target};
 use crate::import::table::{self, Row};
@@ -69,7 +70,7 @@ pub async fn import(state: &AppState, attempt: Attempt, unpacked_limit: u64) -> 
 
 /// Folder of temporary files.
 pub fn folder(state: &AppState) -> PathBuf {
-    state.settings().upload_dir.clone().unwrap_or_else(std::env::temp_dir)
+    state.settings().folder()
 }
 
 /// Fetches the archive and takes it apart.

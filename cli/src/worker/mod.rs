@@ -200,13 +200,6 @@ fn detail(error: &Error) -> String {
     }
 }
 
-/// Runs blocking work on a thread where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let span = tracing::Span::current();
-    let ended = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    ended.map_err(|error| Error::Internal(format!("the work of a job stopped: {error}")))?
-}
-
 /// What a job is asked for, in the form of its kind.
 fn parse<'a, T: Deserialize<'a>>(request: &'a Value) -> Result<T> {
     T::deserialize(request).map_err(|error| Error::input("request_invalid", format!("the request: {error}")))

@@ -22,7 +22,8 @@ use training::{Part, Sources, stages};
 use weights::{Architecture, tensors};
 
 use super::store::JobStore;
-use super::{blocking, parse, registry};
+use super::{parse, registry};
+use crate::context::blocking;
 use crate::error::{Error, Result};
 use crate::extractor::extracted;
 use crate::publish;

@@ -365,19 +365,47 @@ pub fn score(
     theta: &[f32],
     per_class: usize,
 ) -> Result<Vec<Score>> {
-    let d = architecture.layout().parameters();
+    let mut scores = Vec::with_capacity(tasks.len());
+    passes(architecture, tasks, theta, per_class, |logits| {
+        let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.to_vec3::<f32>()?;
+        scores.extend(log_p.iter().map(|rows| score_of(rows, per_class)));
+        Ok(())
+    })?;
+    Ok(scores)
+}
+
+/// Score from log-probabilities of `per_class` examples of each class, class-major.
+fn score_of(rows: &[Vec<f32>], per_class: usize) -> Score {
+    let (mut right, mut loss) = (0usize, 0.0f64);
+    for (i, row) in rows.iter().enumerate() {
+        let label = i / per_class;
+        loss -= f64::from(row[label]);
+        // Ties and NaN do not count as right.
+        right += usize::from(row.iter().enumerate().all(|(c, &v)| c == label || v < row[label]));
+    }
+    let n = rows.len().max(1) as f64;
+    Score { accuracy: right as f64 / n, loss: loss / n }
+}
+
+/// Gives the logits `[models, examples, classes]` of groups of models on the first `per_class` examples of each class,
+/// class-major, to `each`, in order.
+fn passes(
+    architecture: &Architecture,
+    tasks: &[TaskData<'_>],
+    theta: &[f32],
+    per_class: usize,
+    mut each: impl FnMut(&Tensor) -> Result<()>,
+) -> Result<()> {
+    let layout = architecture.layout();
+    let d = layout.parameters();
     let values = per_class * architecture.classes() * architecture.input_dim();
     let group = (PASS_VALUES / values.max(1)).max(1);
-    let mut scores = Vec::with_capacity(tasks.len());
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
-        let models = tasks.len();
-        let mut x = Vec::with_capacity(models * values);
-        for task in tasks {
-            x.extend(task.first(per_class));
-        }
-        scores.extend(score_group(architecture, theta, x, models, per_class)?);
+        let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
+        let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
+        each(&logits(architecture, &layout, &theta, &inputs(architecture, x, tasks.len(), &Device::Cpu)?)?)?;
     }
-    Ok(scores)
+    Ok(())
 }
 
 /// Predicted class of each of the first `per_class` examples of each class, class-major, by models `theta` (`[m·d]`),
@@ -391,10 +419,6 @@ pub fn predictions(
     theta: &[f32],
     per_class: usize,
 ) -> Result<Vec<Vec<u32>>> {
-    let layout = architecture.layout();
-    let d = layout.parameters();
-    let values = per_class * architecture.classes() * architecture.input_dim();
-    let group = (PASS_VALUES / values.max(1)).max(1);
     let best = |row: &Vec<f32>| -> u32 {
         let mut order = (0..row.len()).filter(|&c| row[c].is_finite());
         let first = order.next();
@@ -402,38 +426,9 @@ pub fn predictions(
         best.map_or(u32::MAX, |c| c as u32)
     };
     let mut all = Vec::with_capacity(tasks.len());
-    for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
-        let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
-        let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
-        let y = logits(architecture, &layout, &theta, &inputs(architecture, x, tasks.len(), &Device::Cpu)?)?;
-        all.extend(y.to_vec3::<f32>()?.iter().map(|rows| rows.iter().map(best).collect()));
-    }
+    passes(architecture, tasks, theta, per_class, |logits| {
+        all.extend(logits.to_vec3::<f32>()?.iter().map(|rows| rows.iter().map(best).collect()));
+        Ok(())
+    })?;
     Ok(all)
-}
-
-fn score_group(
-    architecture: &Architecture,
-    theta: &[f32],
-    x: Vec<f32>,
-    models: usize,
-    per_class: usize,
-) -> Result<Vec<Score>> {
-    let layout = architecture.layout();
-    let theta = Tensor::from_slice(theta, (models, layout.parameters()), &Device::Cpu)?;
-    let y = logits(architecture, &layout, &theta, &inputs(architecture, x, models, &Device::Cpu)?)?;
-    let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?.to_vec3::<f32>()?;
-    Ok(log_p
-        .iter()
-        .map(|rows| {
-            let (mut right, mut loss) = (0usize, 0.0f64);
-            for (i, row) in rows.iter().enumerate() {
-                let label = i / per_class;
-                loss -= f64::from(row[label]);
-                // Ties and NaN do not count as right.
-                right += usize::from(row.iter().enumerate().all(|(c, &v)| c == label || v < row[label]));
-            }
-            let n = rows.len().max(1) as f64;
-            Score { accuracy: right as f64 / n, loss: loss / n }
-        })
-        .collect())
 }
