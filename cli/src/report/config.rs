@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 use training::Config;
 use training::config::TasksConfig;
 
@@ -211,8 +211,9 @@ pub fn built_in(name: &str, quick: bool) -> Result<Experiment> {
         return Err(Error::input("unknown_experiment", text));
     };
     let base = |path: &str| {
-        let found = BASES.iter().find(|(name, _)| *name == path);
-        found.map(|(_, text)| (*text).to_owned()).ok_or_else(|| invalid(name, format!("there is no base {path}")))
+        let of_name = |known: &str| known == path || path.strip_suffix(".toml") == Some(known);
+        let found = BASES.iter().chain(&BUILT_IN).find(|(known, _)| of_name(known));
+        found.map(|(_, text)| (*text).to_owned()).ok_or_else(|| invalid(name, format!("there is no file {path}")))
     };
     parse(name, text, quick, &base)
 }
@@ -234,7 +235,8 @@ pub fn of_file(path: &Path, quick: bool) -> Result<Experiment> {
 
 fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<String>) -> Result<Experiment> {
     let one_line = |e: toml::de::Error| invalid(name, e.to_string().trim().replace('\n', " "));
-    let mut file: File = toml::from_str(text).map_err(one_line)?;
+    let table: Table = toml::from_str(text).map_err(one_line)?;
+    let mut file: File = like(name, table, base)?.try_into().map_err(one_line)?;
     let generator = match (&file.base, &file.generator) {
         (Some(path), None) => base(path)?,
         (None, Some(table)) => table.to_string(),
@@ -271,6 +273,31 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
     };
     experiment.validate()?;
     Ok(experiment)
+}
+
+/// What an experiment takes from the one that it is `like`, where it does not say it itself: its zoo and the first
+/// generator, and what makes them small for `--quick`.
+fn like(name: &str, mut own: Table, file: &dyn Fn(&str) -> Result<String>) -> Result<Table> {
+    let Some(other) = own.remove("like") else { return Ok(own) };
+    let path = other.as_str().ok_or_else(|| invalid(name, "like is the name of another experiment's file"))?;
+    let other: Table =
+        toml::from_str(&file(path)?).map_err(|e| invalid(name, format!("{path}: {}", e.to_string().trim())))?;
+    let shared = ["stands_in", "base", "generator", "overrides", "quick"];
+    complete(&mut own, other.into_iter().filter(|(key, _)| shared.contains(&key.as_str())));
+    Ok(own)
+}
+
+/// Adds to a table the keys of another that it lacks, and so inside its tables.
+fn complete(own: &mut Table, other: impl IntoIterator<Item = (String, Value)>) {
+    for (key, value) in other {
+        match (own.get_mut(&key), value) {
+            (Some(Value::Table(own)), Value::Table(value)) => complete(own, value),
+            (Some(_), _) => {}
+            (None, value) => {
+                own.insert(key, value);
+            }
+        }
+    }
 }
 
 fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>> {
@@ -371,6 +398,18 @@ mod tests {
         assert_eq!(built_in("table-4", false).unwrap().variants[0].generator, first.variants[0].generator);
     }
 
+    #[test]
+    fn an_experiment_like_another_says_what_differs() {
+        let first = "title = \"a\"\ntable = \"-\"\nsamples = 7\nbase = \"x\"\n[overrides]\n\"vae.beta\" = 0.5\n\
+                     \"zoo.keep\" = 2\n[quick]\nsamples = 3\nepochs = [0, 9]\n";
+        let own =
+            "title = \"b\"\ntable = \"-\"\nlike = \"first\"\n[overrides]\n\"vae.beta\" = 0.25\n[quick]\nepochs = [0]";
+        let file = |name: &str| Ok(if name == "first" { first.to_owned() } else { crate::zoo::DIGITS.to_owned() });
+        let own = parse("own", own, true, &file).unwrap();
+        assert_eq!((own.title.as_str(), own.generator.vae.beta, own.generator.zoo.keep), ("b", 0.25, 2));
+        assert_eq!((own.samples, own.epochs), (3, vec![0]));
+    }
+
     fn refused(text: &str) -> String {
         let base = |_: &str| Ok(crate::zoo::DIGITS.to_owned());
         parse("own", text, true, &base).unwrap_err().to_string()
@@ -389,6 +428,7 @@ mod tests {
         assert!(variant("overrides = { \"zoo.epochs\" = 1 }").contains("one zoo"));
         assert!(variant("share = 0.0").contains("share"));
         assert!(variant("sampling = { guidance = 99.0 }").contains("guidance"));
+        assert!(refused("like = 3").contains("like"));
         assert!(refused(&format!("{head}[quick]\noverrides = {{ \"vae.x\" = 0 }}")).contains("quick"));
     }
 }
