@@ -210,7 +210,11 @@ impl Comparison<'_> {
         Ok(models)
     }
 
-    fn trained(&self, targets: &[usize]) -> Result<Vec<(usize, Vec<f32>)>> {
+    /// One model of each of these tasks, trained as the zoo's are, all in one batched tensor.
+    ///
+    /// # Errors
+    /// Those of training, and [`training::Error::Interrupted`].
+    pub fn trained(&self, targets: &[usize]) -> Result<Vec<(usize, Vec<f32>)>> {
         if targets.is_empty() {
             return Ok(Vec::new());
         }

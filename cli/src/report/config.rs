@@ -15,20 +15,25 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 6] = [
+const BUILT_IN: [(&str, &str); 10] = [
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
     ("table-4", include_str!("../../../configs/report/table-4.toml")),
     ("leave-one-out", include_str!("../../../configs/report/leave-one-out.toml")),
     ("ablations", include_str!("../../../configs/report/ablations.toml")),
     ("zoo-size", include_str!("../../../configs/report/zoo-size.toml")),
+    ("table-3", include_str!("../../../configs/report/table-3.toml")),
+    ("table-22", include_str!("../../../configs/report/table-22.toml")),
+    ("figure-6", include_str!("../../../configs/report/figure-6.toml")),
+    ("figure-10", include_str!("../../../configs/report/figure-10.toml")),
 ];
 
 /// What `base` may name in a built-in experiment.
-const BASES: [(&str, &str); 3] = [
+const BASES: [(&str, &str); 4] = [
     ("../digits.toml", crate::zoo::DIGITS),
     ("../digits-unet.toml", include_str!("../../../configs/digits-unet.toml")),
     ("../tiny-cnn.toml", include_str!("../../../configs/tiny-cnn.toml")),
+    ("../five-way.toml", include_str!("../../../configs/five-way.toml")),
 ];
 
 /// The file.
@@ -53,6 +58,10 @@ struct File {
     unseen_tasks: usize,
     #[serde(default)]
     leave_out: bool,
+    #[serde(default)]
+    timing: bool,
+    #[serde(default)]
+    weights_figure: bool,
     #[serde(default)]
     sampling: Sampling,
     #[serde(default)]
@@ -87,6 +96,8 @@ struct VariantFile {
     overrides: Table,
     #[serde(default = "whole")]
     share: f64,
+    #[serde(default = "whole")]
+    sets: f64,
     sampling: Option<Sampling>,
 }
 
@@ -170,6 +181,10 @@ pub struct Experiment {
     pub unseen_tasks: usize,
     /// Whether each source in turn is unseen.
     pub leave_out: bool,
+    /// Whether the seconds for one model of each task are measured: generated, and trained.
+    pub timing: bool,
+    /// Whether the weights themselves are shown (paper C.8).
+    pub weights_figure: bool,
     /// How models are fine-tuned.
     pub fine_tuning: FineTuning,
     /// Configuration of the zoo and of the first variant's generator.
@@ -187,6 +202,8 @@ pub struct Variant {
     pub generator: Config,
     /// Share of each task's runs that it learns from.
     pub share: f64,
+    /// Share of each source's class sets that it learns from.
+    pub sets: f64,
     /// How it is sampled.
     pub sampling: Sampling,
 }
@@ -268,6 +285,8 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
         seen_tasks: file.seen_tasks,
         unseen_tasks: file.unseen_tasks,
         leave_out: file.leave_out,
+        timing: file.timing,
+        weights_figure: file.weights_figure,
         fine_tuning: file.fine_tuning,
         generator,
     };
@@ -302,7 +321,13 @@ fn complete(own: &mut Table, other: impl IntoIterator<Item = (String, Value)>) {
 
 fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>> {
     if file.variants.is_empty() {
-        let full = Variant { name: "full".into(), generator: generator.clone(), share: 1.0, sampling: file.sampling };
+        let full = Variant {
+            name: "full".into(),
+            generator: generator.clone(),
+            share: 1.0,
+            sets: 1.0,
+            sampling: file.sampling,
+        };
         return Ok(vec![full]);
     }
     let mut variants: Vec<Variant> = Vec::with_capacity(file.variants.len());
@@ -323,6 +348,7 @@ fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>>
             name: variant.name.clone(),
             generator: config,
             share: variant.share,
+            sets: variant.sets,
             sampling: variant.sampling.unwrap_or(file.sampling),
         });
     }
@@ -352,8 +378,13 @@ impl Experiment {
 
     fn validate_variant(&self, variant: &Variant) -> Result<()> {
         let wrong = |text: &dyn std::fmt::Display| invalid(&self.name, format!("variant {:?}: {text}", variant.name));
-        if !(variant.share > 0.0 && variant.share <= 1.0) {
-            return Err(wrong(&"share must lie above 0 and not above 1"));
+        for (key, share) in [("share", variant.share), ("sets", variant.sets)] {
+            if !(share > 0.0 && share <= 1.0) {
+                return Err(wrong(&format!("{key} must lie above 0 and not above 1")));
+            }
+        }
+        if variant.sets < 1.0 && self.generator.tasks == TasksConfig::Sources {
+            return Err(wrong(&"sets takes a part of the class sets, and tasks are whole sources here: take share"));
         }
         let Sampling { steps, guidance, eta } = variant.sampling;
         if !(0.0..=1.0).contains(&eta) {
@@ -388,7 +419,7 @@ mod tests {
     #[test]
     fn the_five_datasets_have_one_zoo_and_one_generator() {
         let first = built_in("table-19-20", false).unwrap();
-        for name in ["table-4", "leave-one-out", "ablations", "zoo-size"] {
+        for name in ["table-4", "leave-one-out", "ablations", "zoo-size", "figure-10"] {
             for quick in [false, true] {
                 let first = built_in("table-19-20", quick).unwrap();
                 let other = built_in(name, quick).unwrap();
@@ -427,6 +458,7 @@ mod tests {
         assert!(variant("overrides = { \"vae.behavior\" = 0.0 }").contains("vae.behavior"));
         assert!(variant("overrides = { \"zoo.epochs\" = 1 }").contains("one zoo"));
         assert!(variant("share = 0.0").contains("share"));
+        assert!(variant("sets = 1.5").contains("sets"));
         assert!(variant("sampling = { guidance = 99.0 }").contains("guidance"));
         assert!(refused("like = 3").contains("like"));
         assert!(refused(&format!("{head}[quick]\noverrides = {{ \"vae.x\" = 0 }}")).contains("quick"));

@@ -1,20 +1,22 @@
 //! Runs an experiment: one zoo, a generator for each variant, seed and left-out source, all measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
 use datasets::{Dataset, Task};
-use inference::{Generator, Runtime, SampleOptions};
+use inference::{Embedding, Generator, Runtime, SampleOptions};
 use training::progress::Progress;
-use training::stages::vectors::{self, Vectors};
+use training::stages::vectors::Vectors;
 use training::stages::zoo::Zoo;
+use training::stages::{self, vectors};
 use training::{Config, Part, Sources};
 use weights::canonical;
 
 use super::cache::{Cache, Seconds};
 use super::config::{DATA, Experiment, Variant};
-use super::result::{Group, Outcome, Piece};
+use super::result::{Group, Outcome, Piece, Timing};
+use super::weights_figure::{MODELS, Model, WeightsFigure};
 use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings, spread};
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
@@ -74,6 +76,7 @@ struct Run<'a> {
     support: BTreeMap<String, Dataset>,
     seconds: Seconds,
     groups: Vec<Group>,
+    weights: Option<WeightsFigure>,
 }
 
 /// Runs it, or what is missing of it.
@@ -92,7 +95,7 @@ pub fn run(experiment: &Experiment, place: &Place<'_>) -> Result<Outcome> {
     let (whole, seconds) = cache.zoo(&experiment.generator, &sources)?;
     let support = sources.list().iter().map(|s| (s.name.clone(), s.dataset(Part::Validation))).collect();
     let seconds = vec![("data".to_owned(), loaded), ("zoo".to_owned(), seconds)];
-    let mut run = Run { experiment, place, cache, sources, whole, support, seconds, groups: Vec::new() };
+    let mut run = Run { experiment, place, cache, sources, whole, support, seconds, groups: Vec::new(), weights: None };
     let parts = run.parts();
     for (i, part) in parts.iter().enumerate() {
         let of = part.left_out.map_or(String::new(), |source| format!(", without {source}"));
@@ -129,9 +132,28 @@ fn check_lineages(experiment: &Experiment, sources: &Sources) -> Result<()> {
     Ok(())
 }
 
-/// Runs of a task that a share of them is.
-fn kept(runs_per_task: usize, share: f64) -> usize {
-    ((runs_per_task as f64 * share).round() as usize).clamp(1, runs_per_task)
+/// A task's source and its classes, whatever their order.
+fn set_of(task: &Task) -> (String, Vec<u32>) {
+    let mut classes = task.classes.clone();
+    classes.sort_unstable();
+    (task.source.clone(), classes)
+}
+
+/// The first class sets of each source, a share of them.
+fn first_sets(tasks: &[Task], share: f64) -> BTreeSet<(String, Vec<u32>)> {
+    let mut by_source: BTreeMap<String, Vec<(String, Vec<u32>)>> = BTreeMap::new();
+    for set in tasks.iter().map(set_of) {
+        let own = by_source.entry(set.0.clone()).or_default();
+        if own.last() != Some(&set) && !own.contains(&set) {
+            own.push(set);
+        }
+    }
+    by_source.into_values().flat_map(|own| own[..kept(own.len(), share)].to_vec()).collect()
+}
+
+/// How many of `n` a share of them is, at least one.
+fn kept(n: usize, share: f64) -> usize {
+    ((n as f64 * share).round() as usize).clamp(1, n)
 }
 
 impl<'a> Run<'a> {
@@ -151,8 +173,12 @@ impl<'a> Run<'a> {
     fn zoo(&self, part: &Member<'_>) -> Result<Zoo> {
         let tasks = self.whole.runs.len() / self.experiment.generator.zoo.runs_per_task;
         let first = kept(self.experiment.generator.zoo.runs_per_task, part.variant.share) * tasks;
+        let sets = first_sets(&self.sources.tasks(&self.experiment.generator)?.0, part.variant.sets);
+        let wanted = |run: &stages::zoo::Run| {
+            part.left_out != Some(run.task.source.as_str()) && sets.contains(&set_of(&run.task))
+        };
         // Runs lie in rounds of one a task.
-        let zoo = self.whole.subset(|i, run| i < first && part.left_out != Some(run.task.source.as_str()));
+        let zoo = self.whole.subset(|i, run| i < first && wanted(run));
         zoo.ok_or_else(|| Error::Internal("no run is left of the zoo".into()))
     }
 
@@ -228,7 +254,7 @@ impl<'a> Run<'a> {
             seed: made.part.seed,
             details: true,
         };
-        let report = self.spend("compare", |run| {
+        let (report, timing) = self.spend("compare", |run| {
             let comparison = Comparison {
                 config: &made.base,
                 sources: &run.sources,
@@ -243,13 +269,17 @@ impl<'a> Run<'a> {
                 settings: &settings,
                 progress: run.place.progress,
             };
-            comparison.run()
+            let timing = e.timing.then(|| run.time(made, &comparison)).transpose()?;
+            Ok((comparison.run()?, timing))
         })?;
-        self.keep(made, name, report);
+        if e.weights_figure && self.weights.is_none() {
+            self.weights = made.figure(tasks, targets, &generated)?;
+        }
+        self.keep(made, name, report, timing);
         Ok(())
     }
 
-    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport) {
+    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport, timing: Option<Timing>) {
         let piece = Piece {
             seed: made.part.seed,
             left_out: made.part.left_out.map(str::to_owned),
@@ -257,6 +287,7 @@ impl<'a> Run<'a> {
             bundle_bytes: made.bundle_bytes,
             zoo_runs: made.zoo.runs.len(),
             report,
+            timing,
         };
         let variant = &made.part.variant.name;
         match self.groups.iter_mut().find(|g| g.variant == *variant && g.set == set) {
@@ -280,24 +311,47 @@ impl<'a> Run<'a> {
             if !targets.contains(&t) && !targets.contains(&((t + 1) % tasks.len())) {
                 continue;
             }
-            let data = self.support.get(&task.source);
-            let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
-            let seed = (made.part.seed << 32) + t as u64;
-            let embedding = made.generator.embed(&made.generator.features(data, &task.classes, seed)?)?;
-            let sampling = &made.part.variant.sampling;
-            let options = SampleOptions {
-                count: self.experiment.samples,
-                seed,
-                steps: Some(sampling.steps),
-                eta: sampling.eta,
-                guidance: sampling.guidance as f32,
-                ..SampleOptions::default()
-            };
+            let embedding;
+            (embedding, generated[t]) = self.sample(made, task, t, self.experiment.samples)?;
             near[t] = nearest(&embedding.dataset, &made.embedded);
-            generated[t] = made.generator.generate(&embedding, &options, &mut |_, _| true)?.weights;
         }
         stage.finish();
         Ok((generated, near))
+    }
+
+    /// What one model of each target costs: generated one after the other, and trained.
+    fn time(&self, made: &Made<'_>, comparison: &Comparison<'_>) -> Result<Timing> {
+        let start = Instant::now();
+        for &t in comparison.targets {
+            self.sample(made, &comparison.tasks[t], t, 1)?;
+        }
+        let generated_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        comparison.trained(comparison.targets)?;
+        Ok(Timing {
+            tasks: comparison.targets.len(),
+            generated_seconds,
+            trained_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Embedding of the `t`th task and weights generated for it.
+    fn sample(&self, made: &Made<'_>, task: &Task, t: usize, count: usize) -> Result<(Embedding, Vec<Vec<f32>>)> {
+        let data = self.support.get(&task.source);
+        let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
+        let seed = (made.part.seed << 32) + t as u64;
+        let embedding = made.generator.embed(&made.generator.features(data, &task.classes, seed)?)?;
+        let sampling = &made.part.variant.sampling;
+        let options = SampleOptions {
+            count,
+            seed,
+            steps: Some(sampling.steps),
+            eta: sampling.eta,
+            guidance: sampling.guidance as f32,
+            ..SampleOptions::default()
+        };
+        let weights = made.generator.generate(&embedding, &options, &mut |_, _| true)?.weights;
+        Ok((embedding, weights))
     }
 
     /// The last checkpoints of held-out and of learned runs through the VAE and back: of the targets' tasks where
@@ -355,6 +409,7 @@ impl<'a> Run<'a> {
             seconds: self.seconds,
             peak_rss_mib: peak_rss_mib(),
             groups: self.groups,
+            weights: self.weights,
         }
     }
 }
@@ -387,6 +442,25 @@ impl Made<'_> {
         Ok(theta)
     }
 
+    /// The zoo's models of the targets and what was generated for them.
+    fn figure(&self, tasks: &[Task], targets: &[usize], generated: &[Vec<Vec<f32>>]) -> Result<Option<WeightsFigure>> {
+        let (d, length) = (self.zoo.parameters(), self.own.vectorise.length);
+        let last = self.zoo.last_checkpoints();
+        let mut models = Vec::new();
+        for &t in targets {
+            let own: Vec<usize> = last.iter().copied().filter(|&c| *self.zoo.task(c) == tasks[t]).collect();
+            for c in spread(&own, MODELS) {
+                let weights = self.own.aligned[c * length..][..d].to_vec();
+                models.push(Model { task: t, generated: false, weights });
+            }
+            for theta in &generated[t] {
+                models.push(Model { task: t, generated: true, weights: self.aligned(theta)? });
+            }
+        }
+        let names: Vec<String> = tasks.iter().map(|task| task.source.clone()).collect();
+        Ok(WeightsFigure::new(&models, &names, self.part.seed))
+    }
+
     /// Through the VAE and back.
     fn through(&self, tasks: impl Iterator<Item = Task>, rows: Vec<Vec<f32>>) -> Result<Vec<(Task, Vec<f32>)>> {
         let latents = self.generator.encode_weights(&rows)?;
@@ -401,4 +475,26 @@ fn nearest(query: &[f32], embedded: &[Vec<f32>]) -> Vec<usize> {
     let mut order: Vec<(usize, f64)> = embedded.iter().map(cosine).enumerate().collect();
     order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     order.into_iter().take(AVERAGED).map(|(run, _)| run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_class_sets_has_all_their_orders() {
+        let task = |source: &str, classes: &[u32]| Task { source: source.into(), classes: classes.to_vec() };
+        let tasks = [
+            task("a", &[0, 1]),
+            task("a", &[1, 0]),
+            task("a", &[2, 0]),
+            task("b", &[3, 4]),
+            task("a", &[0, 2]),
+            task("b", &[1, 2]),
+        ];
+        let sets = first_sets(&tasks, 0.5);
+        let kept: Vec<bool> = tasks.iter().map(|task| sets.contains(&set_of(task))).collect();
+        assert_eq!(kept, [true, true, false, true, false, false]);
+        assert_eq!(first_sets(&tasks, 1.0).len(), 4);
+    }
 }

@@ -45,6 +45,16 @@ fn write_page(out: &mut String, outcome: &Outcome, command: &str) -> Result {
         e.seeds,
     )?;
     writeln!(out, "![accuracies and novelty]({}.svg)\n", e.name)?;
+    if let Some(figure) = &outcome.weights {
+        writeln!(
+            out,
+            "![weights]({}-weights.svg)\n\nThe nearest zoo model of a generated one (L2, aligned) is of the same task for \
+             {:.0} % of them (chance: {:.0} %).\n",
+            e.name,
+            100.0 * figure.nearest_of_own_task,
+            100.0 * figure.chance,
+        )?;
+    }
     if e.variants.len() > 1 {
         variants(out, outcome)?;
     }
@@ -124,6 +134,18 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
             100.0 * column.within(0),
             disagreement(column),
             novelty(column),
+        )?;
+    }
+    for (piece, timing) in group.pieces.iter().filter_map(|p| Some((p, p.timing?))) {
+        writeln!(
+            out,
+            "\nOne model for each of {} tasks: generated in {:.2} s (embedding, sampling, decoding, one task after the \
+             other), trained in {:.2} s (the zoo's recipe, all in one batched tensor): {:.0} times (seed {}).",
+            timing.tasks,
+            timing.generated_seconds,
+            timing.trained_seconds,
+            timing.trained_seconds / timing.generated_seconds.max(1e-9),
+            piece.seed,
         )?;
     }
     let tasks = columns.first().map(Column::tasks).unwrap_or_default();

@@ -7,6 +7,7 @@ mod markdown;
 mod overrides;
 mod plot;
 mod result;
+mod weights_figure;
 
 use std::path::PathBuf;
 
@@ -86,6 +87,10 @@ fn one(experiment: &Experiment, place: &Place<'_>, file: Option<&PathBuf>) -> Re
     prepare(&target("md"))?;
     write_whole(&target("json"), &json)?;
     write_whole(&target("svg"), svg.as_bytes())?;
+    if let Some(figure) = &outcome.weights {
+        let path = place.out.join(format!("{}-weights.svg", experiment.name));
+        write_whole(&path, figure.svg(&format!("{}: weights", experiment.title))?.as_bytes())?;
+    }
     write_whole(&target("md"), page.as_bytes())?;
     say(&page);
     say(&format!("{} .svg .json", target("md").display()));

@@ -13,12 +13,16 @@ use crate::error::{Error, Result};
 const POINTS: usize = 400;
 const WIDTH: u32 = 1240;
 const LEFT: u32 = 760;
+/// Height of the curves of fine-tuning.
+const CURVES: u32 = 380;
 const ROW: u32 = 26;
-const FONT: (&str, i32) = ("sans-serif", 13);
+pub const FONT: (&str, i32) = ("sans-serif", 13);
 
 /// A row of the left plot and a series of the right one.
 struct Series {
     label: String,
+    /// (epochs of fine-tuning, mean accuracy in %).
+    curve: Vec<(f64, f64)>,
     colour: RGBColor,
     accuracies: Vec<f64>,
     /// Of a further set of tasks, whose arms have the colours of the first.
@@ -27,7 +31,7 @@ struct Series {
     scatter: Vec<(f64, f64)>,
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// The plots as one SVG.
@@ -42,7 +46,8 @@ pub fn svg(outcome: &Outcome) -> Result<String> {
     Ok(text)
 }
 
-fn colour(i: usize) -> RGBColor {
+/// The colour of the `i`th series.
+pub fn colour(i: usize) -> RGBColor {
     const COLOURS: [(u8, u8, u8); 9] = [
         (213, 62, 79),
         (50, 136, 189),
@@ -75,16 +80,19 @@ fn series(outcome: &Outcome) -> Vec<Series> {
                 (false, 1) => (column.label(), colour(arm)),
                 (false, _) => (format!("{}, {}", column.label(), group.set), colour(arm)),
             };
-            all.push(one(label, colour, !many && g > 0, &column));
+            let curve = outcome.experiment.epochs.iter().enumerate();
+            let curve = curve.map(|(i, &epoch)| (epoch as f64, 100.0 * mean_std(column.at(i, None)).0)).collect();
+            all.push(one(label, colour, !many && g > 0, curve, &column));
         }
     }
     all
 }
 
-fn one(label: String, colour: RGBColor, further: bool, column: &Column) -> Series {
+fn one(label: String, colour: RGBColor, further: bool, curve: Vec<(f64, f64)>, column: &Column) -> Series {
     let scatter = column.rows.iter().filter_map(|r| Some((r.novelty?, 100.0 * r.accuracy[0])));
     Series {
         label,
+        curve,
         colour,
         further,
         accuracies: column.at(0, None).into_iter().map(|a| 100.0 * a).collect(),
@@ -97,19 +105,54 @@ fn few<T>(values: Vec<T>) -> Vec<T> {
     values.into_iter().step_by(every).collect()
 }
 
-type Drawn<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+/// What drawing gives.
+pub type Drawn<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn draw(text: &mut String, outcome: &Outcome, series: &[Series], height: u32) -> Drawn<()> {
-    let root = SVGBackend::with_string(text, (WIDTH, height)).into_drawing_area();
+    let curves = outcome.experiment.epochs.len() > 1;
+    let below = if curves { CURVES } else { 0 };
+    let root = SVGBackend::with_string(text, (WIDTH, height + below)).into_drawing_area();
     root.fill(&WHITE)?;
     let quick = if outcome.experiment.quick { " (quick run)" } else { "" };
     let title = format!("{}{quick}", outcome.experiment.title);
     let root = root.titled(&title, ("sans-serif", 18))?;
+    let root = match curves {
+        true => {
+            let (above, below) = root.split_vertically(height - 30);
+            fine_tuning(&below, series)?;
+            above
+        }
+        false => root,
+    };
     let (left, right) = root.split_horizontally(LEFT);
     let epoch = outcome.experiment.epochs[0];
     distributions(&left, series, epoch)?;
     scatter(&right, series, epoch)?;
     root.present()?;
+    Ok(())
+}
+
+/// Mean accuracy while fine-tuning.
+fn fine_tuning(area: &Area<'_>, series: &[Series]) -> Drawn<()> {
+    let last = series.iter().flat_map(|s| &s.curve).map(|p| p.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .margin(8)
+        .x_label_area_size(40)
+        .y_label_area_size(50)
+        .build_cartesian_2d(0.0..last * 1.35, 0.0..100.0)?;
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).label_style(FONT).axis_desc_style(FONT);
+    mesh.x_desc("epochs of fine-tuning").y_desc("mean test accuracy, %").draw()?;
+    for one in series {
+        let width = if one.further { 1 } else { 2 };
+        let line = chart.draw_series([PathElement::new(one.curve.clone(), one.colour.stroke_width(width))])?;
+        let colour = one.colour;
+        let legend = move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(width));
+        line.label(one.label.as_str()).legend(legend);
+        chart.draw_series(one.curve.iter().map(|&p| Circle::new(p, 3, one.colour.filled())))?;
+    }
+    let mut labels = chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperRight).label_font(FONT).background_style(WHITE.mix(0.8)).draw()?;
     Ok(())
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::cache::Seconds;
 use super::config::Experiment;
+use super::weights_figure::WeightsFigure;
 use crate::compare::{self, Arm, SetReport, mean_std};
 use crate::error::{Error, Result};
 
@@ -23,6 +25,19 @@ pub struct Piece {
     pub zoo_runs: usize,
     /// The numbers.
     pub report: SetReport,
+    /// What one model of each task costs.
+    pub timing: Option<Timing>,
+}
+
+/// Seconds for one model of each task, on the same machine in one run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Timing {
+    /// Tasks.
+    pub tasks: usize,
+    /// Embedding the support images, sampling and decoding, one task after the other.
+    pub generated_seconds: f64,
+    /// Training by the zoo's recipe, all in one batched tensor.
+    pub trained_seconds: f64,
 }
 
 /// The numbers of one variant on one set of tasks, over all seeds.
@@ -57,6 +72,8 @@ pub struct Outcome {
     pub peak_rss_mib: f64,
     /// The numbers.
     pub groups: Vec<Group>,
+    /// The first generator's weights beside the zoo's.
+    pub weights: Option<WeightsFigure>,
 }
 
 /// One model of an arm.
@@ -225,6 +242,9 @@ impl Outcome {
             "generators": first("generators"),
             "arms": first("arms"),
         });
+        if let Some(figure) = &self.weights {
+            out["weights"] = serde_json::to_value(figure).map_err(|e| Error::Internal(e.to_string()))?;
+        }
         // The first is there already.
         if groups.len() > 1
             && let Some(map) = out.as_object_mut()
@@ -252,7 +272,7 @@ impl Outcome {
             json!({
                 "seed": p.seed, "left_out": p.left_out, "digest": p.digest, "bundle_bytes": p.bundle_bytes,
                 "zoo_runs": p.zoo_runs, "test_images": p.report.test_images,
-                "distance": { "generated": p.report.novelty.0, "zoo": p.report.novelty.1 },
+                "distance": { "generated": p.report.novelty.0, "zoo": p.report.novelty.1 }, "timing": p.timing,
             })
         });
         let generators: Vec<Value> = generators.collect();
