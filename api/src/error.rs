@@ -345,6 +345,7 @@ fn inference_status(error: &inference::Error) -> StatusCode {
         | E::ShapeMismatch { .. }
         | E::ClassesMismatch { .. }
         | E::UnknownSampler(_)
+        | E::UnknownArchitecture { .. }
         | E::Extractor { .. }
         | E::Option { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         E::Cancelled { .. } => StatusCode::SERVICE_UNAVAILABLE,

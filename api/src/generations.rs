@@ -77,6 +77,10 @@ pub(crate) struct GenerationSummary {
     id: Uuid,
     /// The generator version that made it.
     generator: UsedGenerator,
+    /// Name of the networks' architecture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "mlp-64-32-5")]
+    architecture: Option<String>,
     /// The labelled data it was made for.
     dataset: UsedDataset,
     /// Number of samples.
@@ -219,6 +223,7 @@ impl From<rows::Generation> for GenerationSummary {
         Self {
             id: row.id.as_uuid(),
             generator: UsedGenerator { name: row.generator, version: row.version, digest: recorded.generator_digest },
+            architecture: recorded.architecture,
             dataset: UsedDataset {
                 id: row.dataset_id.map(registry::DatasetId::as_uuid),
                 digest: row.dataset_digest,

@@ -27,6 +27,9 @@ pub struct Args {
     /// Classes in the order of the head's rows; without it all, in the data's order.
     #[arg(long, value_delimiter = ',')]
     classes: Vec<String>,
+    /// Architecture of the networks, by its name in the manifest; the first without it.
+    #[arg(long)]
+    architecture: Option<String>,
     /// Number of samples.
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -71,7 +74,10 @@ pub fn run(args: Args) -> Result<()> {
     options.validate(&SampleLimits::default())?;
     let runtime = args.runtime.open()?;
     let (name, bundle) = load_bundle(&args)?;
-    let generator = Generator::load(&runtime, bundle)?;
+    let mut generator = Generator::load(&runtime, bundle)?;
+    if let Some(name) = &args.architecture {
+        generator = generator.with_architecture(name)?;
+    }
     let data = datasets::load_source(&args.data)?;
     let classes = labels(&data, &args.classes)?;
     let embedding = generator.embed(&generator.features(&data, &classes, args.data_seed)?)?;

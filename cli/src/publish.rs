@@ -45,21 +45,50 @@ pub async fn zoo(registry: &Registry, write: &mut Write, sources: &Sources, zoo:
         Err(error) if error.code() == "not_found" => {}
         Err(error) => return Err(error.into()),
     }
-    let architecture = architecture(registry, write, &zoo.architecture).await?;
+    let first = architecture(registry, write, &zoo.architecture).await?;
+    for further in &zoo.further {
+        architecture(registry, write, further).await?;
+    }
     let mut ids = BTreeMap::new();
     for source in sources.list() {
         ids.insert(source.name.as_str(), dataset(registry, write, &source.dataset(Part::Train)).await?.id);
     }
     let runs = new_runs(registry, zoo, &ids).await?;
-    let config = serde_json::json!({ "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() });
+    let mut config = serde_json::json!({ "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() });
+    if !zoo.further.is_empty() {
+        config[ARCHITECTURES] = mixed(zoo)?;
+    }
     let new = zoos::NewZoo {
         name,
-        architecture_id: Some(architecture.id),
+        architecture_id: Some(first.id),
         config,
         digest: Some(zoo.digest.clone()),
         about: NewAbout::default(),
     };
     Ok(zoos::create_with_runs(write, &new, &runs).await?)
+}
+
+/// The key of a mixed zoo's `config` that says of which architecture its runs are: a list of [`KindOfRuns`].
+pub const ARCHITECTURES: &str = "architectures";
+
+/// One architecture of a mixed zoo; its runs follow on those of the architecture before it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct KindOfRuns {
+    /// Kind and sizes.
+    pub config: weights::Architecture,
+    /// How many runs are of it.
+    pub runs: usize,
+}
+
+fn mixed(zoo: &Zoo) -> Result<serde_json::Value> {
+    if !zoo.runs.is_sorted_by_key(|run| run.architecture) {
+        return Err(Error::Internal("the runs of a mixed zoo are not in the order of its architectures".into()));
+    }
+    let runs = |index: usize| zoo.runs.iter().filter(|run| run.architecture == index).count();
+    let kinds = zoo.architectures().enumerate();
+    let kinds: Vec<KindOfRuns> =
+        kinds.map(|(index, config)| KindOfRuns { config: config.clone(), runs: runs(index) }).collect();
+    serde_json::to_value(kinds).map_err(|e| Error::Internal(e.to_string()))
 }
 
 async fn architecture(
@@ -83,14 +112,18 @@ async fn architecture(
 
 /// Stores all checkpoints' files and lists the runs with them.
 async fn new_runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry::DatasetId>) -> Result<Vec<NewRun>> {
-    let layout = zoo.architecture.layout();
-    let config = serde_json::to_string(&zoo.architecture).map_err(|e| Error::Internal(e.to_string()))?;
+    let mut kinds = Vec::new();
+    for architecture in zoo.architectures() {
+        let config = serde_json::to_string(architecture).map_err(|e| Error::Internal(e.to_string()))?;
+        kinds.push((architecture.name(), architecture.layout(), config));
+    }
     let mut files = Vec::with_capacity(zoo.checkpoints.len());
     for (i, checkpoint) in zoo.checkpoints.iter().enumerate() {
         let run = &zoo.runs[checkpoint.run];
+        let (name, layout, config) = &kinds[run.architecture];
         let metadata = [
             ("format", "weightsmith".to_owned()),
-            ("architecture", zoo.architecture.name()),
+            ("architecture", name.clone()),
             ("architecture_config", config.clone()),
             ("run", checkpoint.run.to_string()),
             ("epoch", checkpoint.epoch.to_string()),
@@ -98,7 +131,7 @@ async fn new_runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry:
             ("task", run.task.to_string()),
         ];
         let metadata = metadata.map(|(k, v)| (k.to_owned(), v)).into_iter().collect();
-        files.push(Bytes::from(tensors::to_safetensors(&layout, zoo.weights(i), &metadata)?));
+        files.push(Bytes::from(tensors::to_safetensors(layout, zoo.weights(i), &metadata)?));
     }
     let artifacts = registry.artifacts().put_many(files, SAFETENSORS).await?;
     let mut runs: Vec<NewRun> = Vec::with_capacity(zoo.runs.len());

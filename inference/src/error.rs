@@ -130,6 +130,14 @@ pub enum Error {
         /// The values allowed.
         right: String,
     },
+    /// No architecture of that name in the generator.
+    #[error("there is no architecture {name} in this generator; it makes {known}")]
+    UnknownArchitecture {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
     /// The caller's progress function asked to stop.
     #[error("sampling was cancelled at step {step} of {total}")]
     Cancelled {
@@ -165,6 +173,7 @@ impl Error {
             Self::NonFinite { .. } => "non_finite",
             Self::Length { .. } => "length_mismatch",
             Self::Option { .. } => "option_invalid",
+            Self::UnknownArchitecture { .. } => "unknown_architecture",
             Self::Cancelled { .. } => "cancelled",
             Self::Weights(error) => error.code(),
             Self::Dataset(error) => error.code(),

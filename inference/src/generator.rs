@@ -1,6 +1,8 @@
 //! A bundle ready to run: dataset encoder, denoiser, VAE and forward graphs on pools of sessions.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use datasets::Dataset;
@@ -20,7 +22,7 @@ use crate::pool::SessionPool;
 use crate::runtime::{Provider, Runtime};
 use crate::samplers::{self, Noise, Step};
 
-/// Samples in one run of a graph.
+/// Rows in one run of a graph.
 const BATCH: usize = 64;
 
 /// What the dataset encoder says about a dataset.
@@ -50,20 +52,31 @@ pub struct Generated {
     pub timings: Timings,
 }
 
-/// A loaded generator. All methods take `&self` and may be called from many threads.
-#[derive(Debug)]
+/// A loaded generator. All methods take `&self` and may be called from many threads. A clone shares the graphs.
+#[derive(Debug, Clone)]
 pub struct Generator {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     digest: String,
-    standardisation: Standardisation,
-    encoder: SessionPool,
-    denoiser: SessionPool,
-    decoder: SessionPool,
-    vae_encoder: SessionPool,
-    forward: Forward,
-    extractor: Option<Extractor>,
+    encoder: Arc<SessionPool>,
+    denoiser: Arc<SessionPool>,
+    decoder: Arc<SessionPool>,
+    vae_encoder: Arc<SessionPool>,
+    targets: Arc<Vec<Target>>,
+    /// The architecture that is generated, as an index into the manifest's.
+    chosen: usize,
+    extractor: Option<Arc<Extractor>>,
     timestep: TensorElementType,
     provider: Provider,
+}
+
+/// What belongs to one architecture.
+#[derive(Debug)]
+struct Target {
+    forward: Forward,
+    /// Statistics of its rows.
+    standardisation: Standardisation,
+    /// The rows that a network of it is.
+    pieces: Range<usize>,
 }
 
 impl Generator {
@@ -74,29 +87,39 @@ impl Generator {
     pub fn load(runtime: &Runtime, bundle: Bundle) -> Result<Self> {
         let manifest = bundle.manifest().clone();
         check_manifest(&manifest)?;
-        let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?);
-        let entry = architecture(&manifest)?;
-        let (layout, shape) = (&entry.layout, entry.config.input_shape());
-        let forward = Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?;
+        let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?).map(Arc::new);
+        let statistics = bundle.standardisation()?;
+        let mut targets = Vec::with_capacity(manifest.architectures.len());
+        for (index, entry) in manifest.architectures.iter().enumerate() {
+            let (layout, shape) = (&entry.layout, entry.config.input_shape());
+            targets.push(Target {
+                forward: Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?,
+                standardisation: statistics.of(&manifest.vectorise, index)?,
+                pieces: manifest.vectorise.pieces_of(index),
+            });
+        }
+        if targets.is_empty() {
+            return Err(Error::Bundle("it has no architecture".into()));
+        }
         let (encoder, denoiser) = (pool(files::DATASET_ENCODER)?, pool(files::DENOISER)?);
         let (decoder, vae_encoder) = (pool(files::VAE_DECODER)?, pool(files::VAE_ENCODER)?);
         check_graphs(&manifest, &encoder, &denoiser, &decoder, &vae_encoder)?;
         let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
         let extractor = match &manifest.extractor {
-            Some(used) => Some(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?),
+            Some(used) => Some(Arc::new(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?)),
             None => None,
         };
         let generator = Self {
             digest: bundle.digest(),
-            standardisation: bundle.standardisation()?,
             timestep: timestep.unwrap_or(TensorElementType::Float32),
             provider: runtime.provider(),
-            manifest,
+            manifest: Arc::new(manifest),
             encoder,
             denoiser,
             decoder,
             vae_encoder,
-            forward,
+            targets: Arc::new(targets),
+            chosen: 0,
             extractor,
         };
         Ok(generator)
@@ -117,15 +140,43 @@ impl Generator {
         self.provider
     }
 
-    /// The architecture that is generated: the manifest's first.
+    /// The same generator, for networks of the architecture `name`. It shares the graphs.
+    ///
+    /// # Errors
+    /// [`Error::UnknownArchitecture`] with the names that there are.
+    pub fn with_architecture(&self, name: &str) -> Result<Self> {
+        Ok(Self { chosen: architecture(&self.manifest, name)?, ..self.clone() })
+    }
+
+    /// The architecture that is generated: the manifest's first, unless another was chosen.
     pub fn architecture(&self) -> &ArchitectureEntry {
         // `load` refuses a manifest without architectures.
-        &self.manifest.architectures[0]
+        &self.manifest.architectures[self.chosen]
     }
 
     /// The architecture's forward graph.
     pub fn forward(&self) -> &Forward {
-        &self.forward
+        &self.target().forward
+    }
+
+    fn target(&self) -> &Target {
+        &self.targets[self.chosen]
+    }
+
+    /// Rows of a network.
+    fn rows(&self) -> usize {
+        self.target().pieces.len()
+    }
+
+    /// The index of each row of `networks` networks, `[networks · rows × index_dim]`; empty where all rows are of one
+    /// kind.
+    fn index(&self, networks: usize) -> Vec<f32> {
+        let (pieces, dim) = (&self.target().pieces, self.manifest.vectorise.index_dim());
+        let mut index = vec![0.0; pieces.len() * dim];
+        for (row, piece) in index.chunks_exact_mut(dim.max(1)).zip(pieces.clone()) {
+            row[piece] = 1.0;
+        }
+        index.repeat(networks)
     }
 
     /// Features `[classes, images_per_class, feature_dim]` of examples of `classes` (labels of `dataset`), in that
@@ -136,7 +187,7 @@ impl Generator {
     /// Codes `modality_mismatch`, `shape_mismatch`, `classes_mismatch`, `unknown_class`, `duplicate_class`,
     /// `class_without_images`, `non_finite`.
     pub fn features(&self, dataset: &Dataset, classes: &[u32], seed: u64) -> Result<Vec<f32>> {
-        features::gather(self.extractor.as_ref(), dataset, &self.support(dataset, classes, seed)?)
+        features::gather(self.extractor(), dataset, &self.support(dataset, classes, seed)?)
     }
 
     /// Indices `[classes × images_per_class]` of the examples that [`Self::features`] takes.
@@ -149,7 +200,7 @@ impl Generator {
 
     /// The feature extractor, unless it is `pixels`.
     pub fn extractor(&self) -> Option<&Extractor> {
-        self.extractor.as_ref()
+        self.extractor.as_deref()
     }
 
     /// A dataset as the generated networks take it: extracted, where they take the extractor's features.
@@ -205,7 +256,7 @@ impl Generator {
         Ok(pairs.map(|(d, c)| Embedding { dataset: d.to_vec(), condition: c.to_vec() }).collect())
     }
 
-    /// Samples latents (`[latent]` each, in the VAE's scale) for an embedding.
+    /// Samples latents (`[rows × latent]` each, in the VAE's scale) for an embedding: those of all rows of a network.
     ///
     /// `progress(step, total)` is called after each step; sampling stops when it gives false.
     ///
@@ -223,12 +274,13 @@ impl Generator {
         check_length("the condition's values", embedding.condition.len(), self.manifest.encoder.condition_dim)?;
         check_finite("the condition's values", &embedding.condition)?;
         let plan = samplers::plan(schedule, options);
-        let starts: Vec<usize> = (0..options.count).step_by(BATCH).collect();
+        let networks = (BATCH / self.rows()).max(1);
+        let starts: Vec<usize> = (0..options.count).step_by(networks).collect();
         let total = plan.len() * starts.len();
-        let (dim, scale) = (self.manifest.latent.dim(), self.manifest.latent.scale);
+        let (dim, scale) = (self.rows() * self.manifest.latent.dim(), self.manifest.latent.scale);
         let mut latents = Vec::new();
         for (batch, &start) in starts.iter().enumerate() {
-            let (begun, indices) = (Instant::now(), start..options.count.min(start + BATCH));
+            let (begun, indices) = (Instant::now(), start..options.count.min(start + networks));
             let samples = indices.len();
             let mut after = |done: usize| {
                 let step = batch * plan.len() + done;
@@ -253,12 +305,19 @@ impl Generator {
     ) -> Result<Vec<f32>> {
         let pool = &self.denoiser;
         let guided = options.guidance != 1.0;
-        let (samples, dim) = (indices.len(), self.manifest.latent.dim());
+        let (samples, dim) = (indices.len() * self.rows(), self.manifest.latent.dim());
         let rows = if guided { 2 * samples } else { samples };
-        // The null condition is the zero vector; its rows follow the conditional ones.
-        let mut conditions = condition.repeat(samples);
-        conditions.resize(rows * condition.len(), 0.0);
-        let condition = batch_view(pool, rows, &[condition.len()], &conditions)?;
+        // The null condition is the zero vector; its rows follow the conditional ones. What a row is stays known there.
+        let (index, kinds) = (self.index(indices.len()), self.manifest.vectorise.index_dim());
+        let width = condition.len() + kinds;
+        let mut conditions = vec![0.0; rows * width];
+        for (i, row) in conditions.chunks_exact_mut(width).enumerate() {
+            if i < samples {
+                row[..condition.len()].copy_from_slice(condition);
+            }
+            row[condition.len()..].copy_from_slice(&index[(i % samples) * kinds..][..kinds]);
+        }
+        let condition = batch_view(pool, rows, &[width], &conditions)?;
         let mut doubled = if guided { vec![0.0; rows * dim] } else { Vec::new() };
         let mut lease = pool.lease()?;
         let mut predict = |z: &[f32], t: usize, out: &mut [f32]| -> Result<()> {
@@ -292,32 +351,42 @@ impl Generator {
             }
             Ok(())
         };
-        samplers::run(plan, dim, &mut Noise::new(options.seed, indices), &mut predict, after)
+        // Each row has a stream of its own: a network is the same alone and among others.
+        let streams = indices.start * self.rows()..indices.end * self.rows();
+        samplers::run(plan, dim, &mut Noise::new(options.seed, streams), &mut predict, after)
     }
 
-    /// Decodes latents (`[latent]` each, as [`Self::sample`] or [`Self::encode_weights`] gives them) to flat
+    /// Decodes latents (`[rows × latent]` each, as [`Self::sample`] or [`Self::encode_weights`] gives them) to flat
     /// weights θ (`[d]` each) of the architecture.
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
     pub fn decode(&self, latents: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
         let (shape, length) = (&self.manifest.latent.shape, self.manifest.vectorise.length);
+        let per_network = self.rows();
         let mut weights = Vec::with_capacity(latents.len());
-        for batch in latents.chunks(BATCH) {
+        for batch in latents.chunks((BATCH / per_network).max(1)) {
             let begun = Instant::now();
             for latent in batch {
-                check_length("the latent's values", latent.len(), self.manifest.latent.dim())?;
+                check_length("the latent's values", latent.len(), per_network * self.manifest.latent.dim())?;
                 check_finite("the latent's values", latent)?;
             }
             let joined = batch.concat();
-            let input = batch_view(&self.decoder, batch.len(), shape, &joined)?;
+            let count = batch.len() * per_network;
+            let input = batch_view(&self.decoder, count, shape, &joined)?;
+            let mut inputs = vec![("latent", input.into())];
+            let index = self.index(batch.len());
+            if !index.is_empty() {
+                let dim = self.manifest.vectorise.index_dim();
+                inputs.push(("index", batch_view(&self.decoder, count, &[dim], &index)?.into()));
+            }
             let mut lease = self.decoder.lease()?;
-            let outputs = lease.run(vec![("latent", input.into())])?;
-            let mut rows = output(&self.decoder, &outputs, "weights", batch.len() * length)?.to_vec();
-            self.standardisation.invert(&mut rows)?;
+            let outputs = lease.run(inputs)?;
+            let mut rows = output(&self.decoder, &outputs, "weights", count * length)?.to_vec();
+            self.target().standardisation.invert(&mut rows)?;
             check_finite("the decoded weights", &rows)?;
-            for row in rows.chunks_exact(length) {
-                weights.push(self.manifest.vectorise.unpad(row, self.architecture().parameters)?.to_vec());
+            for rows in rows.chunks_exact(per_network * length) {
+                weights.push(self.manifest.vectorise.join(self.chosen, rows, self.architecture().parameters)?);
             }
             histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "decode").record(begun.elapsed());
         }
@@ -349,38 +418,51 @@ impl Generator {
     /// # Errors
     /// As [`Forward::evaluate`].
     pub fn evaluate(&self, theta: &[f32], dataset: &Dataset) -> Result<Evaluation> {
-        self.forward.evaluate(theta, &*self.network_data(dataset)?)
+        self.forward().evaluate(theta, &*self.network_data(dataset)?)
     }
 
-    /// Means of the VAE's posterior (`[latent]` each) for flat weights (`[d]` each) in canonical form:
+    /// Means of the VAE's posterior (`[rows × latent]` each) for flat weights (`[d]` each) in canonical form:
     /// [`Self::decode`] of them is the VAE's reconstruction.
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
     pub fn encode_weights(&self, weights: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
         let (dim, length) = (self.manifest.latent.dim(), self.manifest.vectorise.length);
+        let per_network = self.rows();
         let mut latents = Vec::with_capacity(weights.len());
-        for batch in weights.chunks(BATCH) {
-            let mut rows = Vec::with_capacity(batch.len() * length);
+        for batch in weights.chunks((BATCH / per_network).max(1)) {
+            let count = batch.len() * per_network;
+            let mut rows = Vec::with_capacity(count * length);
             for theta in batch {
                 check_length("the weights", theta.len(), self.architecture().parameters)?;
                 check_finite("the weights", theta)?;
-                rows.extend(self.manifest.vectorise.pad(theta)?);
+                rows.extend(self.manifest.vectorise.cut(self.chosen, theta, 0.0)?);
             }
-            self.standardisation.apply(&mut rows)?;
-            let input = batch_view(&self.vae_encoder, batch.len(), &[length], &rows)?;
+            self.target().standardisation.apply(&mut rows)?;
+            let input = batch_view(&self.vae_encoder, count, &[length], &rows)?;
+            let mut inputs = vec![("weights", input.into())];
+            let index = self.index(batch.len());
+            if !index.is_empty() {
+                let kinds = self.manifest.vectorise.index_dim();
+                inputs.push(("index", batch_view(&self.vae_encoder, count, &[kinds], &index)?.into()));
+            }
             let mut lease = self.vae_encoder.lease()?;
-            let outputs = lease.run(vec![("weights", input.into())])?;
-            let means = output(&self.vae_encoder, &outputs, "mean", batch.len() * dim)?;
+            let outputs = lease.run(inputs)?;
+            let means = output(&self.vae_encoder, &outputs, "mean", count * dim)?;
             check_finite("the latents", means)?;
-            latents.extend(means.chunks_exact(dim).map(<[f32]>::to_vec));
+            latents.extend(means.chunks_exact(per_network * dim).map(<[f32]>::to_vec));
         }
         Ok(latents)
     }
 }
 
-fn architecture(manifest: &Manifest) -> Result<&ArchitectureEntry> {
-    manifest.architectures.first().ok_or_else(|| Error::Bundle("it has no architecture".into()))
+/// Index of the architecture `name` of a manifest.
+fn architecture(manifest: &Manifest, name: &str) -> Result<usize> {
+    let names = || manifest.architectures.iter().map(|entry| entry.name.as_str());
+    names().position(|known| known == name).ok_or_else(|| Error::UnknownArchitecture {
+        name: name.to_owned(),
+        known: names().collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Checks the four networks' graphs; the forward graph checks itself.
@@ -394,6 +476,11 @@ fn check_graphs(
     let (contract, latent, length) = (&manifest.encoder, &manifest.latent.shape, [manifest.vectorise.length]);
     let features = [contract.classes, contract.images_per_class, contract.feature_dim];
     let condition = || Slot::batch("condition", &[contract.condition_dim]);
+    let kinds = manifest.vectorise.index_dim();
+    let with_index = |first| {
+        let index = (kinds > 0).then(|| Slot::batch("index", &[kinds]));
+        std::iter::once(first).chain(index).collect::<Vec<_>>()
+    };
     check(
         encoder,
         &[Slot::batch("features", &features)],
@@ -401,13 +488,17 @@ fn check_graphs(
     )?;
     check(
         denoiser,
-        &[Slot::batch("latent", latent), Slot::timestep("timestep"), condition()],
+        &[
+            Slot::batch("latent", latent),
+            Slot::timestep("timestep"),
+            Slot::batch("condition", &[contract.condition_dim + kinds]),
+        ],
         &[Slot::batch("prediction", latent)],
     )?;
-    check(decoder, &[Slot::batch("latent", latent)], &[Slot::batch("weights", &length)])?;
+    check(decoder, &with_index(Slot::batch("latent", latent)), &[Slot::batch("weights", &length)])?;
     check(
         vae_encoder,
-        &[Slot::batch("weights", &length)],
+        &with_index(Slot::batch("weights", &length)),
         &[Slot::batch("mean", latent), Slot::batch("log_variance", latent)],
     )
 }

@@ -14,6 +14,7 @@ use crate::stages::diffusion::Denoiser;
 use crate::stages::encoder::Encoder;
 use crate::stages::fit;
 use crate::stages::vae::Vae;
+use crate::stages::vectors::one_hot;
 
 /// A named tensor of a probe.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,15 +71,22 @@ pub fn vae(v: &Vae) -> Result<[(String, Vec<u8>); 2]> {
     let latent = with_batch(&v.shape.latent);
     let mut graph = Onnx::new("vae_encoder", Some(&v.params));
     let x = graph.input("weights", &[BATCH, v.shape.length]);
-    let (mean, log_variance) = vae::encode(&mut graph, &v.shape, &x)?;
+    let index = index_input(&mut graph, v);
+    let (mean, log_variance) = vae::encode(&mut graph, &v.shape, &x, index.as_ref())?;
     graph.output(&mean, "mean", &latent);
     graph.output(&log_variance, "log_variance", &latent);
     let encoder = graph.finish();
     let mut graph = Onnx::new("vae_decoder", Some(&v.params));
     let z = graph.input("latent", &latent);
-    let y = vae::decode(&mut graph, &v.shape, &z)?;
+    let index = index_input(&mut graph, v);
+    let y = vae::decode(&mut graph, &v.shape, &z, index.as_ref())?;
     graph.output(&y, "weights", &[BATCH, v.shape.length]);
     Ok([(files::VAE_ENCODER.into(), encoder), (files::VAE_DECODER.into(), graph.finish())])
+}
+
+/// What kind of row each is, where there are several.
+fn index_input(graph: &mut Onnx<'_>, v: &Vae) -> Option<String> {
+    (v.shape.index > 0).then(|| graph.input("index", &[BATCH, v.shape.index]))
 }
 
 /// The dataset encoder's graph.
@@ -114,7 +122,7 @@ pub fn denoiser(d: &Denoiser) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architecture: &Architecture) -> Result<Vec<Probe>> {
+pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[&Architecture]) -> Result<Vec<Probe>> {
     let device = Device::Cpu;
     let mut rng = random::stream(0, "probes");
     let mut random = |shape: &[usize]| random::normal(shape, &device, &mut rng);
@@ -122,17 +130,23 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architecture: &Arc
     for n in PROBE_BATCHES {
         let batch = |shape: &[usize]| -> Vec<usize> { std::iter::once(n).chain(shape.iter().copied()).collect() };
         let x = random(&[n, v.shape.length])?;
-        let (mean, log_variance) = v.encode(&x)?;
+        let pieces: Vec<u32> = (0..n).map(|i| (i % v.shape.index.max(1)) as u32).collect();
+        let index = one_hot(&pieces, v.shape.index, &device)?;
+        let with_index = |first: Named| -> Result<Vec<Named>> {
+            let index = index.as_ref().map(|index| named("index", index)).transpose()?;
+            Ok(std::iter::once(first).chain(index).collect())
+        };
+        let (mean, log_variance) = v.encode(&x, &pieces)?;
         probes.push(Probe {
             graph: files::VAE_ENCODER.into(),
-            inputs: vec![named("weights", &x)?],
+            inputs: with_index(named("weights", &x)?)?,
             outputs: vec![named("mean", &mean)?, named("log_variance", &log_variance)?],
         });
         let z = random(&batch(&v.shape.latent))?;
         probes.push(Probe {
             graph: files::VAE_DECODER.into(),
-            inputs: vec![named("latent", &z)?],
-            outputs: vec![named("weights", &v.decode(&z)?)?],
+            inputs: with_index(named("latent", &z)?)?,
+            outputs: vec![named("weights", &v.decode(&z, &pieces)?)?],
         });
         let s = e.shape.clone();
         let x = random(&[n, s.classes, s.images, s.feature_dim])?;
@@ -145,13 +159,19 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architecture: &Arc
         let steps = d.schedule.steps.max(1);
         let t: Vec<f32> = (0..n).map(|i| ((i * 379) % steps) as f32).collect();
         let t = Tensor::from_vec(t, n, &device)?;
+        let condition = match &index {
+            Some(index) => Tensor::cat(&[&condition, index], 1)?,
+            None => condition,
+        };
         let y = d.denoise(&z, &t, &condition)?;
         probes.push(Probe {
             graph: files::DENOISER.into(),
             inputs: vec![named("latent", &z)?, named("timestep", &t)?, named("condition", &condition)?],
             outputs: vec![named("prediction", &y)?],
         });
-        probes.push(forward_probe(architecture, n)?);
+        for architecture in architectures {
+            probes.push(forward_probe(architecture, n)?);
+        }
     }
     Ok(probes)
 }

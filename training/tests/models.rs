@@ -109,7 +109,7 @@ fn training_together_equals_training_alone_and_learns() {
     let config = config();
     let sources = Sources::load(&config).unwrap();
     let (seen, _) = sources.tasks(&config).unwrap();
-    let architecture = config.architecture.build(sources.input_shape(), 3).unwrap();
+    let architecture = config.build_architectures(sources.input_shape(), 3).unwrap().remove(0);
     let tasks: Vec<_> = seen[..2].iter().map(|t| sources.task(t, Part::Train).unwrap()).collect();
     let test: Vec<_> = seen[..2].iter().map(|t| sources.task(t, Part::Test).unwrap()).collect();
     let recipe = Recipe::new(60, 1e-2, &tasks);

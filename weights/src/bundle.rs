@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::manifest::{FORMAT, FileEntry, Manifest, files};
+use crate::manifest::{FORMAT, FORMAT_PIECES, FileEntry, Manifest, files};
 use crate::standardise::Standardisation;
 use crate::tensors;
 
@@ -50,9 +50,10 @@ impl Bundle {
             .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if format != Some(u64::from(FORMAT)) {
+        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_PIECES)).contains(&f)) {
             let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
-            return Err(Error::Bundle(format!("manifest format is {found}; this version reads format {FORMAT}")));
+            let reads = format!("this version reads formats {FORMAT} to {FORMAT_PIECES}");
+            return Err(Error::Bundle(format!("manifest format is {found}; {reads}")));
         }
         let manifest =
             serde_json::from_slice(&manifest_json).map_err(|e| Error::Bundle(format!("manifest.json: {e}")))?;
@@ -93,7 +94,7 @@ impl Bundle {
         let bytes = self.file(files::STANDARDISATION)?;
         let (_, mean) = tensors::named_from_safetensors(bytes, "mean")?;
         let (_, std) = tensors::named_from_safetensors(bytes, "std")?;
-        let length = self.manifest.vectorise.length;
+        let length = self.manifest.vectorise.kinds() * self.manifest.vectorise.length;
         crate::error::check_length("the standardisation's mean", mean.len(), length)?;
         crate::error::check_length("the standardisation's std", std.len(), length)?;
         crate::error::check_finite("the standardisation's mean", &mean)?;
@@ -164,9 +165,20 @@ impl Bundle {
             if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
                 return fail(format!("the layout of {} is not that of its configuration", entry.name));
             }
-            if entry.parameters > self.manifest.vectorise.length {
+            if self.manifest.vectorise.pieces.is_empty() && entry.parameters > self.manifest.vectorise.length {
                 return fail(format!("{} has more parameters than the vectors", entry.name));
             }
+            if entry.config.classes() != first.config.classes() {
+                return fail(format!("{} and {} differ in the number of classes", entry.name, first.name));
+            }
+            if self.manifest.architectures.iter().filter(|other| other.name == entry.name).count() > 1 {
+                return fail(format!("it has two architectures of the name {}", entry.name));
+            }
+        }
+        let parameters: Vec<usize> = self.manifest.architectures.iter().map(|entry| entry.parameters).collect();
+        self.manifest.vectorise.check(&parameters)?;
+        if !self.manifest.vectorise.pieces.is_empty() && self.manifest.format < FORMAT_PIECES {
+            return fail(format!("a table of pieces is of format {FORMAT_PIECES}"));
         }
         if self.manifest.encoder.classes != first.config.classes() {
             return fail("encoder and architecture differ in the number of classes".into());

@@ -109,6 +109,9 @@ pub enum Error {
         /// Values needed.
         expected: usize,
     },
+    /// Networks cannot be cut into rows in this way.
+    #[error("vectors: {0}")]
+    Vectorise(String),
     /// A file is not safetensors.
     #[error("not a safetensors file: {0}")]
     Safetensors(String),
@@ -134,6 +137,7 @@ impl Error {
             Self::Read(_) | Self::Write(_) => "io",
             Self::NotFinite { .. } => "non_finite",
             Self::Length { .. } => "length_mismatch",
+            Self::Vectorise(_) => "vectors_invalid",
             Self::Safetensors(_) => "safetensors_invalid",
             Self::Bundle(_) => "bundle_invalid",
         }

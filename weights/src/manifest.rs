@@ -9,23 +9,27 @@ use crate::layout::Layout;
 use crate::standardise::StandardiseMode;
 use crate::vectorise::Vectorise;
 
-/// Version of the bundle format that this crate writes.
+/// Version of the bundle format of a generator whose networks are one row each, of one architecture.
 pub const FORMAT: u32 = 1;
+/// Version of the bundle format of a generator with a table of pieces: the denoiser's condition and the VAE's graphs
+/// take the index of the piece.
+pub const FORMAT_PIECES: u32 = 2;
 
 /// Names of the files in a bundle.
 pub mod files {
     /// The manifest.
     pub const MANIFEST: &str = "manifest.json";
-    /// `weights [batch, length]` → `mean`, `log_variance` `[batch, latent…]`.
+    /// `weights [batch, length]` (and `index [batch, index_dim]`, where there are several pieces) → `mean`, `log_variance` `[batch, latent…]`.
     pub const VAE_ENCODER: &str = "vae_encoder.onnx";
-    /// `latent [batch, latent…]` → `weights [batch, length]`, standardised.
+    /// `latent [batch, latent…]` (and `index`, as in the encoder) → `weights [batch, length]`, standardised.
     pub const VAE_DECODER: &str = "vae_decoder.onnx";
-    /// `latent [batch, latent…]`, `timestep [batch]`, `condition [batch, condition_dim]` → `prediction`, as latent.
+    /// `latent [batch, latent…]`, `timestep [batch]`, `condition [batch, condition_dim + index_dim]` → `prediction`, as
+    /// latent.
     pub const DENOISER: &str = "denoiser.onnx";
     /// `features [batch, classes, images, feature_dim]` → `dataset [batch, embedding_dim]` and
     /// `condition [batch, condition_dim]`.
     pub const DATASET_ENCODER: &str = "dataset_encoder.onnx";
-    /// Tensors `mean` and `std`, `[length]` each.
+    /// Tensors `mean` and `std`, `[kinds × length]` each.
     pub const STANDARDISATION: &str = "standardisation.safetensors";
 
     /// The loss of each training step: `{"format": 1, "stages": [{"stage", "steps", "step": […], "loss": […]}]}`.
@@ -216,6 +220,13 @@ pub struct FileEntry {
     pub digest: String,
     /// Bytes.
     pub size: u64,
+}
+
+impl Manifest {
+    /// The version that its format has.
+    pub fn format_of(vectorise: &Vectorise) -> u32 {
+        if vectorise.pieces.is_empty() { FORMAT } else { FORMAT_PIECES }
+    }
 }
 
 /// The manifest of a generator.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_length};
 use crate::layout::Layout;
+use crate::vectorise::Vectorise;
 
 /// Over what the mean and the standard deviation are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -18,12 +19,13 @@ pub enum StandardiseMode {
     Parameter,
 }
 
-/// Statistics: x = (w − mean) / std, element by element over the padded vector.
-#[derive(Debug, Clone, PartialEq)]
+/// Statistics: x = (w − mean) / std, element by element over the padded vector; for several kinds of rows those of
+/// each kind, one after the other.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Standardisation {
-    /// Means, `[length]`.
+    /// Means, `[kinds × length]`.
     pub mean: Vec<f32>,
-    /// Standard deviations, `[length]`, all positive.
+    /// Standard deviations, `[kinds × length]`, all positive.
     pub std: Vec<f32>,
 }
 
@@ -67,6 +69,33 @@ impl Standardisation {
             .map(|(s, q)| (((q / n - (s / n) * (s / n)).max(0.0)).sqrt() as f32).max(STD_FLOOR))
             .collect();
         Ok(Self { mean, std })
+    }
+
+    /// These statistics of one architecture's flat vector (`[d]`) as those of its rows.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when they are not of that architecture.
+    pub fn cut(&self, vectorise: &Vectorise, architecture: usize) -> Result<Self> {
+        // Padding stays what it is.
+        let (mean, std) = (vectorise.cut(architecture, &self.mean, 0.0)?, vectorise.cut(architecture, &self.std, 1.0)?);
+        Ok(Self { mean, std })
+    }
+
+    /// The statistics of one architecture's rows, in their order.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when there are fewer.
+    pub fn of(&self, vectorise: &Vectorise, architecture: usize) -> Result<Self> {
+        let pieces = vectorise.pieces_of(architecture);
+        let range = pieces.start * vectorise.length..pieces.end * vectorise.length;
+        let part = |values: &[f32]| {
+            values.get(range.clone()).map(<[f32]>::to_vec).ok_or_else(|| Error::Length {
+                what: "the standardisation".into(),
+                found: values.len(),
+                expected: range.end,
+            })
+        };
+        Ok(Self { mean: part(&self.mean)?, std: part(&self.std)? })
     }
 
     /// Standardises rows (`[n × length]`) in place.

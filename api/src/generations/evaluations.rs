@@ -174,9 +174,12 @@ pub(crate) async fn run(state: &AppState, attempt: Attempt) -> Result<()> {
     let row = generations::get(registry, caller, generation.into()).await?;
     let samples = generations::samples(registry, caller, row.id).await?;
     let version = generators::by_version_id(registry, caller, row.version_id).await?;
-    let generator = state.generator(&version).await?;
+    let mut generator = state.generator(&version).await?;
     let input = Input::fetch(state, caller, "dataset", dataset).await?;
     let recorded: Recorded = serde_json::from_value(row.request).unwrap_or_default();
+    if let Some(name) = &recorded.architecture {
+        generator = std::sync::Arc::new(generator.with_architecture(name)?);
+    }
     let mut files = Vec::with_capacity(samples.len());
     for sample in &samples {
         files.push(registry.artifacts().read(&sample.artifact_digest).await?);

@@ -21,10 +21,24 @@ use crate::limits::{self, Cancel};
 use crate::state::AppState;
 
 /// The plan of a request's candidates, by what the version's manifest says of its networks.
+///
+/// # Errors
+/// `unknown_architecture` and `invalid_value`.
 pub(super) fn plan(new: &NewGeneration, version: &GeneratorVersion) -> Result<Plan> {
-    let architecture = version.manifest.pointer("/architectures/0");
-    let of = |pointer: &str| architecture.and_then(|a| a.pointer(pointer)).and_then(serde_json::Value::as_str);
-    Plan::of(new, of("/config/kind") == Some("head"), of("/name").unwrap_or("other networks"))
+    let all = version.manifest.get("architectures").and_then(serde_json::Value::as_array);
+    let all = all.map(Vec::as_slice).unwrap_or_default();
+    let text = |a: &serde_json::Value, pointer: &str| a.pointer(pointer)?.as_str().map(str::to_owned);
+    let architecture = match &new.architecture {
+        None => all.first(),
+        Some(name) => {
+            let named = |a: &&serde_json::Value| text(a, "/name").as_ref() == Some(name);
+            let known = || all.iter().filter_map(|a| text(a, "/name")).collect::<Vec<_>>().join(", ");
+            let unknown = || inference::Error::UnknownArchitecture { name: name.clone(), known: known() };
+            Some(all.iter().find(named).ok_or_else(|| Error::from(unknown()).in_field("architecture"))?)
+        }
+    };
+    let of = |pointer: &str| architecture.and_then(|a| text(a, pointer));
+    Plan::of(new, of("/config/kind").as_deref() == Some("head"), of("/name").as_deref().unwrap_or("other networks"))
 }
 
 /// Does the work of a request, or of an attempt at a job, as far as the files: the rows are still to be written.
@@ -75,13 +89,16 @@ pub(super) async fn make(
         }
         Some(_) => (None, None),
     };
-    let generator = state.generator(&version).await?;
+    let mut generator = state.generator(&version).await?;
+    if let Some(name) = &new.architecture {
+        generator = std::sync::Arc::new(generator.with_architecture(name)?);
+    }
+    recorded.architecture = Some(generator.architecture().name.clone());
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
-    let retriever = plan
-        .has(Origin::Retrieved)
-        .then(|| Retriever::new(state, caller, &version, &generator.architecture().layout, options.count));
+    let retriever =
+        plan.has(Origin::Retrieved).then(|| Retriever::new(state, caller, &version, &generator, options.count));
     let job =
         Job { generator, generator_name, dataset, evaluates, evaluation, plan, validation, retriever, options, limits };
     let mut made = match (place, attempt.cloned()) {

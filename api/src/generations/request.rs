@@ -20,6 +20,9 @@ pub(crate) struct NewGeneration {
     /// The labelled data to make weights for.
     #[schema(value_type = DatasetInputSchema)]
     pub(crate) dataset: DatasetInput,
+    /// The architecture of the networks, by its name in the generator's manifest; the generator's first by default.
+    #[schema(example = "mlp-64-32-5")]
+    pub(crate) architecture: Option<String>,
     /// Number of samples; 1 by default. The server's limit is in the error of a greater one.
     #[schema(minimum = 1, default = 1, example = 5)]
     pub(crate) count: Option<usize>,
@@ -110,6 +113,8 @@ impl NewGeneration {
 pub struct Recorded {
     /// Digest of the generator.
     pub generator_digest: String,
+    /// Name of the networks' architecture; none in records of before there was a choice.
+    pub architecture: Option<String>,
     /// Names of the classes, in the order of the head's rows.
     pub classes: Vec<String>,
     /// Seed of the choice of examples that the encoder took.

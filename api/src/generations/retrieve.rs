@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use inference::Generator;
 use registry::embeddings::SubjectKind;
 use registry::generators::GeneratorVersion;
 use registry::nearest::{self, Search};
@@ -33,16 +34,18 @@ impl Retriever {
         state: &AppState,
         caller: &Caller,
         version: &GeneratorVersion,
-        layout: &Layout,
+        generator: &Generator,
         count: usize,
     ) -> Self {
+        let architectures = generator.manifest().architectures.len();
         Self {
             state: state.clone(),
             caller: caller.clone(),
             version: version.clone(),
-            layout: layout.clone(),
+            layout: generator.architecture().layout.clone(),
             runtime: Handle::current(),
-            limit: u32::try_from(count.clamp(RETRIEVED.0, RETRIEVED.1)).unwrap_or(u32::MAX),
+            // Of a mixed zoo only some are of the architecture.
+            limit: u32::try_from(count.clamp(RETRIEVED.0, RETRIEVED.1) * architectures.max(1)).unwrap_or(u32::MAX),
             known: HashMap::new(),
         }
     }

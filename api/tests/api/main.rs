@@ -12,6 +12,7 @@ mod generations;
 mod idempotency;
 mod lifecycle;
 mod manners;
+mod mixed;
 mod openapi;
 mod refusals;
 mod serving;

@@ -112,7 +112,8 @@ pub struct Comparison<'a> {
     pub config: &'a Config,
     /// The labelled data.
     pub sources: &'a Sources,
-    /// The zoo that the generator learned from.
+    /// The zoo that the generator learned from: of a mixed one the models of one architecture, and so for all that
+    /// follows.
     pub zoo: &'a Zoo,
     /// Its vectors in canonical form; `train` are the checkpoints that the generator learned from.
     pub vectors: &'a Vectors,
@@ -295,8 +296,8 @@ impl Comparison<'_> {
     }
 
     fn aligned(&self, checkpoint: usize) -> &[f32] {
-        let length = self.vectors.vectorise.length;
-        &self.vectors.aligned[checkpoint * length..][..self.zoo.parameters()]
+        let d = self.zoo.parameters();
+        &self.vectors.aligned[checkpoint * d..][..d]
     }
 
     fn data(&self, tasks: &[Task], part: Part, which: impl IntoIterator<Item = usize>) -> Result<Vec<TaskData<'_>>> {

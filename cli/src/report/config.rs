@@ -336,7 +336,7 @@ fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>>
         let config = overrides::apply(generator, &variant.overrides).map_err(wrong)?;
         let (a, b) = (generator, &config);
         let zoo = |c: &Config| (c.name.clone(), c.seed, c.data.clone(), c.tasks.clone(), c.zoo.clone());
-        if zoo(a) != zoo(b) || a.architecture != b.architecture {
+        if zoo(a) != zoo(b) || (&a.architecture, &a.architectures) != (&b.architecture, &b.architectures) {
             let text = "all variants learn from one zoo: name, seed, data, tasks, architecture and zoo are those of \
                         the experiment; share takes a part of its runs";
             return Err(wrong(text.into()));

@@ -171,14 +171,15 @@ impl<'a> Run<'a> {
 
     /// The runs that a generator learns from: a share of each task's, without those of a source.
     fn zoo(&self, part: &Member<'_>) -> Result<Zoo> {
-        let tasks = self.whole.runs.len() / self.experiment.generator.zoo.runs_per_task;
+        let of_architecture = self.whole.runs.len() / (1 + self.whole.further.len());
+        let tasks = of_architecture / self.experiment.generator.zoo.runs_per_task;
         let first = kept(self.experiment.generator.zoo.runs_per_task, part.variant.share) * tasks;
         let sets = first_sets(&self.sources.tasks(&self.experiment.generator)?.0, part.variant.sets);
         let wanted = |run: &stages::zoo::Run| {
             part.left_out != Some(run.task.source.as_str()) && sets.contains(&set_of(&run.task))
         };
-        // Runs lie in rounds of one a task.
-        let zoo = self.whole.subset(|i, run| i < first && wanted(run));
+        // Runs of each architecture lie in rounds of one a task.
+        let zoo = self.whole.subset(|i, run| i % of_architecture < first && wanted(run));
         zoo.ok_or_else(|| Error::Internal("no run is left of the zoo".into()))
     }
 
@@ -214,25 +215,48 @@ impl<'a> Run<'a> {
             true => own.clone(),
             false => vectors::vectorise(&base, &zoo, progress)?,
         };
-        let reference = vectors::mean(&own.aligned, own.vectorise.length);
         let bundle_bytes = tar.len();
         drop(tar);
-        let made = Made { part, config, base, zoo, bundle_bytes, generator, embedded, own, reference, canonical };
         let (seen, unseen) = self.sources.tasks(&self.experiment.generator)?;
+        for (index, architecture) in zoo.architectures().enumerate() {
+            let only = |zoo: &Zoo| zoo.of_architecture(index);
+            let (Some((own_zoo, checkpoints)), Some((whole, _))) = (only(&zoo), only(&self.whole)) else { continue };
+            let own = own.only(&zoo, index, &checkpoints);
+            let of_it = zoo.runs.iter().zip(&embedded).filter(|(run, _)| run.architecture == index);
+            let made = Made {
+                part,
+                config: &config,
+                base: &base,
+                label: if zoo.further.is_empty() { String::new() } else { format!("{}, ", architecture.name()) },
+                reference: vectors::mean(&own.aligned, own_zoo.parameters()),
+                canonical: canonical.only(&zoo, index, &checkpoints),
+                zoo: own_zoo,
+                whole,
+                bundle_bytes,
+                generator: generator.with_architecture(&architecture.name())?,
+                embedded: of_it.map(|(_, embedding)| embedding.clone()).collect(),
+                own,
+            };
+            self.sets(&made, &seen, &unseen)?;
+        }
+        Ok(())
+    }
+
+    /// Measures one generator for one architecture on all its sets of tasks.
+    fn sets(&mut self, made: &Made<'_>, seen: &[Task], unseen: &[Task]) -> Result<()> {
         let e = self.experiment;
-        match part.left_out {
+        match made.part.left_out {
             Some(source) => {
                 let target = seen.iter().position(|task| task.source == source);
                 let target = target.ok_or_else(|| Error::Internal(format!("no task of {source}")))?;
-                self.set(&made, "left out", &seen, &[target])?;
+                self.set(made, "left out", seen, &[target])?;
             }
             None => {
-                for (name, tasks) in
-                    [("seen", spread(&seen, e.seen_tasks)), ("unseen", spread(&unseen, e.unseen_tasks))]
+                for (name, tasks) in [("seen", spread(seen, e.seen_tasks)), ("unseen", spread(unseen, e.unseen_tasks))]
                 {
                     let targets: Vec<usize> = (0..tasks.len()).collect();
                     if !tasks.is_empty() {
-                        self.set(&made, name, &tasks, &targets)?;
+                        self.set(made, name, &tasks, &targets)?;
                     }
                 }
             }
@@ -256,11 +280,11 @@ impl<'a> Run<'a> {
         };
         let (report, timing) = self.spend("compare", |run| {
             let comparison = Comparison {
-                config: &made.base,
+                config: made.base,
                 sources: &run.sources,
                 zoo: &made.zoo,
                 vectors: &made.canonical,
-                whole: &run.whole,
+                whole: &made.whole,
                 tasks,
                 targets,
                 generated: &generated,
@@ -275,7 +299,7 @@ impl<'a> Run<'a> {
         if e.weights_figure && self.weights.is_none() {
             self.weights = made.figure(tasks, targets, &generated)?;
         }
-        self.keep(made, name, report, timing);
+        self.keep(made, &format!("{}{name}", made.label), report, timing);
         Ok(())
     }
 
@@ -362,25 +386,26 @@ impl<'a> Run<'a> {
         }
         let wanted: Vec<&Task> = targets.iter().map(|&t| &tasks[t]).collect();
         let last = made.zoo.last_checkpoints();
-        let length = made.own.vectorise.length;
+        let d = made.zoo.parameters();
         let of = |checkpoints: &[usize]| -> Result<Vec<(Task, Vec<f32>)>> {
             let is_last = |c: &&usize| last[made.zoo.checkpoints[**c].run] == **c;
             let all: Vec<usize> = checkpoints.iter().filter(is_last).copied().collect();
             let own = all.iter().filter(|&&c| wanted.contains(&made.zoo.task(c))).copied().collect::<Vec<_>>();
             let few = self.limited(&made.zoo, &own);
             let few = if few.is_empty() { spread(&all, RECONSTRUCTED) } else { few };
-            let rows = few.iter().map(|&c| made.own.aligned[c * length..][..made.zoo.parameters()].to_vec());
+            let rows = few.iter().map(|&c| made.own.aligned[c * d..][..d].to_vec());
             made.through(few.iter().map(|&c| made.zoo.task(c).clone()), rows.collect())
         };
         match made.part.left_out {
             None => Ok(Reconstructions { held_out: of(&made.own.held_out)?, train: of(&made.own.train)? }),
             // The VAE saw no checkpoint of this source.
             Some(source) => {
-                let last = self.whole.last_checkpoints();
-                let own: Vec<usize> = last.into_iter().filter(|&c| self.whole.task(c).source == source).collect();
-                let few = self.limited(&self.whole, &own);
-                let rows = few.iter().map(|&c| made.aligned(self.whole.weights(c))).collect::<Result<_>>()?;
-                let held_out = made.through(few.iter().map(|&c| self.whole.task(c).clone()), rows)?;
+                let whole = &made.whole;
+                let last = whole.last_checkpoints();
+                let own: Vec<usize> = last.into_iter().filter(|&c| whole.task(c).source == source).collect();
+                let few = self.limited(whole, &own);
+                let rows = few.iter().map(|&c| made.aligned(whole.weights(c))).collect::<Result<_>>()?;
+                let held_out = made.through(few.iter().map(|&c| whole.task(c).clone()), rows)?;
                 Ok(Reconstructions { held_out, train: Vec::new() })
             }
         }
@@ -404,8 +429,8 @@ impl<'a> Run<'a> {
             zoo_accuracy: self.whole.mean_accuracy(),
             zoo_runs: self.whole.runs.len(),
             zoo_checkpoints: self.whole.checkpoints.len(),
-            architecture: self.whole.architecture.name(),
-            parameters: self.whole.parameters(),
+            architecture: self.whole.architectures().map(weights::Architecture::name).collect::<Vec<_>>().join(", "),
+            parameters: self.whole.architectures().map(|a| a.layout().parameters()).max().unwrap_or(0),
             seconds: self.seconds,
             peak_rss_mib: peak_rss_mib(),
             groups: self.groups,
@@ -417,17 +442,22 @@ impl<'a> Run<'a> {
 /// A generator with what it learned from.
 struct Made<'a> {
     part: &'a Member<'a>,
-    config: Config,
+    config: &'a Config,
     /// As the zoo's, with the generator's seed.
-    base: Config,
+    base: &'a Config,
+    /// What the names of its sets begin with: the architecture, where there are several.
+    label: String,
+    /// Of a mixed zoo the models of one architecture; so is all that follows.
     zoo: Zoo,
+    /// The experiment's zoo, of which `zoo` may be a part.
+    whole: Zoo,
     /// Bytes of its tar.
     bundle_bytes: usize,
     generator: Generator,
     /// Embeddings of the zoo's runs.
     embedded: Vec<Vec<f32>>,
     own: Vectors,
-    /// Mean of the aligned zoo, `[length]`.
+    /// Mean of the aligned zoo, `[d]`.
     reference: Vec<f32>,
     canonical: Vectors,
 }
@@ -438,19 +468,19 @@ impl Made<'_> {
         let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
         let sweeps = self.config.vectors.alignment_sweeps;
         let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
-        canonical::align(&mut theta, &self.reference[..layout.parameters()], &layout, &groups, sweeps)?;
+        canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
         Ok(theta)
     }
 
     /// The zoo's models of the targets and what was generated for them.
     fn figure(&self, tasks: &[Task], targets: &[usize], generated: &[Vec<Vec<f32>>]) -> Result<Option<WeightsFigure>> {
-        let (d, length) = (self.zoo.parameters(), self.own.vectorise.length);
+        let d = self.zoo.parameters();
         let last = self.zoo.last_checkpoints();
         let mut models = Vec::new();
         for &t in targets {
             let own: Vec<usize> = last.iter().copied().filter(|&c| *self.zoo.task(c) == tasks[t]).collect();
             for c in spread(&own, MODELS) {
-                let weights = self.own.aligned[c * length..][..d].to_vec();
+                let weights = self.own.aligned[c * d..][..d].to_vec();
                 models.push(Model { task: t, generated: false, weights });
             }
             for theta in &generated[t] {

@@ -19,14 +19,14 @@ use training::snapshots::Keep;
 use training::stages::generator::{self, Trained};
 use training::stages::zoo::{Checkpoint, Run, Zoo};
 use training::{Part, Sources, stages};
-use weights::{Architecture, tensors};
+use weights::{Architecture, Layout, tensors};
 
 use super::store::JobStore;
 use super::{parse, registry};
 use crate::context::blocking;
 use crate::error::{Error, Result};
 use crate::extractor::extracted;
-use crate::publish;
+use crate::publish::{self, KindOfRuns};
 use crate::train::{candle_device, verify};
 
 /// Artifacts read at a time.
@@ -169,14 +169,27 @@ async fn find_zoo(registry: &Registry, caller: &Caller, name: &str) -> Result<zo
 
 /// A registered zoo in memory. Its runs were trained on the training parts of these very sources.
 async fn load_zoo(registry: &Registry, caller: &Caller, row: &zoos::Zoo, sources: &Sources) -> Result<Zoo> {
-    let runs = load_runs(registry, caller, row, sources).await?;
+    let mut runs = load_runs(registry, caller, row, sources).await?;
     let rows = checkpoints::all_of_zoo(registry, row.id).await?;
     let found: Option<Vec<Checkpoint>> = rows.iter().map(|row| checkpoint(row, runs.len())).collect();
     let checkpoints = found.filter(|found| !found.is_empty()).ok_or_else(|| foreign(row))?;
-    let architecture = architecture(registry, caller, row).await?;
-    let theta = weights_of(registry, &rows, &architecture).await?;
+    let architectures = match row.config.get(publish::ARCHITECTURES) {
+        None => vec![architecture(registry, caller, row).await?],
+        Some(kinds) => {
+            let kinds: Vec<KindOfRuns> = serde_json::from_value(kinds.clone()).map_err(|_| foreign(row))?;
+            let of = kinds.iter().enumerate().flat_map(|(index, kind)| std::iter::repeat_n(index, kind.runs));
+            if of.clone().count() != runs.len() {
+                return Err(foreign(row));
+            }
+            runs.iter_mut().zip(of).for_each(|(run, index)| run.architecture = index);
+            kinds.into_iter().map(|kind| kind.config).collect()
+        }
+    };
+    let layouts: Vec<Layout> = architectures.iter().map(Architecture::layout).collect();
+    let files = rows.iter().zip(&checkpoints).map(|(row, of)| (row, &layouts[runs[of.run].architecture]));
+    let theta = weights_of(registry, files.collect()).await?;
     let digest = row.digest.clone().ok_or_else(|| foreign(row))?;
-    Ok(Zoo { name: row.name.clone(), digest, architecture, runs, checkpoints, theta })
+    Ok(Zoo::new(row.name.clone(), digest, architectures, runs, checkpoints, theta)?)
 }
 
 /// `None` when something is not known of it.
@@ -209,7 +222,7 @@ async fn load_runs(registry: &Registry, caller: &Caller, row: &zoos::Zoo, source
             }
         };
         let classes = run.classes.iter().map(|&class| class.unsigned_abs()).collect();
-        found.push(Run { task: Task { source, classes }, seed: seed.0 });
+        found.push(Run { task: Task { source, classes }, seed: seed.0, architecture: 0 });
     }
     Ok(found)
 }
@@ -240,22 +253,18 @@ async fn architecture(registry: &Registry, caller: &Caller, row: &zoos::Zoo) -> 
     })
 }
 
-/// The weights of checkpoints, one after the other.
-async fn weights_of(
-    registry: &Registry,
-    rows: &[checkpoints::Checkpoint],
-    architecture: &Architecture,
-) -> Result<Vec<f32>> {
-    let layout = architecture.layout();
-    let mut theta = Vec::with_capacity(rows.len() * layout.parameters());
-    let digests: Vec<String> = rows.iter().map(|row| row.artifact_digest.clone()).collect();
+/// The weights of checkpoints, each with its layout, one after the other.
+async fn weights_of(registry: &Registry, rows: Vec<(&checkpoints::Checkpoint, &Layout)>) -> Result<Vec<f32>> {
+    let mut theta = Vec::new();
+    let digests: Vec<String> = rows.iter().map(|(row, _)| row.artifact_digest.clone()).collect();
     let read = |digest: String| {
         let registry = registry.clone();
         async move { registry.artifacts().read(&digest).await }
     };
     let mut files = futures::stream::iter(digests).map(read).buffered(READS);
-    while let Some(file) = files.try_next().await? {
-        theta.extend(tensors::from_safetensors(&file, &layout)?);
+    let mut layouts = rows.iter().map(|(_, layout)| layout);
+    while let (Some(file), Some(layout)) = (files.try_next().await?, layouts.next()) {
+        theta.extend(tensors::from_safetensors(&file, layout)?);
     }
     Ok(theta)
 }

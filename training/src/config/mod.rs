@@ -4,6 +4,7 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 use weights::manifest::Prediction;
+use weights::vectorise::VectoriseMode;
 use weights::{Activation, Architecture, StandardiseMode};
 
 use crate::error::{Error, Result};
@@ -26,7 +27,11 @@ pub struct Config {
     /// Tasks of the zoo.
     pub tasks: TasksConfig,
     /// Network whose weights are generated.
-    pub architecture: ArchitectureConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<ArchitectureConfig>,
+    /// In its place, networks of several architectures: one zoo and one generator for all. The first is the default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub architectures: Vec<ArchitectureConfig>,
     /// The zoo.
     #[serde(default)]
     pub zoo: ZooConfig,
@@ -193,11 +198,30 @@ pub struct VectorsConfig {
     pub standardise: StandardiseMode,
     /// Share of runs held out for validation.
     pub held_out: f64,
+    /// Into what rows networks are cut.
+    #[serde(skip_serializing_if = "is_model_wise")]
+    pub mode: VectoriseMode,
+    /// Values of a row, with `layer_wise` and `uniform`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<usize>,
+}
+
+/// Left out of what is written, so that the identity of what was trained before stays.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
+fn is_model_wise(mode: &VectoriseMode) -> bool {
+    *mode == VectoriseMode::ModelWise
 }
 
 impl Default for VectorsConfig {
     fn default() -> Self {
-        Self { alignment_sweeps: 4, alignment_rounds: 2, standardise: StandardiseMode::Parameter, held_out: 0.05 }
+        Self {
+            alignment_sweeps: 4,
+            alignment_rounds: 2,
+            standardise: StandardiseMode::Parameter,
+            held_out: 0.05,
+            mode: VectoriseMode::ModelWise,
+            chunk: None,
+        }
     }
 }
 
@@ -397,6 +421,19 @@ mod d {
 }
 
 impl Config {
+    /// The architectures for inputs of `input_shape` and `classes` classes; the first is the default.
+    ///
+    /// # Errors
+    /// When the sizes make no network, the input does not fit one, or two are the same.
+    pub fn build_architectures(&self, input_shape: &[usize], classes: usize) -> Result<Vec<Architecture>> {
+        let all = self.architecture.iter().chain(&self.architectures);
+        let built = all.map(|a| a.build(input_shape, classes)).collect::<Result<Vec<_>>>()?;
+        match built.iter().enumerate().find(|(i, a)| built[..*i].contains(a)) {
+            Some((_, twice)) => Err(Error::Config(format!("architectures has {} twice: once is enough", twice.name()))),
+            None => Ok(built),
+        }
+    }
+
     /// Name of the feature extractor that the data goes through, if any.
     #[must_use]
     pub fn extractor(&self) -> Option<&str> {

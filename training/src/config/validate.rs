@@ -3,6 +3,7 @@
 use super::{Config, TasksConfig};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
+use weights::vectorise::VectoriseMode;
 
 fn need(ok: bool, text: impl Into<String>) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::Config(text.into())) }
@@ -125,6 +126,13 @@ impl Config {
     }
 
     fn validate_networks(&self) -> Result<()> {
+        let one = self.architecture.is_some() != !self.architectures.is_empty();
+        need(one, "give either [architecture], or a list architectures with at least one")?;
+        need(
+            (self.vectors.mode == VectoriseMode::ModelWise) == self.vectors.chunk.is_none(),
+            "vectors.chunk, the values of a row, belongs to vectors.mode layer_wise or uniform, which need it",
+        )?;
+        need(self.vectors.chunk != Some(0), "vectors.chunk must be at least 1")?;
         need(
             self.encoder.width.is_multiple_of(self.encoder.heads),
             "encoder.width must be a multiple of encoder.heads",

@@ -16,6 +16,8 @@ pub struct VaeShape {
     pub hidden: Vec<usize>,
     /// Latent shape.
     pub latent: Vec<usize>,
+    /// Kinds of rows, where there are several: encoder and decoder are told which one a row is.
+    pub index: usize,
 }
 
 impl VaeShape {
@@ -29,37 +31,55 @@ fn with_batch(latent: &[usize]) -> Vec<i64> {
     std::iter::once(0).chain(latent.iter().map(|&d| d as i64)).collect()
 }
 
-/// `weights [n, length]` → mean and log-variance of the latent, `[n, latent…]` each.
+/// Scales and shifts the units of `x [n, width]` by what kind of row it is (`index [n, kinds]`, one-hot): each kind has
+/// units of its own as far as it needs them, and what is decoded of two kinds does not mix.
+fn gate<B: Backend>(b: &mut B, name: &str, x: &B::T, index: Option<&B::T>, sizes: [usize; 2]) -> Result<B::T> {
+    let Some(index) = index else { return Ok(x.clone()) };
+    let [width, kinds] = sizes;
+    let scale = b.param(&format!("{name}.scale"), &[width, kinds], Init::Normal(0.5))?;
+    let shift = b.param(&format!("{name}.shift"), &[width, kinds], Init::Zeros)?;
+    let scale = b.project(index, &scale)?;
+    let scale = b.affine(&scale, 1.0, 1.0)?;
+    let shift = b.project(index, &shift)?;
+    let x = b.mul(x, &scale)?;
+    b.add(&x, &shift)
+}
+
+/// `weights [n, length]` (and `index [n, kinds]`, where there are several) → mean and log-variance of the latent, `[n, latent…]` each.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T) -> Result<(B::T, B::T)> {
+pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T, index: Option<&B::T>) -> Result<(B::T, B::T)> {
     let mut x = weights.clone();
     let mut width = shape.length;
     for (i, &hidden) in shape.hidden.iter().enumerate() {
         x = linear(b, &format!("encoder.{i}"), &x, width, hidden, Init::Scaled(1.0))?;
         x = layer_norm(b, &format!("encoder.norm{i}"), &x, hidden)?;
         x = b.unary(&x, Unary::Silu)?;
+        x = gate(b, &format!("encoder.gate{i}"), &x, index, [hidden, shape.index])?;
         width = hidden;
     }
     let d = shape.latent_dim();
     let mean = linear(b, "encoder.mean", &x, width, d, Init::Scaled(1.0))?;
+    let mean = gate(b, "encoder.gate", &mean, index, [d, shape.index])?;
     let log_variance = linear(b, "encoder.log_variance", &x, width, d, Init::Scaled(0.01))?;
     let shape = with_batch(&shape.latent);
     Ok((b.reshape(&mean, &shape)?, b.reshape(&log_variance, &shape)?))
 }
 
-/// `latent [n, latent…]` → standardised `weights [n, length]`.
+/// `latent [n, latent…]` (and `index`, as in [`encode`]) → standardised `weights [n, length]`.
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn decode<B: Backend>(b: &mut B, shape: &VaeShape, latent: &B::T) -> Result<B::T> {
+pub fn decode<B: Backend>(b: &mut B, shape: &VaeShape, latent: &B::T, index: Option<&B::T>) -> Result<B::T> {
     let mut width = shape.latent_dim();
     let mut x = b.reshape(latent, &[0, width as i64])?;
+    x = gate(b, "decoder.gate", &x, index, [width, shape.index])?;
     for (i, &hidden) in shape.hidden.iter().rev().enumerate() {
         x = linear(b, &format!("decoder.{i}"), &x, width, hidden, Init::Scaled(1.0))?;
         x = layer_norm(b, &format!("decoder.norm{i}"), &x, hidden)?;
         x = b.unary(&x, Unary::Silu)?;
+        x = gate(b, &format!("decoder.gate{i}"), &x, index, [hidden, shape.index])?;
         width = hidden;
     }
     linear(b, "decoder.out", &x, width, shape.length, Init::Scaled(1.0))

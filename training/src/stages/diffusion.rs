@@ -8,6 +8,7 @@ use weights::manifest::{Latent, Prediction, Schedule};
 use super::course::{Course, Given};
 use super::encoder::Encoder;
 use super::shards::{self, Shard};
+use super::vectors::{Vectors, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::Config;
@@ -34,7 +35,8 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
-    /// Prediction for noisy latents `[n, latent…]`, timesteps `[n]`, conditions `[n, condition_dim]`.
+    /// Prediction for noisy latents `[n, latent…]`, timesteps `[n]`, conditions `[n, condition_dim]`, which end with the
+    /// index of the piece where there are several.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -50,8 +52,8 @@ fn schedule(config: &Config) -> Schedule {
 }
 
 /// 1 / standard deviation of all values of the training latents.
-fn unit_scale(latents: &Tensor, train: &[usize]) -> Result<f32> {
-    let index: Vec<u32> = train.iter().map(|&i| i as u32).collect();
+fn unit_scale(latents: &Tensor, vectors: &Vectors) -> Result<f32> {
+    let index = vectors.batch(vectors.train.iter().copied()).rows;
     let z = latents.index_select(&Tensor::new(index.as_slice(), latents.device())?, 0)?;
     let mean = z.mean_all()?.to_scalar::<f32>()?;
     let variance = z.affine(1.0, -f64::from(mean))?.sqr()?.mean_all()?.to_scalar::<f32>()?;
@@ -93,7 +95,7 @@ impl Batch {
     }
 }
 
-/// Trains the denoiser on latents `[n, latent…]` of all checkpoints; with `encoder.joint` above 0 the encoder learns
+/// Trains the denoiser on latents `[rows, latent…]` of all checkpoints; with `encoder.joint` above 0 the encoder learns
 /// along.
 ///
 /// # Errors
@@ -102,13 +104,13 @@ pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Resu
     let Given { config, zoo, vectors, sources, .. } = *given;
     let device: &Device = latents.device();
     let settings = &config.diffusion;
-    let scale = unit_scale(latents, &vectors.train)?;
+    let scale = unit_scale(latents, vectors)?;
     let schedule = schedule(config);
     let alphas = schedule.alphas_cumulative();
     let mut denoiser = Denoiser {
         shape: DenoiserShape {
             latent: config.vae.latent.clone(),
-            condition_dim: encoder.shape.condition_dim(),
+            condition_dim: encoder.shape.condition_dim() + vectors.vectorise.index_dim(),
             config: config.denoiser.clone(),
         },
         params: Params::new(config.seed ^ 0xd1f5, device),
@@ -116,15 +118,8 @@ pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Resu
         latent: Latent { shape: config.vae.latent.clone(), scale },
     };
     let joint = config.encoder.joint > 0.0;
-    let data = Batches {
-        config,
-        zoo,
-        sources,
-        train: &vectors.train,
-        latents: latents.affine(f64::from(scale), 0.0)?,
-        alphas,
-        joint,
-    };
+    let data =
+        Batches { config, zoo, sources, vectors, latents: latents.affine(f64::from(scale), 0.0)?, alphas, joint };
     // One loss makes all parameters, so that clones have them too.
     let mut first = Shard { networks: (denoiser, encoder.clone()), rng: random::stream(config.seed, "create") };
     data.loss(&mut first)?;
@@ -204,8 +199,8 @@ struct Batches<'a> {
     config: &'a Config,
     zoo: &'a Zoo,
     sources: &'a Sources,
-    train: &'a [usize],
-    /// `[n, latent…]`, of unit deviation.
+    vectors: &'a Vectors,
+    /// `[rows, latent…]`, of unit deviation.
     latents: Tensor,
     alphas: Vec<f64>,
     joint: bool,
@@ -215,14 +210,20 @@ impl Batches<'_> {
     /// Squared error of the prediction on one shard (Eq. 3).
     fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
         let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
-        let picked = shards::pick(self.train, self.config.diffusion.batch, rng);
+        let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let features = encoder.support(self.sources, tasks, Part::Train, rng)?;
         let (_, condition) = encoder.encode(&features)?;
         let condition = if self.joint { condition } else { condition.detach() };
-        let z = self.latents.index_select(&Tensor::new(picked.as_slice(), self.latents.device())?, 0)?;
+        let device = self.latents.device();
+        let (rows, pieces) = self.vectors.draw(&picked, rng);
+        let z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         let batch = Batch::draw(self.config, &z, &self.alphas, rng)?;
-        let condition = condition.broadcast_mul(&batch.keep)?;
+        let mut condition = condition.broadcast_mul(&batch.keep)?;
+        // What kind of row it is stays known where the dataset is not.
+        if let Some(index) = one_hot(&pieces, self.vectors.vectorise.index_dim(), device)? {
+            condition = Tensor::cat(&[&condition, &index], 1)?;
+        }
         let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
         Ok((prediction - &batch.target)?.sqr()?.mean_all()?)
     }

@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::course::{Course, Given};
 use super::shards::{self, Shard};
+use super::vectors::{Vectors, one_hot};
 use super::zoo::Zoo;
 use crate::backend::{Backend, Eager};
 use crate::config::Config;
@@ -71,7 +72,7 @@ impl Encoder {
     }
 }
 
-/// Trains the encoder against latents `[n, latent…]` of all checkpoints.
+/// Trains the encoder against latents `[rows, latent…]` of all checkpoints.
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
@@ -79,7 +80,7 @@ pub fn train(given: &Given<'_>, latents: &Tensor) -> Result<(Encoder, Curve)> {
     let Given { config, zoo, vectors, sources, .. } = *given;
     let settings = &config.encoder;
     let encoder = Encoder::new(config, zoo, sources, latents.device());
-    let batch = Batches { config, zoo, sources, train: &vectors.train, latents: latents.flatten_from(1)? };
+    let batch = Batches { config, zoo, sources, vectors, latents: latents.flatten_from(1)? };
     // One loss makes all parameters, so that clones have them too.
     let mut first = Shard { networks: encoder, rng: random::stream(config.seed, "create") };
     batch.loss(&mut first)?;
@@ -114,8 +115,8 @@ struct Batches<'a> {
     config: &'a Config,
     zoo: &'a Zoo,
     sources: &'a Sources,
-    train: &'a [usize],
-    /// `[n, latent_dim]`.
+    vectors: &'a Vectors,
+    /// `[rows, latent_dim]`.
     latents: Tensor,
 }
 
@@ -123,14 +124,18 @@ impl Batches<'_> {
     /// The contrastive loss of one shard, whose datasets are each other's negatives.
     fn loss(&self, shard: &mut Shard<Encoder>) -> Result<Tensor> {
         let (encoder, rng, device) = (&mut shard.networks, &mut shard.rng, self.latents.device());
-        let picked = shards::pick(self.train, self.config.encoder.batch, rng);
+        let picked = shards::pick(&self.vectors.train, self.config.encoder.batch, rng);
         let tasks: Vec<&Task> = picked.iter().map(|&i| self.zoo.task(i as usize)).collect();
         let features = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
         let (dataset, _) = encoder.encode(&features)?;
-        let z = self.latents.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let (rows, pieces) = self.vectors.draw(&picked, rng);
+        let mut z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
+        if let Some(index) = one_hot(&pieces, self.vectors.vectorise.index_dim(), device)? {
+            z = Tensor::cat(&[&z, &index], 1)?;
+        }
         let shape = encoder.shape.clone();
         let mut b = Eager::new(&mut encoder.params);
-        let projected = project_latent(&mut b, &z, self.latents.dim(1)?, &shape)?;
+        let projected = project_latent(&mut b, &z, z.dim(1)?, &shape)?;
         let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
         let scale = temperature.affine(1.0, -self.config.encoder.temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
         info_nce(&dataset, &projected, &scale, &positives(&tasks, device)?)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use serde_json::json;
-use weights::manifest::{ArchitectureEntry, EncoderContract, FORMAT, Modality, files};
+use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, files};
 use weights::{Bundle, Manifest, tensors};
 
 use super::course::Given;
@@ -67,7 +67,8 @@ pub fn train(
     if let Some(extractor) = sources.extractor() {
         files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
     }
-    let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &zoo.architecture)?;
+    let architectures: Vec<&weights::Architecture> = zoo.architectures().collect();
+    let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
     let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
     Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
 }
@@ -83,13 +84,15 @@ pub fn identity(config: &Config, zoo: &Zoo, sources: &Sources) -> Result<String>
 
 /// Refuses a zoo of one lineage: all its checkpoints are near copies of one network.
 fn check_runs(zoo: &Zoo) -> Result<()> {
-    match zoo.runs.len() {
-        0 | 1 => {
-            let text = "the zoo has a single lineage; a generator needs at least 2 runs, and hundreds to be any good";
-            Err(Error::Config(text.into()))
+    for (index, architecture) in zoo.architectures().enumerate() {
+        if zoo.runs.iter().filter(|run| run.architecture == index).count() < 2 {
+            let of = if zoo.further.is_empty() { String::new() } else { format!(" of {}", architecture.name()) };
+            return Err(Error::Config(format!(
+                "the zoo has a single lineage{of}; a generator needs at least 2 runs, and hundreds to be any good"
+            )));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 struct Timed<'a> {
@@ -127,13 +130,26 @@ fn graphs(
     let mut out = BTreeMap::from(export::vae(vae)?);
     out.insert(files::DATASET_ENCODER.into(), export::dataset_encoder(encoder)?);
     out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
-    out.insert(files::forward(&zoo.architecture.name()), export::forward(&zoo.architecture)?);
+    for architecture in zoo.architectures() {
+        out.insert(files::forward(&architecture.name()), export::forward(architecture)?);
+    }
     let s = &vectors.standardisation;
-    let length = [vectors.vectorise.length];
+    let length = [vectors.vectorise.kinds() * vectors.vectorise.length];
     let statistics =
         tensors::named_to_safetensors(&[("mean", &length, &s.mean), ("std", &length, &s.std)], &BTreeMap::new());
     out.insert(files::STANDARDISATION.into(), statistics);
     Ok(out)
+}
+
+fn entry(architecture: &weights::Architecture) -> ArchitectureEntry {
+    let (name, layout) = (architecture.name(), architecture.layout());
+    ArchitectureEntry {
+        parameters: layout.parameters(),
+        forward: files::forward(&name),
+        config: architecture.clone(),
+        layout,
+        name,
+    }
 }
 
 fn manifest(
@@ -145,24 +161,16 @@ fn manifest(
     denoiser: &Denoiser,
     metrics: serde_json::Value,
 ) -> Result<Manifest> {
-    let layout = zoo.architecture.layout();
-    let name = zoo.architecture.name();
     let extractor = sources.extractor();
     let input_shape = extractor.map_or_else(|| sources.input_shape().to_vec(), |e| e.images.clone());
     let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
     let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Manifest {
-        format: FORMAT,
+        format: Manifest::format_of(&vectors.vectorise),
         name: config.name.clone(),
         description: config.description.clone(),
         modality: if input_shape.len() == 3 { Modality::Image } else { Modality::Features },
-        architectures: vec![ArchitectureEntry {
-            parameters: layout.parameters(),
-            forward: files::forward(&name),
-            config: zoo.architecture.clone(),
-            layout,
-            name,
-        }],
+        architectures: zoo.architectures().map(entry).collect(),
         vectorise: vectors.vectorise.clone(),
         standardise: config.vectors.standardise,
         latent: denoiser.latent.clone(),

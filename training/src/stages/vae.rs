@@ -4,12 +4,12 @@
 
 use candle_core::{D, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
-use weights::Layout;
+use weights::{Architecture, Layout};
 
 use super::course::{Course, Given};
 use super::fit::{self, score};
 use super::shards::{self, Shard};
-use super::vectors::Vectors;
+use super::vectors::{Rows, Vectors, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::{Config, VaeConfig};
@@ -29,71 +29,72 @@ pub struct Vae {
     pub shape: VaeShape,
     /// Its parameters.
     pub params: Params,
-    /// Standardisation as tensors, `[length]` each.
+    /// Standardisation as tensors, `[kinds, length]` each.
     mean: Tensor,
     std: Tensor,
 }
 
 impl Vae {
     fn new(config: &Config, vectors: &Vectors, device: &Device) -> Result<Self> {
-        let length = vectors.vectorise.length;
+        let (length, kinds) = (vectors.vectorise.length, vectors.vectorise.kinds());
+        let (hidden, latent) = (config.vae.hidden.clone(), config.vae.latent.clone());
         Ok(Self {
-            shape: VaeShape { length, hidden: config.vae.hidden.clone(), latent: config.vae.latent.clone() },
+            shape: VaeShape { length, hidden, latent, index: vectors.vectorise.index_dim() },
             params: Params::new(config.seed, device),
-            mean: Tensor::from_slice(&vectors.standardisation.mean, length, device)?,
-            std: Tensor::from_slice(&vectors.standardisation.std, length, device)?,
+            mean: Tensor::from_slice(&vectors.standardisation.mean, (kinds, length), device)?,
+            std: Tensor::from_slice(&vectors.standardisation.std, (kinds, length), device)?,
         })
     }
 
     /// Makes all parameters, so that clones have them too.
     fn create(&mut self) -> Result<()> {
         let x = Tensor::zeros((1, self.shape.length), candle_core::DType::F32, self.params.device())?;
-        let (z, _) = self.encode(&x)?;
-        self.decode(&z)?;
+        let (z, _) = self.encode(&x, &[0])?;
+        self.decode(&z, &[0])?;
         Ok(())
     }
 
-    /// Mean and log-variance of the latents of standardised vectors `x [n, length]`.
+    /// Mean and log-variance of the latents of standardised rows `x [n, length]`, which are these pieces.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn encode(&mut self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        encode(&mut Eager::new(&mut self.params), &self.shape, x)
+    pub fn encode(&mut self, x: &Tensor, pieces: &[u32]) -> Result<(Tensor, Tensor)> {
+        let index = one_hot(pieces, self.shape.index, x.device())?;
+        encode(&mut Eager::new(&mut self.params), &self.shape, x, index.as_ref())
     }
 
-    /// Standardised vectors `[n, length]` of latents `[n, latent…]`.
+    /// Standardised rows `[n, length]` of latents `[n, latent…]` of these pieces.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn decode(&mut self, z: &Tensor) -> Result<Tensor> {
-        decode(&mut Eager::new(&mut self.params), &self.shape, z)
+    pub fn decode(&mut self, z: &Tensor, pieces: &[u32]) -> Result<Tensor> {
+        let index = one_hot(pieces, self.shape.index, z.device())?;
+        decode(&mut Eager::new(&mut self.params), &self.shape, z, index.as_ref())
     }
 
-    /// Weights `[n, length]` of latents `[n, latent…]`: decoded, standardisation undone.
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn weights(&mut self, z: &Tensor) -> Result<Tensor> {
-        let x = self.decode(z)?;
-        self.undo(&x)
+    /// Undoes the standardisation of rows `[n, length]`, which are these pieces.
+    fn undo(&self, x: &Tensor, pieces: &[u32]) -> Result<Tensor> {
+        if self.mean.dim(0)? == 1 {
+            return Ok(x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?);
+        }
+        let index = Tensor::new(pieces, x.device())?;
+        Ok(((x * self.std.index_select(&index, 0)?)? + self.mean.index_select(&index, 0)?)?)
     }
 
-    fn undo(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?)
-    }
-
-    /// Latent means of all vectors of a zoo, `[n, latent…]`.
+    /// Latent means of all rows of a zoo, `[rows, latent…]`.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub fn means(&mut self, vectors: &Vectors) -> Result<Tensor> {
         let length = vectors.vectorise.length;
+        let all = vectors.batch(0..vectors.checkpoints());
         let parts = vectors
             .x
             .chunks(512 * length)
-            .map(|rows| {
+            .zip(all.pieces.chunks(512))
+            .map(|(rows, pieces)| {
                 let x = Tensor::from_slice(rows, (rows.len() / length, length), self.params.device())?;
-                Ok(self.encode(&x)?.0.detach())
+                Ok(self.encode(&x, pieces)?.0.detach())
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?)
@@ -111,19 +112,32 @@ impl Vae {
         checkpoints: &[usize],
         part: Part,
     ) -> Result<f64> {
-        if checkpoints.is_empty() {
-            return Ok(f64::NAN);
+        let mut sum = 0.0;
+        for (index, architecture) in zoo.architectures().enumerate() {
+            let own: Vec<usize> = checkpoints.iter().copied().filter(|&c| zoo.kind(c) == index).collect();
+            if own.is_empty() {
+                continue;
+            }
+            let theta = self.reconstruct(vectors, &own)?.flatten_all()?.to_vec1::<f32>()?;
+            let tasks = own.iter().map(|&i| sources.task(zoo.task(i), part)).collect::<Result<Vec<_>>>()?;
+            let per_class = tasks.iter().map(|t| t.per_class()).min().unwrap_or(0);
+            sum += score(architecture, &tasks, &theta, per_class)?.iter().map(|s| s.accuracy).sum::<f64>();
         }
+        // Not a number where there is none.
+        Ok(sum / checkpoints.len() as f64)
+    }
+
+    /// Weights `[n, d]` of checkpoints of one architecture through the VAE and back.
+    fn reconstruct(&mut self, vectors: &Vectors, checkpoints: &[usize]) -> Result<Tensor> {
+        let batch = vectors.batch(checkpoints.iter().copied());
         let length = vectors.vectorise.length;
-        let rows: Vec<f32> =
-            checkpoints.iter().flat_map(|&i| vectors.x[i * length..(i + 1) * length].iter().copied()).collect();
-        let x = Tensor::from_vec(rows, (checkpoints.len(), length), self.params.device())?;
-        let z = self.encode(&x)?.0;
-        let theta = self.weights(&z)?.narrow(1, 0, zoo.parameters())?.flatten_all()?.to_vec1::<f32>()?;
-        let tasks = checkpoints.iter().map(|&i| sources.task(zoo.task(i), part)).collect::<Result<Vec<_>>>()?;
-        let per_class = tasks.iter().map(|t| t.per_class()).min().unwrap_or(0);
-        let scores = score(&zoo.architecture, &tasks, &theta, per_class)?;
-        Ok(scores.iter().map(|s| s.accuracy).sum::<f64>() / scores.len() as f64)
+        let row = |&row: &u32| &vectors.x[row as usize * length..(row as usize + 1) * length];
+        let x: Vec<f32> = batch.rows.iter().flat_map(row).copied().collect();
+        let x = Tensor::from_vec(x, (batch.rows.len(), length), self.params.device())?;
+        let z = self.encode(&x, &batch.pieces)?.0;
+        let decoded = self.decode(&z, &batch.pieces)?;
+        let first: Vec<u32> = batch.networks.iter().map(|&(_, first)| first).collect();
+        vectors.join(&self.undo(&decoded, &batch.pieces)?, batch.networks[0].0, &first)
     }
 }
 
@@ -140,9 +154,9 @@ pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
         settings: &config.vae,
         zoo,
         sources,
-        train: &vectors.train,
+        vectors,
         x: Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?,
-        layout: zoo.architecture.layout(),
+        architectures: zoo.architectures().map(|a| (a, a.layout())).collect(),
     };
     let settings = &config.vae;
     let vars = vae.params.vars();
@@ -224,9 +238,9 @@ struct Batches<'a> {
     settings: &'a VaeConfig,
     zoo: &'a Zoo,
     sources: &'a Sources,
-    train: &'a [usize],
+    vectors: &'a Vectors,
     x: Tensor,
-    layout: Layout,
+    architectures: Vec<(&'a Architecture, Layout)>,
 }
 
 impl Batches<'_> {
@@ -234,43 +248,65 @@ impl Batches<'_> {
     fn loss(&self, shard: &mut Shard<Vae>) -> Result<Tensor> {
         let (vae, rng, settings) = (&mut shard.networks, &mut shard.rng, self.settings);
         let device = self.x.device();
-        let picked = shards::pick(self.train, settings.batch, rng);
-        let x = self.x.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let picked = shards::pick(&self.vectors.train, settings.batch, rng);
+        let batch = self.vectors.batch(picked.iter().map(|&i| i as usize));
+        let x = self.x.index_select(&Tensor::new(batch.rows.as_slice(), device)?, 0)?;
         let noise = random::normal(x.dims(), device, rng)?;
-        let (mean, log_variance) = vae.encode(&(&x + noise.affine(settings.input_noise, 0.0)?)?)?;
+        let noisy = (&x + noise.affine(settings.input_noise, 0.0)?)?;
+        let (mean, log_variance) = vae.encode(&noisy, &batch.pieces)?;
         let log_variance = log_variance.clamp(-12.0, 4.0)?;
         let noise = random::normal(mean.dims(), device, rng)?;
         let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
-        let decoded = vae.decode(&z)?;
+        let decoded = vae.decode(&z, &batch.pieces)?;
         let kl = kl_divergence(&mean, &log_variance)?;
         let mse = (&decoded - &x)?.sqr()?.mean_all()?;
         let loss = (mse.affine(settings.mse, 0.0)? + kl.affine(settings.beta, 0.0)?)?;
         if settings.behaviour == 0.0 {
             return Ok(loss);
         }
-        let behaviour = self.behaviour(&picked, &vae.undo(&x)?, &vae.undo(&decoded)?, rng)?;
+        let (original, decoded) = (vae.undo(&x, &batch.pieces)?, vae.undo(&decoded, &batch.pieces)?);
+        let behaviour = self.behaviour(&picked, &batch, &original, &decoded, rng)?;
         Ok((loss + behaviour.affine(settings.behaviour, 0.0)?)?)
     }
 
-    /// KL between the outputs of original and decoded networks (`[batch, length]` weights each) on training images of
-    /// each network's task, mean over networks and images.
-    fn behaviour(&self, picked: &[u32], original: &Tensor, decoded: &Tensor, rng: &mut ChaCha8Rng) -> Result<Tensor> {
-        let architecture = &self.zoo.architecture;
+    /// KL between the outputs of original and decoded networks (weights of all rows, `[rows, length]` each) on training
+    /// images of each network's task, mean over networks and images. Networks of one architecture go together.
+    fn behaviour(
+        &self,
+        picked: &[u32],
+        batch: &Rows,
+        original: &Tensor,
+        decoded: &Tensor,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Tensor> {
         let models = ((picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
-        let mut images = Vec::new();
-        for &i in &picked[..models] {
-            self.sources.task(self.zoo.task(i as usize), Part::Train)?.draw(
-                self.settings.behaviour_images,
-                rng,
-                &mut images,
-            );
+        let mut sum: Option<Tensor> = None;
+        for (index, (architecture, layout)) in self.architectures.iter().enumerate() {
+            let own = (0..models).filter(|&i| batch.networks[i].0 == index).collect::<Vec<_>>();
+            if own.is_empty() {
+                continue;
+            }
+            let mut images = Vec::new();
+            for &i in &own {
+                let task = self.zoo.task(picked[i] as usize);
+                let data = self.sources.task(task, Part::Train)?;
+                data.draw(self.settings.behaviour_images, rng, &mut images);
+            }
+            let images = fit::inputs(architecture, images, own.len(), original.device())?;
+            let first: Vec<u32> = own.iter().map(|&i| batch.networks[i].1).collect();
+            let outputs = |rows: &Tensor| -> Result<Tensor> {
+                let theta = self.vectors.join(rows, index, &first)?;
+                let logits = fit::logits(architecture, layout, &theta, &images)?;
+                Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)
+            };
+            let (p, q) = (outputs(original)?.detach(), outputs(decoded)?);
+            let kl = (p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?;
+            let kl = kl.affine(own.len() as f64 / models as f64, 0.0)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + kl)?,
+                None => kl,
+            });
         }
-        let images = fit::inputs(architecture, images, models, original.device())?;
-        let original = original.narrow(0, 0, models)?;
-        let decoded = decoded.narrow(0, 0, models)?;
-        let p = fit::logits(architecture, &self.layout, &original, &images)?.detach();
-        let q = fit::logits(architecture, &self.layout, &decoded, &images)?;
-        let (p, q) = (candle_nn::ops::log_softmax(&p, D::Minus1)?, candle_nn::ops::log_softmax(&q, D::Minus1)?);
-        Ok((p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?)
+        sum.map_or_else(|| Ok(Tensor::zeros((), candle_core::DType::F32, original.device())?), Ok)
     }
 }

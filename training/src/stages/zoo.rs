@@ -2,6 +2,7 @@
 //! runs. A zoo that was interrupted continues with the groups that are missing, and ends the same.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,15 @@ pub struct Run {
     pub task: Task,
     /// Seed of its initial weights and of its batches.
     pub seed: u64,
+    /// Its architecture, as an index into the zoo's.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub architecture: usize,
+}
+
+/// Left out of what is written, so that the digest of a zoo of one architecture stays.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
+fn is_first(architecture: &usize) -> bool {
+    *architecture == 0
 }
 
 /// A kept checkpoint.
@@ -48,14 +58,18 @@ pub struct Zoo {
     pub name: String,
     /// Digest of configuration and weights.
     pub digest: String,
-    /// Architecture of all models.
+    /// Architecture of the models, or the first of them.
     pub architecture: Architecture,
+    /// Further architectures, of a mixed zoo.
+    pub further: Vec<Architecture>,
     /// The runs.
     pub runs: Vec<Run>,
     /// The checkpoints, by run, then epoch.
     pub checkpoints: Vec<Checkpoint>,
-    /// Weights of each checkpoint, `[checkpoints × d]`.
+    /// Weights of each checkpoint, one after the other: `[checkpoints × d]` where there is one architecture.
     pub theta: Vec<f32>,
+    /// Where the weights of each checkpoint begin, and where the last one's end.
+    pub offsets: Vec<usize>,
 }
 
 /// `zoo.json`: what the zoo's weights depend on.
@@ -67,6 +81,8 @@ struct Header {
     data: Vec<(String, String)>,
     settings: serde_json::Value,
     architecture: Architecture,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    further: Vec<Architecture>,
     runs: Vec<Run>,
     group: usize,
     epochs: Vec<usize>,
@@ -79,15 +95,64 @@ fn group_file(group: usize) -> String {
 }
 
 impl Zoo {
-    /// Number of parameters of a model.
+    /// A zoo of checkpoints whose weights lie one after the other in `theta`.
+    ///
+    /// # Errors
+    /// [`weights::Error::Length`] when they are not those of the runs' architectures.
+    pub fn new(
+        name: String,
+        digest: String,
+        architectures: Vec<Architecture>,
+        runs: Vec<Run>,
+        checkpoints: Vec<Checkpoint>,
+        theta: Vec<f32>,
+    ) -> Result<Self> {
+        let sizes: Vec<usize> = architectures.iter().map(|a| a.layout().parameters()).collect();
+        let mut offsets = vec![0];
+        for checkpoint in &checkpoints {
+            let size = runs.get(checkpoint.run).and_then(|run| sizes.get(run.architecture)).copied().unwrap_or(0);
+            offsets.push(offsets[offsets.len() - 1] + size);
+        }
+        let expected = offsets[offsets.len() - 1];
+        let mut architectures = architectures.into_iter();
+        let first = architectures.next().filter(|_| theta.len() == expected);
+        let architecture = first.ok_or_else(|| weights::Error::Length {
+            what: format!("the weights of the zoo {name}"),
+            found: theta.len(),
+            expected,
+        })?;
+        Ok(Self { name, digest, architecture, further: architectures.collect(), runs, checkpoints, theta, offsets })
+    }
+
+    /// Number of parameters of a model, of the first architecture.
     pub fn parameters(&self) -> usize {
         self.architecture.layout().parameters()
     }
 
+    /// All architectures; the first is the default.
+    pub fn architectures(&self) -> impl Iterator<Item = &Architecture> {
+        std::iter::once(&self.architecture).chain(&self.further)
+    }
+
+    /// Index of a checkpoint's architecture.
+    pub fn kind(&self, checkpoint: usize) -> usize {
+        self.runs[self.checkpoints[checkpoint].run].architecture
+    }
+
+    /// The zoo's models of one architecture, as a zoo of that alone, and which checkpoints of this zoo they are; none
+    /// when there are none.
+    pub fn of_architecture(&self, index: usize) -> Option<(Self, Vec<usize>)> {
+        let architecture = self.architectures().nth(index)?.clone();
+        let mut only = self.subset(|_, run| run.architecture == index)?;
+        (only.architecture, only.further) = (architecture, Vec::new());
+        only.runs.iter_mut().for_each(|run| run.architecture = 0);
+        let own = (0..self.checkpoints.len()).filter(|&c| self.kind(c) == index);
+        Some((only, own.collect()))
+    }
+
     /// Weights of one checkpoint, `[d]`.
     pub fn weights(&self, checkpoint: usize) -> &[f32] {
-        let d = self.parameters();
-        &self.theta[checkpoint * d..(checkpoint + 1) * d]
+        &self.theta[self.offsets[checkpoint]..self.offsets[checkpoint + 1]]
     }
 
     /// The task that a checkpoint's run learned.
@@ -105,11 +170,12 @@ impl Zoo {
         }
         let mut place = vec![None; self.runs.len()];
         kept.iter().enumerate().for_each(|(new, &old)| place[old] = Some(new));
-        let (mut checkpoints, mut theta) = (Vec::new(), Vec::new());
+        let (mut checkpoints, mut theta, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
         for (i, checkpoint) in self.checkpoints.iter().enumerate() {
             if let Some(run) = place[checkpoint.run] {
                 checkpoints.push(Checkpoint { run, ..*checkpoint });
                 theta.extend_from_slice(self.weights(i));
+                offsets.push(theta.len());
             }
         }
         let text = format!("{} {kept:?}", self.digest);
@@ -117,9 +183,11 @@ impl Zoo {
             name: self.name.clone(),
             digest: weights::digest::sha256(text.as_bytes()),
             architecture: self.architecture.clone(),
+            further: self.further.clone(),
             runs: kept.iter().map(|&i| self.runs[i].clone()).collect(),
             checkpoints,
             theta,
+            offsets,
         })
     }
 
@@ -212,11 +280,15 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
         let text = format!("task {other} has {} classes, the first {classes}; all must be equal", other.classes.len());
         return Err(Error::Config(text));
     }
-    let architecture = config.architecture.build(sources.input_shape(), classes)?;
+    let mut architectures = config.build_architectures(sources.input_shape(), classes)?.into_iter();
+    let architecture = architectures.next().ok_or_else(|| Error::Config("there is no architecture".into()))?;
+    let further: Vec<Architecture> = architectures.collect();
     let mut rng = random::stream(config.seed, "runs");
-    let runs = (0..config.zoo.runs_per_task)
-        .flat_map(|_| seen.iter().cloned())
-        .map(|task| Run { task, seed: rng.random_range(0..1 << 53) })
+    // Architecture by architecture, so that each one's runs lie in rounds of one a task.
+    let runs = (0..=further.len())
+        .flat_map(|architecture| (0..config.zoo.runs_per_task).map(move |_| architecture))
+        .flat_map(|architecture| seen.iter().cloned().map(move |task| (architecture, task)))
+        .map(|(architecture, task)| Run { task, seed: rng.random_range(0..1 << 53), architecture })
         .collect();
     let settings = serde_json::to_value((&config.data, &config.tasks, &config.zoo));
     Ok(Header {
@@ -226,6 +298,7 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
         data: sources.list().iter().map(|s| (s.name.clone(), s.data.digest())).collect(),
         settings: settings.map_err(|e| Error::Config(e.to_string()))?,
         architecture,
+        further,
         runs,
         group: config.zoo.group,
         epochs: (config.zoo.epochs + 1 - config.zoo.keep..=config.zoo.epochs).collect(),
@@ -239,11 +312,39 @@ fn read_header(store: &dyn Snapshots) -> Result<Header> {
     };
     let damaged = |e: String| Error::Zoo { path: store.place(), reason: format!("{HEADER} cannot be read: {e}") };
     let header: Header = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    header.architecture.validate()?;
+    header.architectures().try_for_each(Architecture::validate)?;
+    let kinds = header.further.len() + 1;
+    if header.runs.iter().any(|run| run.architecture >= kinds) {
+        return Err(damaged(format!("a run is of an architecture beyond the {kinds} there are")));
+    }
     if header.group == 0 || header.epochs.is_empty() || header.runs.is_empty() {
         return Err(damaged("it has no runs, no epochs or groups of no runs".into()));
     }
     Ok(header)
+}
+
+impl Header {
+    fn architectures(&self) -> impl Iterator<Item = &Architecture> {
+        std::iter::once(&self.architecture).chain(&self.further)
+    }
+
+    /// The architecture of a group's runs.
+    fn architecture_of(&self, runs: &Range<usize>) -> &Architecture {
+        let index = self.runs[runs.start].architecture;
+        self.architectures().nth(index).unwrap_or(&self.architecture)
+    }
+
+    /// The runs of each group: they are of one architecture, for they are trained as one tensor.
+    fn groups(&self) -> Vec<Range<usize>> {
+        let mut groups = Vec::new();
+        let mut start = 0;
+        for same in self.runs.chunk_by(|a, b| a.architecture == b.architecture) {
+            let end = start + same.len();
+            groups.extend((start..end).step_by(self.group).map(|first| first..end.min(first + self.group)));
+            start = end;
+        }
+        groups
+    }
 }
 
 /// A zoo under way.
@@ -258,15 +359,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn runs(&self, group: usize) -> &[Run] {
-        let (all, first) = (&self.header.runs, group * self.header.group);
-        &all[first..all.len().min(first + self.header.group)]
-    }
-
     fn train_missing(&self) -> Result<()> {
         let runs = &self.header.runs;
+        let groups = self.header.groups();
         let mut missing = Vec::new();
-        for group in 0..runs.len().div_ceil(self.header.group) {
+        for group in 0..groups.len() {
             if !self.store.has(&group_file(group))? {
                 missing.push(group);
             }
@@ -277,14 +374,14 @@ impl Builder<'_> {
         let all = runs.iter().map(|r| self.sources.task(&r.task, Part::Train)).collect::<Result<Vec<_>>>()?;
         let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &all);
         let steps = recipe.steps_per_epoch * self.config.zoo.epochs;
-        let todo: usize = missing.iter().map(|&g| self.runs(g).len() * steps).sum();
+        let todo: usize = missing.iter().map(|&g| groups[g].len() * steps).sum();
         let total = runs.len() * steps;
         let stage = self.progress.stage("zoo", total, total - todo);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let work = || {
             while let Some(&group) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.train_group(group, &recipe, &stage) {
+                if let Err(error) = self.train_group(group, groups[group].clone(), &recipe, &stage) {
                     // The other workers stop at their next group; the first error is the one to tell.
                     next.store(missing.len(), Ordering::Relaxed);
                     if let Ok(mut slot) = failure.lock() {
@@ -308,8 +405,8 @@ impl Builder<'_> {
         }
     }
 
-    fn train_group(&self, group: usize, recipe: &Recipe, stage: &Stage) -> Result<()> {
-        let (runs, architecture) = (self.runs(group), &self.header.architecture);
+    fn train_group(&self, group: usize, range: Range<usize>, recipe: &Recipe, stage: &Stage) -> Result<()> {
+        let (runs, architecture) = (&self.header.runs[range.clone()], self.header.architecture_of(&range));
         let tasks = |part| runs.iter().map(|r| self.sources.task(&r.task, part)).collect::<Result<Vec<_>>>();
         let (train, test) = (tasks(Part::Train)?, tasks(Part::Test)?);
         let seeds: Vec<u64> = runs.iter().map(|r| r.seed).collect();
@@ -322,17 +419,18 @@ impl Builder<'_> {
         }
         let kept = models
             .run(&mut |models, loss| keeper.after(stage.advance_with(runs.len(), loss), false, || models.snapshot()))?;
-        self.store.save(&group_file(group), &self.finished(group, &kept, &test)?)?;
+        self.store.save(&group_file(group), &self.finished(&range, &kept, &test)?)?;
         keeper.remove();
         Ok(())
     }
 
     /// The file of a group whose weights after each of the last epochs are `kept`.
-    fn finished(&self, group: usize, kept: &[Vec<f32>], test: &[TaskData<'_>]) -> Result<Vec<u8>> {
+    fn finished(&self, range: &Range<usize>, kept: &[Vec<f32>], test: &[TaskData<'_>]) -> Result<Vec<u8>> {
+        let architecture = self.header.architecture_of(range);
         let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
         let (mut accuracy, mut loss, mut all) = (Vec::new(), Vec::new(), Vec::new());
         for theta in kept {
-            for s in score(&self.header.architecture, test, theta, per_class)? {
+            for s in score(architecture, test, theta, per_class)? {
                 accuracy.push(s.accuracy as f32);
                 loss.push(s.loss as f32);
             }
@@ -342,7 +440,7 @@ impl Builder<'_> {
         let (k, m, d) = (kept.len(), test.len(), all.len() / kept.len() / test.len());
         Ok(tensors::named_to_safetensors(
             &[("accuracy", &[k, m], &accuracy), ("loss", &[k, m], &loss), ("weights", &[k, m, d], &all)],
-            &BTreeMap::from([("first_run".to_owned(), (group * self.header.group).to_string())]),
+            &BTreeMap::from([("first_run".to_owned(), range.start.to_string())]),
         ))
     }
 }
@@ -372,14 +470,13 @@ pub fn open(dir: &Path) -> Result<Zoo> {
 /// As [`open`].
 pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
     let header = read_header(store)?;
-    let d = header.architecture.layout().parameters();
     let (n, k) = (header.runs.len(), header.epochs.len());
     let mut checkpoints = Vec::with_capacity(n * k);
-    let mut theta = Vec::with_capacity(n * k * d);
-    for group in 0..n.div_ceil(header.group) {
+    let mut theta = Vec::new();
+    for (group, range) in header.groups().into_iter().enumerate() {
         let part = Group::read(store, &group_file(group))?;
-        let first = group * header.group;
-        let models = n.min(first + header.group) - first;
+        let (first, models) = (range.start, range.len());
+        let d = header.architecture_of(&range).layout().parameters();
         if part.theta.len() != k * models * d || part.accuracy.len() != k * models {
             let reason = format!("{} does not fit {HEADER}; remove it and build again", group_file(group));
             return Err(Error::Zoo { path: store.place(), reason });
@@ -399,14 +496,9 @@ pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
     }
     let text = serde_json::to_vec(&header).map_err(|e| Error::Config(e.to_string()))?;
     let both = format!("{}{}", weights::digest::sha256(&text), weights::digest::of_weights(&theta));
-    Ok(Zoo {
-        name: header.name,
-        digest: weights::digest::sha256(both.as_bytes()),
-        architecture: header.architecture,
-        runs: header.runs,
-        checkpoints,
-        theta,
-    })
+    let digest = weights::digest::sha256(both.as_bytes());
+    let architectures = header.architectures().cloned().collect();
+    Zoo::new(header.name, digest, architectures, header.runs, checkpoints, theta)
 }
 
 struct Group {
