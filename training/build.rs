@@ -5,12 +5,18 @@
 use std::path::Path;
 use std::process::Command;
 
+/// What git answers, when it does.
+fn git(args: &[&str]) -> Option<String> {
+    let found = Command::new("git").arg("rev-parse").args(args).output().ok().filter(|o| o.status.success());
+    found.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+}
+
 fn main() {
-    let found = Command::new("git").args(["rev-parse", "HEAD"]).output().ok().filter(|o| o.status.success());
-    let revision = found.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
-    println!("cargo:rustc-env=WEIGHTSMITH_REVISION={}", revision.as_deref().unwrap_or("unknown"));
-    // A path that does not exist would run this script at every build.
-    for path in ["../.git/HEAD", "../.git/logs/HEAD"].into_iter().filter(|p| Path::new(p).exists()) {
+    println!("cargo:rustc-env=WEIGHTSMITH_REVISION={}", git(&["HEAD"]).as_deref().unwrap_or("unknown"));
+    // Asked for, because in a further working tree they are not in `../.git`. A path that does not exist would run
+    // this script at every build.
+    let paths = ["HEAD", "logs/HEAD"].into_iter().filter_map(|path| git(&["--git-path", path]));
+    for path in paths.filter(|path| Path::new(path).exists()) {
         println!("cargo:rerun-if-changed={path}");
     }
     println!("cargo:rerun-if-changed=build.rs");
