@@ -90,7 +90,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Training(training::Error::Interrupted) => 130,
-            Self::Training(training::Error::Tensor(_) | training::Error::Diverged { .. }) => 1,
+            Self::Training(
+                training::Error::Tensor(_) | training::Error::Diverged { .. } | training::Error::Collapsed { .. },
+            ) => 1,
             Self::Input { .. } | Self::Io { .. } | Self::Data(_) | Self::Weights(_) | Self::Training(_) => 2,
             Self::Inference(inference::Error::Graph { .. }) => 1,
             Self::Registry(e)

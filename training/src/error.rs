@@ -41,6 +41,19 @@ pub enum Error {
         /// Optimiser step.
         step: usize,
     },
+    /// The latents of all checkpoints are one point: nothing can be generated from them.
+    #[error(
+        "{stage}: the latent has collapsed at step {step}: its largest deviation over checkpoints is {deviation:.1e}; \
+         lower vae.beta, or raise vae.mse or vae.behaviour"
+    )]
+    Collapsed {
+        /// Which stage.
+        stage: &'static str,
+        /// Optimiser step.
+        step: usize,
+        /// Largest standard deviation of a latent's dimension over checkpoints.
+        deviation: f32,
+    },
     /// Snapshots cannot be kept or read.
     #[error("snapshots: {0}")]
     Snapshots(String),
@@ -66,6 +79,7 @@ impl Error {
             Self::Io { .. } => "io",
             Self::Zoo { .. } => "zoo_invalid",
             Self::Diverged { .. } => "diverged",
+            Self::Collapsed { .. } => "collapsed",
             Self::Snapshots(_) => "snapshots_unavailable",
             Self::Interrupted => "interrupted",
         }

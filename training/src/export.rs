@@ -8,11 +8,12 @@ use weights::manifest::files;
 use crate::backend::Eager;
 use crate::backend::onnx::{BATCH, Onnx};
 use crate::error::Result;
-use crate::networks::{dataset_encoder, denoiser, target, vae};
+use crate::networks::{dataset_encoder, denoiser, predictor, target, vae};
 use crate::random;
 use crate::stages::diffusion::Denoiser;
 use crate::stages::encoder::Encoder;
 use crate::stages::fit;
+use crate::stages::predictor::Predictor;
 use crate::stages::vae::Vae;
 use crate::stages::vectors::one_hot;
 
@@ -116,6 +117,42 @@ pub fn denoiser(d: &Denoiser) -> Result<Vec<u8>> {
     let y = denoiser::denoise(&mut graph, &d.shape, &z, &t, &c)?;
     graph.output(&y, "prediction", &latent);
     Ok(graph.finish())
+}
+
+/// The predictor's graph.
+///
+/// # Errors
+/// When a parameter is missing.
+pub fn predictor(p: &Predictor) -> Result<Vec<u8>> {
+    let mut graph = Onnx::new("predictor", Some(&p.params));
+    let x = graph.input("weights", &[BATCH, p.shape.length]);
+    let dataset = p.shape.dataset.map(|dim| graph.input("dataset", &[BATCH, dim]));
+    let (_, y) = predictor::predict(&mut graph, &p.shape, &x, dataset.as_ref())?;
+    graph.output(&y, "accuracy", &[BATCH, 1]);
+    Ok(graph.finish())
+}
+
+/// Probes of the predictor's graph.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn predictor_probes(p: &mut Predictor) -> Result<Vec<Probe>> {
+    let mut rng = random::stream(1, "probes");
+    let mut probes = Vec::new();
+    for n in PROBE_BATCHES {
+        let x = random::normal(&[n, p.shape.length], &Device::Cpu, &mut rng)?;
+        let mut inputs = vec![named("weights", &x)?];
+        let dataset = match p.shape.dataset {
+            Some(dim) => Some(random::normal(&[n, dim], &Device::Cpu, &mut rng)?),
+            None => None,
+        };
+        if let Some(dataset) = &dataset {
+            inputs.push(named("dataset", dataset)?);
+        }
+        let (_, y) = p.predict(&x, dataset.as_ref())?;
+        probes.push(Probe { graph: files::PREDICTOR.into(), inputs, outputs: vec![named("accuracy", &y)?] });
+    }
+    Ok(probes)
 }
 
 /// Probes of all graphs at batches 1, 3 and 32.

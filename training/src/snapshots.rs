@@ -61,7 +61,7 @@ const SHARE: u32 = 50;
 /// Snapshots of a stage: the last and the one before it.
 const SLOTS: usize = 2;
 /// The stages of a generator's training that keep snapshots.
-const STAGES: [&str; 3] = ["vae", "encoder", "denoiser"];
+const STAGES: [&str; 5] = ["guide", "vae", "encoder", "denoiser", "predictor"];
 
 /// What is trained: a digest of all that it depends on, this program among it. Training of another version would not
 /// be the training that the result says it is.

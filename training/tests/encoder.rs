@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor};
 use training::backend::Eager;
-use training::networks::dataset_encoder::{EncoderShape, encode};
+use training::networks::dataset_encoder::{Condition, EncoderKind, EncoderShape, encode};
 use training::params::Params;
 use training::random;
 
@@ -19,12 +19,19 @@ fn shape() -> EncoderShape {
         blocks: 1,
         token_dim: 6,
         embedding_dim: 10,
+        kind: EncoderKind::SetTransformer,
+        condition: Condition::Tokens,
     }
 }
 
 fn run(features: &Tensor) -> (Vec<f32>, Vec<f32>) {
+    run_as(&shape(), features)
+}
+
+fn run_as(shape: &EncoderShape, features: &Tensor) -> (Vec<f32>, Vec<f32>) {
     let mut params = Params::new(1, &Device::Cpu);
-    let (dataset, condition) = encode(&mut Eager::new(&mut params), &shape(), features).unwrap();
+    let (dataset, condition) = encode(&mut Eager::new(&mut params), shape, features).unwrap();
+    assert_eq!(condition.dims(), [features.dim(0).unwrap(), shape.condition_dim()]);
     (dataset.flatten_all().unwrap().to_vec1().unwrap(), condition.flatten_all().unwrap().to_vec1().unwrap())
 }
 
@@ -57,4 +64,24 @@ fn the_order_of_images_inside_a_class_does_not_matter() {
     let index = Tensor::new(&[4u32, 2, 0, 1, 3], &Device::Cpu).unwrap();
     let (a, b) = (run(&features()).1, run(&features().index_select(&index, 2).unwrap()).1);
     assert!(difference(&a, &b) < 1e-4);
+}
+
+#[test]
+fn a_condition_says_no_more_than_it_is_to() {
+    let (dataset, condition) = run_as(&EncoderShape { condition: Condition::Pooled, ..shape() }, &features());
+    assert_eq!((&dataset, condition), (&run(&features()).0, dataset.clone()));
+    let (dataset, condition) = run_as(&EncoderShape { condition: Condition::None, ..shape() }, &features());
+    assert!(condition.iter().all(|v| *v == 0.0), "{condition:?}");
+    assert!(dataset.iter().any(|v| v.abs() > 0.1), "z_D is still there for the search");
+}
+
+#[test]
+fn the_mlp_sees_order_everywhere() {
+    let mlp = EncoderShape { kind: EncoderKind::Mlp, condition: Condition::Pooled, ..shape() };
+    let before = run_as(&mlp, &features()).1;
+    for axis in [1, 2] {
+        let index = Tensor::new(&[1u32, 0, 2, 3], &Device::Cpu).unwrap();
+        let index = if axis == 1 { index } else { Tensor::new(&[1u32, 0, 2, 3, 4], &Device::Cpu).unwrap() };
+        assert!(difference(&before, &run_as(&mlp, &features().index_select(&index, axis).unwrap()).1) > 1e-3);
+    }
 }

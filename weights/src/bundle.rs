@@ -226,6 +226,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             condition_dim: 32,
         },
         extractor: None,
+        predictor: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

@@ -32,6 +32,10 @@ pub mod files {
     /// Tensors `mean` and `std`, `[kinds × length]` each.
     pub const STANDARDISATION: &str = "standardisation.safetensors";
 
+    /// `weights [batch, length]`, standardised, and where it is dataset-conditioned `dataset [batch, embedding_dim]` →
+    /// `accuracy [batch, 1]`; only where a predictor was trained.
+    pub const PREDICTOR: &str = "predictor.onnx";
+
     /// The loss of each training step: `{"format": 1, "stages": [{"stage", "steps", "step": […], "loss": […]}]}`.
     pub const TRAINING_CURVE: &str = "training_curve.json";
 
@@ -213,6 +217,13 @@ pub struct EncoderContract {
     pub condition_dim: usize,
 }
 
+/// What the accuracy predictor takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PredictorContract {
+    /// Whether it takes the dataset embedding z_D beside the weights.
+    pub dataset: bool,
+}
+
 /// Digest and size of a file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -255,6 +266,9 @@ pub struct Manifest {
     /// The feature extractor, unless it is `pixels`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extractor: Option<ExtractorUse>,
+    /// The accuracy predictor, where one was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predictor: Option<PredictorContract>,
     /// Whether the denoiser was trained with condition dropout, so that guidance means something. The null
     /// condition is the zero vector.
     pub guidance: bool,

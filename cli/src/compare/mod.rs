@@ -30,6 +30,10 @@ pub const AVERAGED: usize = 16;
 pub enum Arm {
     /// Generated for the task.
     Generated,
+    /// Of what was generated for a task, the one that the predictor ranks first.
+    Predicted,
+    /// Of what was generated for a task, the best on validation images.
+    Selected,
     /// Models trained on these very tasks: the zoo's own, or ones trained the same way.
     Zoo,
     /// The checkpoint of the run whose task has the nearest dataset embedding.
@@ -50,8 +54,10 @@ pub enum Arm {
 
 impl Arm {
     /// All arms, in the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Generated,
+        Self::Predicted,
+        Self::Selected,
         Self::Zoo,
         Self::Retrieval,
         Self::Scratch,
@@ -62,10 +68,17 @@ impl Arm {
         Self::Shuffled,
     ];
 
+    /// Whether an experiment must ask for it: the best of what another arm has.
+    pub fn chosen(self) -> bool {
+        matches!(self, Self::Predicted | Self::Selected)
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Generated => "generated",
+            Self::Predicted => "predicted",
+            Self::Selected => "selected",
             Self::Zoo => "zoo",
             Self::Retrieval => "retrieval",
             Self::Scratch => "scratch",
@@ -125,6 +138,8 @@ pub struct Comparison<'a> {
     pub targets: &'a [usize],
     /// Generated weights by task, `[d]` a sample.
     pub generated: &'a [Vec<Vec<f32>>],
+    /// Accuracies that a predictor expects of them; empty without one.
+    pub predicted: &'a [Vec<f64>],
     /// Runs of the zoo by task, those with the nearest dataset embedding first.
     pub near: &'a [Vec<usize>],
     /// What the VAE makes of checkpoints.
@@ -160,6 +175,8 @@ impl Comparison<'_> {
         for &arm in &self.settings.arms {
             let models = match arm {
                 Arm::Generated => generated.clone(),
+                Arm::Predicted => self.predicted()?,
+                Arm::Selected => self.selected()?,
                 Arm::Zoo => self.zoo_models()?,
                 Arm::Retrieval => self.retrieval(&last),
                 Arm::Scratch => self.scratch(),
@@ -180,6 +197,31 @@ impl Comparison<'_> {
 
     fn generated(&self) -> Vec<(usize, Vec<f32>)> {
         self.targets.iter().flat_map(|&t| self.generated[t].iter().map(move |w| (t, w.clone()))).collect()
+    }
+
+    /// Of what was generated for each target, the one with the largest score; the first of equals.
+    fn best(&self, scores: impl Fn(usize) -> Result<Vec<f64>>) -> Result<Vec<(usize, Vec<f32>)>> {
+        let mut models = Vec::with_capacity(self.targets.len());
+        for &t in self.targets {
+            let scores = scores(t)?;
+            let first = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+            models.extend(first.and_then(|(i, _)| self.generated[t].get(i)).map(|theta| (t, theta.clone())));
+        }
+        Ok(models)
+    }
+
+    fn predicted(&self) -> Result<Vec<(usize, Vec<f32>)>> {
+        self.best(|t| Ok(self.predicted.get(t).cloned().unwrap_or_default()))
+    }
+
+    fn selected(&self) -> Result<Vec<(usize, Vec<f32>)>> {
+        self.best(|t| {
+            let theta = self.generated[t].concat();
+            let data = self.data(self.tasks, Part::Validation, self.generated[t].iter().map(|_| t))?;
+            let per_class = data.iter().map(TaskData::per_class).min().unwrap_or(0);
+            let scores = fit::score(&self.zoo.architecture, &data, &theta, per_class)?;
+            Ok(scores.iter().map(|s| s.accuracy).collect())
+        })
     }
 
     /// What was generated for one task is measured on the next; nothing where there is one task.

@@ -88,6 +88,7 @@ pub fn measure(
         tasks,
         targets: &targets,
         generated: &generated,
+        predicted: &[],
         near,
         reconstructions: Reconstructions::default(),
         settings: &settings,

@@ -145,7 +145,7 @@ fn some_samples() -> usize {
     20
 }
 fn all_arms() -> Vec<Arm> {
-    Arm::ALL.to_vec()
+    Arm::ALL.into_iter().filter(|arm| !arm.chosen()).collect()
 }
 fn many_tasks() -> usize {
     52

@@ -266,7 +266,7 @@ impl<'a> Run<'a> {
 
     /// Measures one generator on one set of tasks.
     fn set(&mut self, made: &Made<'_>, name: &str, tasks: &[Task], targets: &[usize]) -> Result<()> {
-        let (generated, near) = self.spend("generate", |run| run.generate(made, tasks, targets))?;
+        let drawn = self.spend("generate", |run| run.generate(made, tasks, targets))?;
         let reconstructions = self.spend("generate", |run| run.reconstruct(made, tasks, targets))?;
         let e = self.experiment;
         let settings = Settings {
@@ -287,8 +287,9 @@ impl<'a> Run<'a> {
                 whole: &made.whole,
                 tasks,
                 targets,
-                generated: &generated,
-                near: &near,
+                generated: &drawn.generated,
+                predicted: &drawn.predicted,
+                near: &drawn.near,
                 reconstructions,
                 settings: &settings,
                 progress: run.place.progress,
@@ -297,7 +298,7 @@ impl<'a> Run<'a> {
             Ok((comparison.run()?, timing))
         })?;
         if e.weights_figure && self.weights.is_none() {
-            self.weights = made.figure(tasks, targets, &generated)?;
+            self.weights = made.figure(tasks, targets, &drawn.generated)?;
         }
         self.keep(made, &format!("{}{name}", made.label), report, timing);
         Ok(())
@@ -321,26 +322,23 @@ impl<'a> Run<'a> {
     }
 
     /// Generated weights and nearest runs by task; empty for tasks that neither they nor the shuffled condition need.
-    #[allow(clippy::type_complexity)] // samples of weights by task, runs by task
-    fn generate(
-        &mut self,
-        made: &Made<'_>,
-        tasks: &[Task],
-        targets: &[usize],
-    ) -> Result<(Vec<Vec<Vec<f32>>>, Vec<Vec<usize>>)> {
-        let (mut generated, mut near) = (vec![Vec::new(); tasks.len()], vec![Vec::new(); tasks.len()]);
+    fn generate(&mut self, made: &Made<'_>, tasks: &[Task], targets: &[usize]) -> Result<Drawn> {
+        let n = tasks.len();
+        let mut drawn =
+            Drawn { generated: vec![Vec::new(); n], predicted: vec![Vec::new(); n], near: vec![Vec::new(); n] };
         let stage = self.place.progress.stage("generate", tasks.len(), 0);
         for (t, task) in tasks.iter().enumerate() {
             stage.advance(1)?;
             if !targets.contains(&t) && !targets.contains(&((t + 1) % tasks.len())) {
                 continue;
             }
-            let embedding;
-            (embedding, generated[t]) = self.sample(made, task, t, self.experiment.samples)?;
-            near[t] = nearest(&embedding.dataset, &made.embedded);
+            let (embedding, weights) = self.sample(made, task, t, self.experiment.samples)?;
+            drawn.near[t] = nearest(&embedding.dataset, &made.embedded);
+            drawn.predicted[t] = made.generator.predict(&weights, &embedding)?.unwrap_or_default();
+            drawn.generated[t] = weights;
         }
         stage.finish();
-        Ok((generated, near))
+        Ok(drawn)
     }
 
     /// What one model of each target costs: generated one after the other, and trained.
@@ -437,6 +435,15 @@ impl<'a> Run<'a> {
             weights: self.weights,
         }
     }
+}
+
+/// What was generated, by task; empty for tasks that need none.
+struct Drawn {
+    generated: Vec<Vec<Vec<f32>>>,
+    /// Accuracies that the generator's predictor expects; empty without one.
+    predicted: Vec<Vec<f64>>,
+    /// The nearest runs.
+    near: Vec<Vec<usize>>,
 }
 
 /// A generator with what it learned from.

@@ -71,7 +71,9 @@ pub fn run(args: Args) -> Result<()> {
 /// A loss that is not finite is the experiment's mistake.
 fn diverged(error: Error) -> Error {
     match error {
-        Error::Training(e @ training::Error::Diverged { .. }) => Error::input(e.code(), e.to_string()),
+        Error::Training(e @ (training::Error::Diverged { .. } | training::Error::Collapsed { .. })) => {
+            Error::input(e.code(), e.to_string())
+        }
         other => other,
     }
 }

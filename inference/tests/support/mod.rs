@@ -71,6 +71,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
             condition_dim: CLASSES * FEATURES,
         },
         extractor: None,
+        predictor: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

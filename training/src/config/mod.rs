@@ -1,5 +1,6 @@
 //! Configuration of a generator's training: one TOML file.
 
+mod predictor;
 mod validate;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,9 @@ use weights::{Activation, Architecture, StandardiseMode};
 
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
+
+pub use crate::networks::dataset_encoder::{Condition, EncoderKind};
+pub use predictor::PredictorConfig;
 
 /// Everything that decides a generator. Sections have defaults; unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +53,9 @@ pub struct Config {
     /// The diffusion.
     #[serde(default)]
     pub diffusion: DiffusionConfig,
+    /// The accuracy predictor.
+    #[serde(default)]
+    pub predictor: PredictorConfig,
     /// What the demo measures.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
@@ -235,6 +242,8 @@ pub struct VaeConfig {
     pub latent: Vec<usize>,
     /// Weight of the KL divergence (nats, mean over the latent dimensions).
     pub beta: f64,
+    /// Step from which the KL divergence counts; until then it is an autoencoder without noise.
+    pub kl_from: usize,
     /// Weight of the squared error of the vectors.
     pub mse: f64,
     /// Weight of the behaviour loss: KL between the outputs of the original and of the decoded network.
@@ -253,6 +262,9 @@ pub struct VaeConfig {
     pub lr: f64,
     /// Weight decay.
     pub weight_decay: f64,
+    /// Weight of the squared distance between a predictor's embeddings of weights and of their reconstruction (Eq. 9);
+    /// above 0, a predictor without z_D is trained before, by the settings of `predictor`.
+    pub predictor: f64,
 }
 
 impl Default for VaeConfig {
@@ -261,6 +273,7 @@ impl Default for VaeConfig {
             hidden: vec![512],
             latent: vec![128],
             beta: 1e-4,
+            kl_from: 0,
             mse: 1.0,
             behaviour: 0.3,
             behaviour_share: 0.5,
@@ -270,6 +283,7 @@ impl Default for VaeConfig {
             batch: 96,
             lr: 1e-3,
             weight_decay: 0.01,
+            predictor: 0.0,
         }
     }
 }
@@ -294,7 +308,8 @@ pub struct EncoderConfig {
     pub token_dim: usize,
     /// Width of z_D.
     pub embedding_dim: usize,
-    /// Steps of the contrastive alignment.
+    /// Steps of the contrastive alignment (Eq. 2); 0 for none, where the encoder learns along with the denoiser (`joint`)
+    /// or nothing is made of it.
     pub steps: usize,
     /// Batch.
     pub batch: usize,
@@ -306,6 +321,10 @@ pub struct EncoderConfig {
     pub temperature: f64,
     /// Learning rate of the encoder while the denoiser trains, as a share of the denoiser's; 0 freezes it.
     pub joint: f64,
+    /// The network.
+    pub kind: EncoderKind,
+    /// What the denoiser is told of the dataset.
+    pub condition: Condition,
 }
 
 impl Default for EncoderConfig {
@@ -324,6 +343,8 @@ impl Default for EncoderConfig {
             weight_decay: 0.01,
             temperature: 0.1,
             joint: 0.0,
+            kind: EncoderKind::default(),
+            condition: Condition::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Checks a configuration's values, so that a mistake is named before minutes are spent.
 
-use super::{Config, TasksConfig};
+use super::{Condition, Config, EncoderKind, TasksConfig};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
 use weights::vectorise::VectoriseMode;
@@ -19,6 +19,7 @@ impl Config {
         self.validate_extractor()?;
         self.validate_counts()?;
         self.validate_numbers()?;
+        self.validate_predictor()?;
         self.validate_evaluation()?;
         self.validate_networks()
     }
@@ -62,7 +63,6 @@ impl Config {
             (self.encoder.token_dim, "encoder.token_dim"),
             (self.encoder.embedding_dim, "encoder.embedding_dim"),
             (self.vae.hidden.iter().copied().min().unwrap_or(1), "each width of vae.hidden"),
-            (self.encoder.steps, "encoder.steps"),
             (self.encoder.batch, "encoder.batch"),
             (self.encoder.heads, "encoder.heads"),
             (self.diffusion.steps, "diffusion.steps"),
@@ -103,6 +103,7 @@ impl Config {
             (self.vae.mse, "vae.mse"),
             (self.vae.behaviour, "vae.behaviour"),
             (self.vae.input_noise, "vae.input_noise"),
+            (self.vae.predictor, "vae.predictor"),
             (self.vae.weight_decay, "vae.weight_decay"),
             (self.encoder.weight_decay, "encoder.weight_decay"),
             (self.encoder.joint, "encoder.joint"),
@@ -116,6 +117,27 @@ impl Config {
         need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")
     }
 
+    fn validate_predictor(&self) -> Result<()> {
+        let p = &self.predictor;
+        for (value, name) in [(p.examples, "examples"), (p.width, "width"), (p.batch, "batch")] {
+            need(value > 0, format!("predictor.{name} must be at least 1"))?;
+        }
+        need(p.lr > 0.0 && p.lr.is_finite(), "predictor.lr must be a positive number")?;
+        for (value, name) in [(p.input_noise, "input_noise"), (p.weight_decay, "weight_decay")] {
+            need(value >= 0.0 && value.is_finite(), format!("predictor.{name} must be 0 or a positive number"))?;
+        }
+        let whole = self.architectures.len() <= 1 && self.vectors.mode == VectoriseMode::ModelWise;
+        need(
+            p.steps == 0 || whole,
+            "a predictor takes whole networks of one architecture: leave predictor.steps 0 with several architectures, or \
+             with vectors.mode other than model_wise",
+        )?;
+        need(
+            self.vae.predictor == 0.0 || p.steps > 0,
+            "vae.predictor needs a predictor: set predictor.steps to at least 1",
+        )
+    }
+
     fn validate_evaluation(&self) -> Result<()> {
         let (e, d) = (&self.evaluation, &self.diffusion);
         need(e.steps <= d.timesteps, "evaluation.steps cannot exceed diffusion.timesteps")?;
@@ -123,6 +145,23 @@ impl Config {
         need((0.0..=20.0).contains(&e.guidance), "evaluation.guidance must lie between 0 and 20")?;
         let guided = e.guidance != 1.0;
         need(!guided || d.condition_dropout > 0.0, "evaluation.guidance other than 1 needs diffusion.condition_dropout")
+    }
+
+    fn validate_encoder(&self) -> Result<()> {
+        let e = &self.encoder;
+        need(
+            e.steps > 0 || e.joint > 0.0 || e.condition == Condition::None,
+            "encoder.steps is 0, so the encoder would learn nothing: give it steps of alignment, let it learn along with \
+             the denoiser (encoder.joint above 0), or set encoder.condition to none",
+        )?;
+        need(
+            e.joint == 0.0 || e.condition != Condition::None,
+            "encoder.joint needs a condition to learn from: leave it 0 with encoder.condition = \"none\"",
+        )?;
+        need(
+            e.kind == EncoderKind::SetTransformer || e.condition != Condition::Tokens,
+            "the MLP encoder has no class tokens: set encoder.condition to pooled (or none) with encoder.kind = \"mlp\"",
+        )
     }
 
     fn validate_networks(&self) -> Result<()> {
@@ -133,6 +172,8 @@ impl Config {
             "vectors.chunk, the values of a row, belongs to vectors.mode layer_wise or uniform, which need it",
         )?;
         need(self.vectors.chunk != Some(0), "vectors.chunk must be at least 1")?;
+        self.validate_encoder()?;
+        need(self.vae.kl_from < self.vae.steps, "vae.kl_from must be below vae.steps")?;
         need(
             self.encoder.width.is_multiple_of(self.encoder.heads),
             "encoder.width must be a multiple of encoder.heads",

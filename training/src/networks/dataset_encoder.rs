@@ -9,6 +9,31 @@ use crate::backend::{Backend, Unary};
 use crate::error::Result;
 use crate::params::Init;
 
+/// The network that encodes a dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncoderKind {
+    /// A Set Transformer inside each class, and one over the classes.
+    #[default]
+    SetTransformer,
+    /// Two layers on all features together, the first as wide as the dataset is large (Table 21): in the order of
+    /// classes and images.
+    Mlp,
+}
+
+/// What the denoiser is told of the dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// z_D, and the token of each class in class order.
+    #[default]
+    Tokens,
+    /// z_D alone.
+    Pooled,
+    /// Nothing: unconditional.
+    None,
+}
+
 /// Sizes of the encoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EncoderShape {
@@ -28,12 +53,17 @@ pub struct EncoderShape {
     pub token_dim: usize,
     /// Width of z_D.
     pub embedding_dim: usize,
+    /// The network.
+    pub kind: EncoderKind,
+    /// What the condition is made of.
+    pub condition: Condition,
 }
 
 impl EncoderShape {
-    /// Width of the condition: z_D and the tokens in class order.
+    /// Width of the condition: z_D, and the tokens in class order where it has them.
     pub fn condition_dim(&self) -> usize {
-        self.embedding_dim + self.classes * self.token_dim
+        let tokens = if self.condition == Condition::Tokens { self.classes * self.token_dim } else { 0 };
+        self.embedding_dim + tokens
     }
 }
 
@@ -46,11 +76,38 @@ fn pool<B: Backend>(b: &mut B, name: &str, x: &B::T, l: usize, shape: &EncoderSh
     b.reshape(&pooled, &[0, width as i64])
 }
 
+/// Two layers on everything; no class or image has a place of its own inside.
+fn mlp<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<B::T> {
+    let inputs = shape.classes * shape.images * shape.feature_dim;
+    let x = b.reshape(features, &[0, inputs as i64])?;
+    let x = linear(b, "mlp.0", &x, inputs, shape.width, Init::Scaled(2.0))?;
+    let x = b.unary(&x, Unary::Silu)?;
+    let x = linear(b, "mlp.1", &x, shape.width, shape.embedding_dim, Init::Scaled(1.0))?;
+    layer_norm(b, "mlp.norm", &x, shape.embedding_dim)
+}
+
 /// `features [n, classes, images, feature_dim]` → (z_D `[n, embedding_dim]`, condition `[n, condition_dim]`).
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn encode<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<(B::T, B::T)> {
+    let (dataset, tokens) = match shape.kind {
+        EncoderKind::SetTransformer => set_transformer(b, shape, features)?,
+        EncoderKind::Mlp => {
+            let dataset = mlp(b, shape, features)?;
+            (dataset.clone(), dataset)
+        }
+    };
+    let condition = match shape.condition {
+        Condition::Tokens => b.concat(&[&dataset, &tokens], 1)?,
+        Condition::Pooled => dataset.clone(),
+        Condition::None => b.affine(&dataset, 0.0, 0.0)?,
+    };
+    Ok((dataset, condition))
+}
+
+/// (z_D `[n, embedding_dim]`, tokens in class order `[n, classes · token_dim]`).
+fn set_transformer<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<(B::T, B::T)> {
     let (classes, images, width, heads) = (shape.classes, shape.images, shape.width, shape.heads);
     let x = b.reshape(features, &[-1, images as i64, shape.feature_dim as i64])?;
     let x = linear(b, "image.0", &x, shape.feature_dim, width, Init::Scaled(2.0))?;
@@ -76,8 +133,7 @@ pub fn encode<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> R
     let dataset = linear(b, "over.out", &pooled, width, shape.embedding_dim, Init::Scaled(1.0))?;
     let dataset = layer_norm(b, "over.out_norm", &dataset, shape.embedding_dim)?;
     let flat = b.reshape(&tokens, &[0, (classes * shape.token_dim) as i64])?;
-    let condition = b.concat(&[&dataset, &flat], 1)?;
-    Ok((dataset, condition))
+    Ok((dataset, flat))
 }
 
 /// Projects a latent `[n, latent_dim]` into the space of z_D for the contrastive alignment (Eq. 2); used in training

@@ -4,6 +4,7 @@
 pub mod dataset_encoder;
 pub mod denoiser;
 pub mod layers;
+pub mod predictor;
 pub mod target;
 pub mod unet;
 pub mod vae;

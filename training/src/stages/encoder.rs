@@ -39,6 +39,8 @@ impl Encoder {
             blocks: e.blocks,
             token_dim: e.token_dim,
             embedding_dim: e.embedding_dim,
+            kind: e.kind,
+            condition: e.condition,
         };
         Self { shape, params: Params::new(config.seed ^ 0xe2c0, device) }
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use serde_json::json;
-use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, files};
+use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, PredictorContract, files};
 use weights::{Bundle, Manifest, tensors};
 
 use super::course::Given;
 use super::diffusion::{self, Denoiser};
 use super::encoder::{self, Encoder};
+use super::predictor;
 use super::vae::{self, Vae};
 use super::vectors::{self, Vectors};
 use super::zoo::Zoo;
@@ -56,20 +57,46 @@ pub fn train(
     let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
     let identity = identity(config, zoo, sources)?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
-    let (mut vae, vae_curve) = timed.run("vae", || vae::train(&given, device))?;
+    let guide = match config.vae.predictor > 0.0 {
+        true => Some(timed.run("guide", || predictor::train(&given, "guide", None, None))?),
+        false => None,
+    };
+    let (mut vae, vae_curve) =
+        timed.run("vae", || vae::train(&given, guide.as_ref().map(|(predictor, ..)| predictor), device))?;
     let latents = vae.means(&vectors)?;
     let (mut encoder, encoder_curve) = timed.run("encoder", || encoder::train(&given, &latents))?;
     let (mut denoiser, denoiser_curve) = timed.run("denoiser", || diffusion::train(&given, &latents, &mut encoder))?;
-    let curve = vec![vae_curve, encoder_curve, denoiser_curve];
-    let metrics = metrics(zoo, &vectors, sources, &mut vae)?;
+    let seen = config.predictor.dataset.then_some(&encoder);
+    let predictor = match config.predictor.steps > 0 {
+        true => Some(timed.run("predictor", || predictor::train(&given, "predictor", Some(&mut vae), seen))?),
+        false => None,
+    };
+    let mut curve = vec![vae_curve, encoder_curve, denoiser_curve];
+    let mut metrics = metrics(zoo, &vectors, sources, &mut vae)?;
     let mut files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
+    if let Some((_, guide_curve, judged)) = guide {
+        curve.insert(0, guide_curve);
+        metrics["guide"] = judged;
+    }
+    let mut predictor = predictor.map(|(predictor, predictor_curve, judged)| {
+        curve.push(predictor_curve);
+        metrics["predictor"] = judged;
+        predictor
+    });
+    if let Some(predictor) = &predictor {
+        files.insert(files::PREDICTOR.into(), export::predictor(predictor)?);
+    }
     files.insert(files::TRAINING_CURVE.into(), curve::to_json(&curve)?);
     if let Some(extractor) = sources.extractor() {
         files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
     }
     let architectures: Vec<&weights::Architecture> = zoo.architectures().collect();
-    let probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
-    let manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
+    let mut probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
+    let mut manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
+    if let Some(predictor) = &mut predictor {
+        probes.extend(export::predictor_probes(predictor)?);
+        manifest.predictor = Some(PredictorContract { dataset: predictor.shape.dataset.is_some() });
+    }
     Ok(Trained { bundle: Bundle::new(manifest, files)?, probes, vectors, curve, seconds })
 }
 
@@ -113,8 +140,11 @@ fn metrics(zoo: &Zoo, vectors: &Vectors, sources: &Sources, vae: &mut Vae) -> Re
     let sample: Vec<usize> = vectors.train.iter().copied().step_by(vectors.train.len().div_ceil(256)).collect();
     let train = vae.reconstruction_accuracy(zoo, vectors, sources, &sample, Part::Test)?;
     let held_out = vae.reconstruction_accuracy(zoo, vectors, sources, &vectors.held_out, Part::Test)?;
+    let dispersion = vae.dispersion(vectors)?;
     Ok(json!({
         "zoo_accuracy": zoo.mean_accuracy(),
+        "latent_active": dispersion.active,
+        "latent_largest_deviation": dispersion.largest,
         "reconstruction_accuracy_train": train,
         "reconstruction_accuracy_held_out": if held_out.is_nan() { serde_json::Value::Null } else { json!(held_out) },
     }))
@@ -185,6 +215,7 @@ fn manifest(
             input_shape,
         },
         extractor: extractor.map(|e| e.used.clone()),
+        predictor: None,
         guidance: config.diffusion.condition_dropout > 0.0,
         training: json!({
             "config": settings,

@@ -1,4 +1,4 @@
-//! The stages of training, in order: zoo, vectors, VAE, dataset encoder, denoiser; and the fitting of many models at
+//! The stages of training, in order: zoo, vectors, VAE, dataset encoder, denoiser, predictor; and the fitting of many models at
 //! once that zoo and fine-tuning share.
 
 mod course;
@@ -6,6 +6,8 @@ pub mod diffusion;
 pub mod encoder;
 pub mod fit;
 pub mod generator;
+pub mod measure;
+pub mod predictor;
 pub mod shards;
 pub mod vae;
 pub mod vectors;

@@ -8,6 +8,7 @@ use weights::{Architecture, Layout};
 
 use super::course::{Course, Given};
 use super::fit::{self, score};
+use super::predictor::Predictor;
 use super::shards::{self, Shard};
 use super::vectors::{Rows, Vectors, one_hot};
 use super::zoo::Zoo;
@@ -15,7 +16,7 @@ use crate::backend::Eager;
 use crate::config::{Config, VaeConfig};
 use crate::curve::Curve;
 use crate::data::{Part, Sources};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::networks::vae::{VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
@@ -100,6 +101,24 @@ impl Vae {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
+    /// How much the latents of training checkpoints differ, of at most 512.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn dispersion(&mut self, vectors: &Vectors) -> Result<Dispersion> {
+        let length = vectors.vectorise.length;
+        let every = vectors.train.len().div_ceil(512).max(1);
+        let few = vectors.batch(vectors.train.iter().copied().step_by(every));
+        let row = |&row: &u32| &vectors.x[row as usize * length..(row as usize + 1) * length];
+        let rows: Vec<f32> = few.rows.iter().flat_map(row).copied().collect();
+        let x = Tensor::from_vec(rows, (few.rows.len(), length), self.params.device())?;
+        let z = self.encode(&x, &few.pieces)?.0.flatten_from(1)?;
+        let variance = z.broadcast_sub(&z.mean_keepdim(0)?)?.sqr()?.mean(0)?.to_vec1::<f32>()?;
+        let active = variance.iter().filter(|v| v.sqrt() >= INACTIVE).count();
+        let largest = variance.iter().fold(0f32, |m, v| m.max(v.sqrt()));
+        Ok(Dispersion { largest, active: active as f64 / variance.len().max(1) as f64 })
+    }
+
     /// Mean test accuracy of the reconstructions of these checkpoints.
     ///
     /// # Errors
@@ -141,17 +160,18 @@ impl Vae {
     }
 }
 
-/// Trains the VAE on the training checkpoints.
+/// Trains the VAE on the training checkpoints; `guide` is the predictor of Eq. 9.
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
-pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
+pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> Result<(Vae, Curve)> {
     let Given { config, zoo, vectors, sources, .. } = *given;
     let mut vae = Vae::new(config, vectors, device)?;
     vae.create()?;
     let length = vectors.vectorise.length;
     let batch = Batches {
         settings: &config.vae,
+        guide,
         zoo,
         sources,
         vectors,
@@ -171,7 +191,8 @@ pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
         best.restore(snapshot, device)
     })?;
     for step in course.steps() {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s))?;
+        let autoencoder = step < settings.kl_from;
+        let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s, autoencoder))?;
         adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             course.message(format!("loss {loss:.4}, held-out accuracy {:.3}", best.accuracy));
@@ -179,7 +200,21 @@ pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
         if (step + 1) % (settings.steps / CHECKS).max(1) == 0 || step + 1 == settings.steps {
             let held_out = &vectors.held_out[..vectors.held_out.len().min(CHECKED)];
             let accuracy = vae.reconstruction_accuracy(zoo, vectors, sources, held_out, Part::Validation)?;
-            best.offer(accuracy, &vae.params)?;
+            // What an autoencoder makes of its latent space says little of what the VAE will.
+            if !autoencoder {
+                best.offer(accuracy, &vae.params)?;
+            }
+            let gauge = vae.dispersion(vectors)?;
+            if 2 * (step + 1) > settings.steps && gauge.largest < COLLAPSED {
+                return Err(Error::Collapsed { stage: "vae", step: step + 1, deviation: gauge.largest });
+            }
+            if step + 1 == settings.steps && gauge.active < FEW {
+                let share = 100.0 * gauge.active;
+                given.progress.note(&format!(
+                    "vae: only {share:.1} % of the latent's dimensions differ between checkpoints; a smaller vae.latent \
+                     would do, or a smaller vae.beta would use more of it"
+                ));
+            }
         }
         course.made(step, loss, |snapshot| {
             snapshot.put_all("params", &vae.params.snapshot()?)?;
@@ -190,6 +225,22 @@ pub fn train(given: &Given<'_>, device: &Device) -> Result<(Vae, Curve)> {
     }
     vae.params.restore(&best.snapshot)?;
     Ok((vae, course.finish()))
+}
+
+/// A latent whose largest deviation over checkpoints is below this is a point.
+const COLLAPSED: f32 = 1e-2;
+/// A dimension that differs less than this between checkpoints carries nothing.
+const INACTIVE: f32 = 0.1;
+/// Share of active dimensions that is worth a line when there are fewer.
+const FEW: f64 = 0.05;
+
+/// How much the latents of checkpoints differ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dispersion {
+    /// Largest standard deviation of a dimension's mean over checkpoints.
+    pub largest: f32,
+    /// Share of dimensions whose deviation is above a tenth of the prior's.
+    pub active: f64,
 }
 
 /// Times that held-out runs are looked at.
@@ -236,6 +287,7 @@ fn kl_divergence(mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
 /// What the batches are drawn from.
 struct Batches<'a> {
     settings: &'a VaeConfig,
+    guide: Option<&'a Predictor>,
     zoo: &'a Zoo,
     sources: &'a Sources,
     vectors: &'a Vectors,
@@ -244,8 +296,8 @@ struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// The loss of one shard: mse · squared error + β · KL + behaviour · KL of outputs.
-    fn loss(&self, shard: &mut Shard<Vae>) -> Result<Tensor> {
+    /// The loss of one shard, without noise and KL while it is an autoencoder: mse · squared error + β · KL + behaviour · KL of outputs + predictor · Eq. 9's term.
+    fn loss(&self, shard: &mut Shard<Vae>, autoencoder: bool) -> Result<Tensor> {
         let (vae, rng, settings) = (&mut shard.networks, &mut shard.rng, self.settings);
         let device = self.x.device();
         let picked = shards::pick(&self.vectors.train, settings.batch, rng);
@@ -255,12 +307,16 @@ impl Batches<'_> {
         let noisy = (&x + noise.affine(settings.input_noise, 0.0)?)?;
         let (mean, log_variance) = vae.encode(&noisy, &batch.pieces)?;
         let log_variance = log_variance.clamp(-12.0, 4.0)?;
-        let noise = random::normal(mean.dims(), device, rng)?;
+        let noise = random::normal(mean.dims(), device, rng)?.affine(if autoencoder { 0.0 } else { 1.0 }, 0.0)?;
         let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
         let decoded = vae.decode(&z, &batch.pieces)?;
+        let beta = if autoencoder { 0.0 } else { settings.beta };
         let kl = kl_divergence(&mean, &log_variance)?;
         let mse = (&decoded - &x)?.sqr()?.mean_all()?;
-        let loss = (mse.affine(settings.mse, 0.0)? + kl.affine(settings.beta, 0.0)?)?;
+        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(beta, 0.0)?)?;
+        if let Some(guide) = self.guide.filter(|_| settings.predictor > 0.0) {
+            loss = (loss + guide.guidance(&x, &decoded)?.affine(settings.predictor, 0.0)?)?;
+        }
         if settings.behaviour == 0.0 {
             return Ok(loss);
         }
