@@ -7,6 +7,8 @@ mod ending;
 mod import;
 #[path = "jobs/killed.rs"]
 mod killed;
+#[path = "jobs/mixed.rs"]
+mod mixed;
 #[path = "jobs/site.rs"]
 mod site;
 mod support;

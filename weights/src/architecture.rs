@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::canonical::HiddenGroup;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::resnet;
 
 /// Activation between hidden layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -42,6 +43,17 @@ pub enum Architecture {
         /// Number of classes.
         classes: usize,
     },
+    /// ResNet for 32×32 colour images with values from 0 to 1, as the published CIFAR-10 checkpoints: see
+    /// [`crate::resnet`].
+    ResnetCifar {
+        /// Layers with weights: 6n + 2, such as 20, 32, 44 and 56.
+        depth: usize,
+        /// Channels of each stage.
+        #[serde(default = "resnet_widths")]
+        widths: [usize; 3],
+        /// Number of classes.
+        classes: usize,
+    },
     /// Linear classifier on frozen features.
     Head {
         /// Feature dimension.
@@ -49,6 +61,10 @@ pub enum Architecture {
         /// Number of classes.
         classes: usize,
     },
+}
+
+fn resnet_widths() -> [usize; 3] {
+    [16, 32, 64]
 }
 
 /// Side of the tiny CNN's input images.
@@ -68,6 +84,20 @@ impl Architecture {
             Self::Mlp { inputs, hidden, .. } => std::iter::once(*inputs).chain(hidden.iter().copied()).collect(),
             Self::TinyCnn { channels, .. } => vec![*channels],
             Self::Head { features, .. } => vec![*features],
+            Self::ResnetCifar { depth, widths, .. } => {
+                if resnet::blocks(*depth).is_none() {
+                    return fail(
+                        "the depth of a ResNet for CIFAR is 6n + 2 and from 8 to 1202, such as 20, 32, 44 or 56",
+                    );
+                }
+                // A shortcut adds as many zero channels before as behind.
+                if widths.windows(2).any(|w| w[1] < w[0] || !(w[1] - w[0]).is_multiple_of(2)) {
+                    return fail(
+                        "each stage of a ResNet has as many channels as the one before, or an even number more",
+                    );
+                }
+                widths.to_vec()
+            }
         };
         if sizes.contains(&0) {
             return fail("every size must be at least 1");
@@ -88,6 +118,9 @@ impl Architecture {
                 format!("mlp-{}{suffix}", sizes.join("-"))
             }
             Self::TinyCnn { channels, classes } => format!("tiny-cnn-{channels}-{classes}"),
+            Self::ResnetCifar { depth, widths: [a, b, c], classes } => {
+                format!("resnet-cifar-{depth}-{a}-{b}-{c}-{classes}")
+            }
             Self::Head { features, classes } => format!("head-{features}-{classes}"),
         }
     }
@@ -95,7 +128,10 @@ impl Architecture {
     /// Number of classes, the width of the logits.
     pub fn classes(&self) -> usize {
         match self {
-            Self::Mlp { classes, .. } | Self::TinyCnn { classes, .. } | Self::Head { classes, .. } => *classes,
+            Self::Mlp { classes, .. }
+            | Self::TinyCnn { classes, .. }
+            | Self::ResnetCifar { classes, .. }
+            | Self::Head { classes, .. } => *classes,
         }
     }
 
@@ -104,6 +140,7 @@ impl Architecture {
         match self {
             Self::Mlp { inputs, .. } => vec![*inputs],
             Self::TinyCnn { channels, .. } => vec![*channels, TINY_CNN_SIDE, TINY_CNN_SIDE],
+            Self::ResnetCifar { .. } => vec![3, resnet::SIDE, resnet::SIDE],
             Self::Head { features, .. } => vec![*features],
         }
     }
@@ -136,6 +173,7 @@ impl Architecture {
                 ("fc2.weight", vec![*classes, 20]),
                 ("fc2.bias", vec![*classes]),
             ]),
+            Self::ResnetCifar { depth, widths, classes } => resnet::layout(*depth, widths, *classes),
             Self::Head { features, classes } => {
                 Layout::new([("weight", vec![*classes, *features]), ("bias", vec![*classes])])
             }
@@ -158,7 +196,8 @@ impl Architecture {
                 HiddenGroup::new(2, 3, 4, 9, true),
                 HiddenGroup::new(3, 4, 20, 1, true),
             ],
-            Self::Head { .. } => Vec::new(),
+            // Channels inside a block could be permuted; nothing does it yet.
+            Self::ResnetCifar { .. } | Self::Head { .. } => Vec::new(),
         }
     }
 }
@@ -189,5 +228,10 @@ mod tests {
         assert!(bad.validate().is_err());
         assert!(Architecture::Head { features: 4, classes: 1 }.validate().is_err());
         assert!(Architecture::Head { features: 4, classes: 2 }.validate().is_ok());
+        let resnet = |depth, widths| Architecture::ResnetCifar { depth, widths, classes: 10 }.validate();
+        assert!(resnet(20, [16, 32, 64]).is_ok() && resnet(8, [4, 4, 6]).is_ok());
+        assert!(resnet(21, [16, 32, 64]).is_err() && resnet(20, [16, 8, 64]).is_err());
+        assert!(resnet(20, [16, 17, 64]).is_err() && resnet(20, [0, 2, 4]).is_err());
+        assert!(resnet(usize::MAX, [16, 32, 64]).is_err());
     }
 }

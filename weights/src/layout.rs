@@ -24,6 +24,12 @@ impl ParamSpec {
         self.len() == 0
     }
 
+    /// Whether it is a statistic of the data and no trained weight: the running mean and variance of a normalisation.
+    /// Those are not generated but measured on images, for the layers before them have changed.
+    pub fn is_buffer(&self) -> bool {
+        self.name.ends_with(".running_mean") || self.name.ends_with(".running_var")
+    }
+
     /// Range of its values in the flat vector.
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len()
@@ -55,6 +61,11 @@ impl Layout {
     /// Number of parameters d.
     pub fn parameters(&self) -> usize {
         self.params.iter().map(ParamSpec::len).sum()
+    }
+
+    /// The buffers: see [`ParamSpec::is_buffer`].
+    pub fn buffers(&self) -> impl Iterator<Item = &ParamSpec> {
+        self.params.iter().filter(|p| p.is_buffer())
     }
 
     /// The parameter named `name`.

@@ -12,6 +12,7 @@ pub mod error;
 pub mod layout;
 pub mod manifest;
 pub mod novelty;
+pub mod resnet;
 pub mod standardise;
 pub mod tensors;
 pub mod vectorise;

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 10] = [
+const BUILT_IN: [(&str, &str); 12] = [
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
     ("table-4", include_str!("../../../configs/report/table-4.toml")),
@@ -26,12 +26,15 @@ const BUILT_IN: [(&str, &str); 10] = [
     ("table-22", include_str!("../../../configs/report/table-22.toml")),
     ("figure-6", include_str!("../../../configs/report/figure-6.toml")),
     ("figure-10", include_str!("../../../configs/report/figure-10.toml")),
+    ("table-9", include_str!("../../../configs/report/table-9.toml")),
+    ("vectorising", include_str!("../../../configs/report/vectorising.toml")),
 ];
 
 /// What `base` may name in a built-in experiment.
-const BASES: [(&str, &str); 4] = [
+const BASES: [(&str, &str); 5] = [
     ("../digits.toml", crate::zoo::DIGITS),
     ("../digits-unet.toml", include_str!("../../../configs/digits-unet.toml")),
+    ("../mixed.toml", include_str!("../../../configs/mixed.toml")),
     ("../tiny-cnn.toml", include_str!("../../../configs/tiny-cnn.toml")),
     ("../five-way.toml", include_str!("../../../configs/five-way.toml")),
 ];
@@ -419,7 +422,7 @@ mod tests {
     #[test]
     fn the_five_datasets_have_one_zoo_and_one_generator() {
         let first = built_in("table-19-20", false).unwrap();
-        for name in ["table-4", "leave-one-out", "ablations", "zoo-size", "figure-10"] {
+        for name in ["table-4", "leave-one-out", "ablations", "zoo-size", "vectorising", "figure-10"] {
             for quick in [false, true] {
                 let first = built_in("table-19-20", quick).unwrap();
                 let other = built_in(name, quick).unwrap();

@@ -33,6 +33,36 @@ pub(super) fn unary(x: &Tensor, f: Unary) -> Result<Tensor> {
     })
 }
 
+/// ε of batch normalisation, as in PyTorch and ONNX.
+pub(super) const NORM_EPSILON: f64 = 1e-5;
+
+/// A convolution's weight and bias that do what it and its normalisation do: `[.., o, c, k, k]` and `[.., o]`.
+pub(super) fn folded([weight, scale, shift, mean, variance]: &[Tensor; 5]) -> Result<(Tensor, Tensor)> {
+    let scale = (scale / variance.affine(1.0, NORM_EPSILON)?.sqrt()?)?;
+    let shape: Vec<usize> = scale.dims().iter().copied().chain([1, 1, 1]).collect();
+    Ok((weight.broadcast_mul(&scale.reshape(shape)?)?, (shift - (mean * scale)?)?))
+}
+
+/// (x − mean) / std of each channel, the third dimension from the end.
+pub(super) fn standardise(x: &Tensor, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+    let channel = |values: &[f32]| Tensor::from_slice(values, (values.len(), 1, 1), x.device());
+    Ok(x.broadcast_sub(&channel(mean)?)?.broadcast_div(&channel(std)?)?)
+}
+
+/// Every second position of an image, and zero channels around.
+pub(super) fn shrink(x: &Tensor, more: usize) -> Result<Tensor> {
+    let rank = x.rank();
+    let (h, w) = (x.dim(rank - 2)?, x.dim(rank - 1)?);
+    if h % 2 != 0 || w % 2 != 0 {
+        return Err(Error::Config(format!("an image of {h}×{w} cannot be halved")));
+    }
+    let (before, c) = (x.dims()[..rank - 3].to_vec(), x.dim(rank - 3)?);
+    let y = x.reshape((before.iter().product::<usize>() * c * h / 2, 2 * w))?.narrow(1, 0, w)?;
+    let y = y.contiguous()?.reshape(((), 2))?.narrow(1, 0, 1)?.contiguous()?;
+    let shape: Vec<usize> = before.into_iter().chain([c, h / 2, w / 2]).collect();
+    Ok(y.reshape(shape)?.pad_with_zeros(rank - 3, more / 2, more - more / 2)?)
+}
+
 /// Shape with ONNX semantics: 0 keeps the dimension, −1 infers it.
 pub(super) fn resolve(old: &[usize], shape: &[i64]) -> Result<Vec<usize>> {
     let bad = || Error::Config(format!("cannot reshape {old:?} to {shape:?}"));
@@ -74,6 +104,27 @@ impl Layers for Eager<'_> {
 
     fn unary(&mut self, x: &Tensor, f: Unary) -> Result<Tensor> {
         unary(x, f)
+    }
+
+    fn conv_norm(&mut self, x: &Tensor, params: &[Tensor; 5], stride: usize, pad: usize) -> Result<Tensor> {
+        let (weight, bias) = folded(params)?;
+        self.conv2d(x, &weight, &bias, stride, pad)
+    }
+
+    fn standardise(&mut self, x: &Tensor, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        standardise(x, mean, std)
+    }
+
+    fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok((a + b)?)
+    }
+
+    fn shrink(&mut self, x: &Tensor, more: usize) -> Result<Tensor> {
+        shrink(x, more)
+    }
+
+    fn mean_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.flatten_from(x.rank() - 2)?.mean(D::Minus1)?)
     }
 
     fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {

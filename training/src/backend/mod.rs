@@ -1,11 +1,13 @@
 //! One definition of each network, several backends: [`Eager`] runs it in candle, [`Models`] runs it for many models
 //! at once (a leading model axis, like vmap), [`Onnx`] records it as an ONNX graph.
 
+mod calibrate;
 mod eager;
 mod models;
 pub mod onnx;
 mod proto;
 
+pub use calibrate::Calibrate;
 pub use eager::Eager;
 pub use models::Models;
 pub use onnx::Onnx;
@@ -57,6 +59,33 @@ pub trait Layers {
     /// # Errors
     /// When the device fails.
     fn unary(&mut self, x: &Self::T, f: Unary) -> Result<Self::T>;
+    /// Convolution without bias and with batch normalisation by stored statistics: `x [n, c, h, w]`, `params`: weight
+    /// `[o, c, k, k]`, scale, shift, running mean and running variance `[o]` each → `[n, o, h', w']`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn conv_norm(&mut self, x: &Self::T, params: &[Self::T; 5], stride: usize, pad: usize) -> Result<Self::T>;
+    /// (x − mean) / std of each channel of `x [n, c, h, w]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn standardise(&mut self, x: &Self::T, mean: &[f32], std: &[f32]) -> Result<Self::T>;
+    /// a + b of equal shapes.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn sum(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
+    /// Every second row and column, and `more` zero channels, half of them before and half behind:
+    /// `[n, c, h, w]` → `[n, c + more, h/2, w/2]`.
+    ///
+    /// # Errors
+    /// When a side is odd.
+    fn shrink(&mut self, x: &Self::T, more: usize) -> Result<Self::T>;
+    /// Mean over the image: `[n, c, h, w]` → `[n, c]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn mean_pool(&mut self, x: &Self::T) -> Result<Self::T>;
     /// `[n, …]` → `[n, product]`.
     ///
     /// # Errors

@@ -30,6 +30,27 @@ impl Layers for Models {
         super::eager::unary(x, f)
     }
 
+    fn conv_norm(&mut self, x: &Tensor, params: &[Tensor; 5], stride: usize, pad: usize) -> Result<Tensor> {
+        let (weight, bias) = super::eager::folded(params)?;
+        self.conv2d(x, &weight, &bias, stride, pad)
+    }
+
+    fn standardise(&mut self, x: &Tensor, mean: &[f32], std: &[f32]) -> Result<Tensor> {
+        super::eager::standardise(x, mean, std)
+    }
+
+    fn sum(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok((a + b)?)
+    }
+
+    fn shrink(&mut self, x: &Tensor, more: usize) -> Result<Tensor> {
+        super::eager::shrink(x, more)
+    }
+
+    fn mean_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.flatten_from(3)?.mean(candle_core::D::Minus1)?)
+    }
+
     fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {
         Ok(x.flatten_from(2)?)
     }

@@ -156,6 +156,41 @@ impl Layers for Onnx<'_> {
         })
     }
 
+    fn conv_norm(&mut self, x: &String, params: &[String; 5], stride: usize, pad: usize) -> Result<String> {
+        let [weight, scale, shift, mean, variance] = params;
+        let attributes = vec![attr_ints("strides", &[stride; 2]), attr_ints("pads", &[pad; 4])];
+        let y = self.node("Conv", &[x, weight], attributes);
+        // Its ε is 1e-5 where none is given.
+        Ok(self.node("BatchNormalization", &[&y, scale, shift, mean, variance], vec![]))
+    }
+
+    fn standardise(&mut self, x: &String, mean: &[f32], std: &[f32]) -> Result<String> {
+        let (mean, std) = (self.constant(mean, &[mean.len(), 1, 1])?, self.constant(std, &[std.len(), 1, 1])?);
+        let x = self.sub(x, &mean)?;
+        self.div(&x, &std)
+    }
+
+    fn sum(&mut self, a: &String, b: &String) -> Result<String> {
+        self.add(a, b)
+    }
+
+    fn shrink(&mut self, x: &String, more: usize) -> Result<String> {
+        let (starts, ends) = (self.ints(&[0, 0]), self.ints(&[i64::MAX; 2]));
+        let (axes, steps) = (self.ints(&[2, 3]), self.ints(&[2, 2]));
+        let y = self.node("Slice", &[x, &starts, &ends, &axes, &steps], vec![]);
+        if more == 0 {
+            return Ok(y);
+        }
+        let (before, behind) = ((more / 2) as i64, (more - more / 2) as i64);
+        let pads = self.ints(&[0, before, 0, 0, 0, behind, 0, 0]);
+        Ok(self.node("Pad", &[&y, &pads], vec![]))
+    }
+
+    fn mean_pool(&mut self, x: &String) -> Result<String> {
+        let y = self.node("GlobalAveragePool", &[x], vec![]);
+        self.flatten(&y)
+    }
+
     fn flatten(&mut self, x: &String) -> Result<String> {
         Ok(self.node("Flatten", &[x], vec![attr_int("axis", 1)]))
     }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use weights::architecture::{Activation, Architecture};
 use weights::layout::Layout;
 
-use crate::backend::Models;
+use crate::backend::{Calibrate, Models};
 use crate::data::TaskData;
 use crate::error::{Error, Result};
 use crate::networks::target;
@@ -45,13 +45,18 @@ pub struct Score {
 
 /// Random weights `[d]`: normal with variance gain/fan-in (gain 2 before ReLU, else 1), biases zero.
 pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32> {
-    let relu = matches!(architecture, Architecture::Mlp { activation: Activation::Relu, .. });
+    let relu = matches!(
+        architecture,
+        Architecture::Mlp { activation: Activation::Relu, .. } | Architecture::ResnetCifar { .. }
+    );
     let layout = architecture.layout();
     let last = layout.params.len().saturating_sub(2);
     let mut theta = Vec::with_capacity(layout.parameters());
     for (i, param) in layout.params.iter().enumerate() {
         if param.shape.len() == 1 {
-            theta.resize(theta.len() + param.len(), 0.0);
+            // The scale of a normalisation, and the variance that it divides by.
+            let one = param.name.ends_with(".weight") || param.name.ends_with(".running_var");
+            theta.resize(theta.len() + param.len(), if one { 1.0 } else { 0.0 });
             continue;
         }
         let fan_in: usize = param.shape[1..].iter().product();
@@ -60,6 +65,32 @@ pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32>
         theta.extend(random::normal_vec(param.len(), rng).into_iter().map(|v| v * std));
     }
     theta
+}
+
+/// The network `theta` (`[d]`) with the statistics of its normalisations measured on images (`n · input` values) in place
+/// of those that it has; the same network where it has none.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn recalibrate(architecture: &Architecture, theta: &[f32], images: Vec<f32>) -> Result<Vec<f32>> {
+    let layout = architecture.layout();
+    let mut theta = theta.to_vec();
+    if layout.buffers().next().is_none() {
+        return Ok(theta);
+    }
+    let params = layout
+        .params
+        .iter()
+        .map(|p| Ok(Tensor::from_slice(&theta[p.range()], p.shape.as_slice(), &Device::Cpu)?))
+        .collect::<Result<Vec<_>>>()?;
+    let n = images.len() / architecture.input_dim();
+    let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
+    let mut backend = Calibrate::default();
+    target::forward(&mut backend, architecture, &params, &Tensor::from_vec(images, shape, &Device::Cpu)?)?;
+    for (buffer, values) in layout.buffers().zip(backend.statistics.iter().flatten()) {
+        theta[buffer.range()].copy_from_slice(values);
+    }
+    Ok(theta)
 }
 
 /// Cuts flat vectors `theta [m, d]` into the parameters of `layout`, `[m, …shape]` each.
