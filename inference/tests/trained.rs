@@ -175,6 +175,8 @@ fn every_architecture_runs_as_in_candle() {
         Architecture::TinyCnn { channels: 1, classes: 10 },
         Architecture::TinyCnn { channels: 3, classes: 10 },
         Architecture::Head { features: 6, classes: 3 },
+        Architecture::ResnetCifar { depth: 8, widths: [4, 4, 8], classes: 3 },
+        Architecture::ResnetCifar { depth: 20, widths: [4, 6, 8], classes: 10 },
     ] {
         let graph = export::forward(&architecture).unwrap();
         for batch in PROBE_BATCHES {

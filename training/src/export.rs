@@ -223,6 +223,8 @@ pub fn forward_probe(architecture: &Architecture, n: usize) -> Result<Probe> {
     let theta = fit::init_theta(architecture, &mut rng);
     let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
     let x = random::normal(&shape, &device, &mut rng)?;
+    // Stored statistics of their own, where there are any.
+    let theta = fit::recalibrate(architecture, &theta, x.flatten_all()?.to_vec1()?)?;
     let layout = architecture.layout();
     let params = layout
         .params

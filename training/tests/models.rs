@@ -23,6 +23,11 @@ fn architectures() -> Vec<Architecture> {
     ]
 }
 
+/// Small, with a stage that is no wider than the one before.
+fn resnet() -> Architecture {
+    Architecture::ResnetCifar { depth: 14, widths: [4, 4, 6], classes: 5 }
+}
+
 /// Logits of one model through the eager backend.
 fn alone(architecture: &Architecture, theta: &[f32], x: &Tensor) -> Vec<f32> {
     let layout = architecture.layout();
@@ -47,9 +52,12 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn many_models_at_once_equal_each_alone() {
-    for architecture in architectures() {
+    for architecture in architectures().into_iter().chain([resnet()]) {
         let mut rng = random::stream(1, "theta");
-        let thetas: Vec<Vec<f32>> = (0..3).map(|_| init_theta(&architecture, &mut rng)).collect();
+        let images = || input(&architecture, 3, 9).flatten_all().unwrap().to_vec1().unwrap();
+        let thetas: Vec<Vec<f32>> = (0..3)
+            .map(|_| fit::recalibrate(&architecture, &init_theta(&architecture, &mut rng), images()).unwrap())
+            .collect();
         let xs: Vec<Tensor> = (0..3).map(|i| input(&architecture, 4, i)).collect();
         let layout = architecture.layout();
         let theta = Tensor::from_vec(thetas.concat(), (3, layout.parameters()), &Device::Cpu).unwrap();
@@ -59,6 +67,44 @@ fn many_models_at_once_equal_each_alone() {
         let each: Vec<f32> = thetas.iter().zip(&xs).flat_map(|(t, x)| alone(&architecture, t, x)).collect();
         assert!(difference(&together, &each) < 1e-4, "{}", architecture.name());
     }
+}
+
+#[test]
+fn recalibrated_normalisations_have_the_statistics_of_the_images() {
+    let architecture = resnet();
+    let layout = architecture.layout();
+    let mut rng = random::stream(4, "theta");
+    let theta = init_theta(&architecture, &mut rng);
+    let images = input(&architecture, 6, 1).affine(2.0, 0.5).unwrap();
+    let values: Vec<f32> = images.flatten_all().unwrap().to_vec1().unwrap();
+    let calibrated = fit::recalibrate(&architecture, &theta, values.clone()).unwrap();
+    for param in &layout.params {
+        let same = calibrated[param.range()] == theta[param.range()];
+        assert_eq!(same, !param.is_buffer(), "{}", param.name);
+    }
+    // The first layer's outputs, by hand: convolution, mean and variance of a channel.
+    let standard = (images
+        .broadcast_sub(&Tensor::new(&weights::resnet::MEAN, &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap())
+        .unwrap())
+    .broadcast_div(&Tensor::new(&weights::resnet::STD, &Device::Cpu).unwrap().reshape((3, 1, 1)).unwrap())
+    .unwrap();
+    let first = &layout.params[0];
+    let weight = Tensor::from_slice(&theta[first.range()], first.shape.as_slice(), &Device::Cpu).unwrap();
+    let y = standard.conv2d(&weight, 1, 1, 1, 1).unwrap();
+    let channel: Vec<f32> = y.narrow(1, 2, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let n = channel.len() as f32;
+    let mean = channel.iter().sum::<f32>() / n;
+    let variance = channel.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
+    let at = |name: &str| calibrated[layout.get(name).unwrap().range()][2];
+    assert!((at("bn1.running_mean") - mean).abs() < 1e-4 * variance.sqrt(), "{} {mean}", at("bn1.running_mean"));
+    assert!((at("bn1.running_var") / variance - 1.0).abs() < 1e-4, "{} {variance}", at("bn1.running_var"));
+    // What is stored is what was used: once more on the same images changes nothing.
+    let again = fit::recalibrate(&architecture, &calibrated, values).unwrap();
+    assert!(difference(&again, &calibrated) < 1e-4);
+    // A network without buffers stays.
+    let mlp = &architectures()[0];
+    let theta = init_theta(mlp, &mut rng);
+    assert_eq!(fit::recalibrate(mlp, &theta, vec![0.5; 640]).unwrap(), theta);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod markdown;
 mod overrides;
 mod plot;
 mod result;
+mod unseen;
 mod weights_figure;
 
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let experiments = match (args.experiment.as_deref(), &args.config) {
         (Some("list"), _) => return list(&args),
+        (Some(unseen::NAME), _) => Vec::new(),
         (Some("all"), _) => there(&args)?,
         (Some(name), _) => vec![config::built_in(name, args.quick)?],
         (None, Some(file)) => vec![config::of_file(file, args.quick)?],
@@ -56,14 +58,30 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Error::input("data_missing", text));
         }
     }
+    // Of a form of its own: it has no zoo.
+    let everything = args.experiment.as_deref() == Some("all");
+    let unseen = match (args.experiment.as_deref() == Some(unseen::NAME), unseen::missing_data(args.data.as_deref())) {
+        (true, Some(text)) => return Err(Error::input("data_missing", text)),
+        (_, Some(text)) => {
+            if everything {
+                say(&format!("passed over: {text}"));
+            }
+            false
+        }
+        (asked, None) => asked || everything,
+    };
     let runtime = args.runtime.open()?;
     let progress = progress()?;
     let place = Place { data: args.data.as_deref(), out: &args.out, runtime: &runtime, progress: &progress };
     for experiment in &experiments {
         one(experiment, &place, args.config.as_ref()).map_err(diverged)?;
     }
-    if args.experiment.as_deref() == Some("all") {
-        join(&experiments, &args.out)?;
+    if unseen {
+        unseen::run(&place, args.quick).map_err(diverged)?;
+    }
+    if everything {
+        let named = experiments.iter().map(|e| (e.title.as_str(), e.name.as_str()));
+        join(&named.chain(unseen.then_some((unseen::TITLE, unseen::NAME))).collect::<Vec<_>>(), &args.out)?;
     }
     Ok(())
 }
@@ -107,6 +125,10 @@ fn list(args: &Args) -> Result<()> {
             say(&format!("{:<14} {text}", ""));
         }
     }
+    say(&format!("{} {}", unseen::NAME, unseen::TITLE));
+    if let Some(text) = unseen::missing_data(args.data.as_deref()) {
+        say(&format!("{:<14} {text}", ""));
+    }
     Ok(())
 }
 
@@ -124,13 +146,13 @@ fn there(args: &Args) -> Result<Vec<Experiment>> {
 }
 
 /// One page of all.
-fn join(experiments: &[Experiment], out: &std::path::Path) -> Result<()> {
+fn join(experiments: &[(&str, &str)], out: &std::path::Path) -> Result<()> {
     let mut all = String::from("# Results\n\n");
-    for experiment in experiments {
-        all.push_str(&format!("- [{}]({}.md)\n", experiment.title, experiment.name));
+    for (title, name) in experiments {
+        all.push_str(&format!("- [{title}]({name}.md)\n"));
     }
-    for experiment in experiments {
-        let path = out.join(format!("{}.md", experiment.name));
+    for (_, name) in experiments {
+        let path = out.join(format!("{name}.md"));
         let page = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         // Each page's headings, one level down.
         for line in page.lines() {

@@ -8,6 +8,7 @@ pub mod fit;
 pub mod generator;
 pub mod measure;
 pub mod predictor;
+pub mod layers;
 pub mod shards;
 pub mod vae;
 pub mod vectors;
