@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use inference::{Generator, Provenance, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
+use inference::{Generator, Provenance, Refine, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
 use registry::generators;
 use weights::Bundle;
 
@@ -45,6 +45,15 @@ pub struct Args {
     /// Classifier-free guidance; 1 is off.
     #[arg(long, default_value_t = 1.0)]
     guidance: f32,
+    /// Deviation of noise added to what was sampled: samples differ more, and are worse.
+    #[arg(long, default_value_t = 0.0)]
+    latent_noise: f32,
+    /// Quality asked for, of a generator that is conditioned on it; without it high.
+    #[arg(long, allow_hyphen_values = true)]
+    quality: Option<f32>,
+    /// Steps of refinement of each sample's latent on the examples that the encoder sees.
+    #[arg(long, default_value_t = 0)]
+    refine: usize,
     /// Seed of the samples.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -70,8 +79,12 @@ pub fn run(args: Args) -> Result<()> {
         steps: args.steps,
         eta: args.eta,
         guidance: args.guidance,
+        latent_noise: args.latent_noise,
+        quality: args.quality,
     };
     options.validate(&SampleLimits::default())?;
+    let refine = Refine { steps: args.refine, ..Refine::default() };
+    refine.validate()?;
     let runtime = args.runtime.open()?;
     let (name, bundle) = load_bundle(&args)?;
     let mut generator = Generator::load(&runtime, bundle)?;
@@ -81,12 +94,17 @@ pub fn run(args: Args) -> Result<()> {
     let data = datasets::load_source(&args.data)?;
     let classes = labels(&data, &args.classes)?;
     let embedding = generator.embed(&generator.features(&data, &classes, args.data_seed)?)?;
-    let generated = generator.generate(&embedding, &options, &mut |_, _| true)?;
+    let mut latents = generator.sample(&embedding, &options, &mut |_, _| true)?;
+    if args.refine > 0 {
+        let support = generator.gather_support(&data, &classes, args.data_seed)?.whole();
+        latents = generator.refine(&latents, &support.data, &refine, &mut || true)?;
+    }
+    let generated = generator.decode(&latents)?;
     let names: Vec<String> = classes.iter().map(|&c| data.class_names[c as usize].clone()).collect();
     let digest = data.digest();
     // All files are made before the first is written.
-    let mut files = Vec::with_capacity(generated.weights.len());
-    for (index, theta) in generated.weights.iter().enumerate() {
+    let mut files = Vec::with_capacity(generated.len());
+    for (index, theta) in generated.iter().enumerate() {
         let provenance = Provenance {
             generator_name: &name,
             dataset: &digest,

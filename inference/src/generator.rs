@@ -24,6 +24,8 @@ use crate::samplers::{self, Noise, Step};
 
 /// Rows in one run of a graph.
 const BATCH: usize = 64;
+/// What tells the seed of noise on latents from that of the walk.
+const LATENT_NOISE: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Sweeps over a network's layers when it is brought into canonical form.
 const SWEEPS: usize = 4;
 
@@ -278,7 +280,7 @@ impl Generator {
     ) -> Result<Vec<Vec<f32>>> {
         let schedule = &self.manifest.schedule;
         options.validate(&SampleLimits { max_count: usize::MAX, ..SampleLimits::default() })?;
-        options.validate_for(schedule, self.manifest.guidance)?;
+        options.validate_for(schedule, self.manifest.guidance, self.manifest.quality.is_some())?;
         check_length("the condition's values", embedding.condition.len(), self.manifest.encoder.condition_dim)?;
         check_finite("the condition's values", &embedding.condition)?;
         let plan = samplers::plan(schedule, options);
@@ -294,12 +296,24 @@ impl Generator {
                 let step = batch * plan.len() + done;
                 if progress(step, total) { Ok(()) } else { Err(Error::Cancelled { step, total }) }
             };
-            let z = self.walk(&plan, &embedding.condition, options, indices, &mut after)?;
+            let quality = self.manifest.quality.map(|known| options.quality.unwrap_or(known.default));
+            let condition: Vec<f32> = quality.into_iter().chain(embedding.condition.iter().copied()).collect();
+            let mut z = self.walk(&plan, &condition, options, indices.clone(), &mut after)?;
+            self.disturb(&mut z, options, indices);
             latents.extend(z.chunks_exact(dim).map(|row| row.iter().map(|v| v / scale).collect()));
             histogram!("weightsmith_generation_batch_samples").record(samples as f64);
             histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "sample").record(begun.elapsed());
         }
         Ok(latents)
+    }
+
+    /// Adds the noise that samples are to differ by to latents in the denoiser's scale.
+    fn disturb(&self, z: &mut [f32], options: &SampleOptions, indices: std::ops::Range<usize>) {
+        if options.latent_noise > 0.0 {
+            let streams = indices.start * self.rows()..indices.end * self.rows();
+            // Not the noise that the walk began with.
+            Noise::new(options.seed ^ LATENT_NOISE, streams).add(z, options.latent_noise);
+        }
     }
 
     /// Walks the plan for the samples `indices` and gives their latents in the denoiser's scale.
@@ -561,7 +575,7 @@ fn check_graphs(
         &[
             Slot::batch("latent", latent),
             Slot::timestep("timestep"),
-            Slot::batch("condition", &[contract.condition_dim + kinds]),
+            Slot::batch("condition", &[contract.condition_dim + kinds + usize::from(manifest.quality.is_some())]),
         ],
         &[Slot::batch("prediction", latent)],
     )?;

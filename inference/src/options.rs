@@ -71,11 +71,25 @@ pub struct SampleOptions {
     pub eta: f64,
     /// Classifier-free guidance: null + guidance · (conditional − null); 1 is off.
     pub guidance: f32,
+    /// Deviation of noise added to what was sampled, in deviations of the latents: samples differ more, and are worse.
+    pub latent_noise: f32,
+    /// Quality that is asked for, of a generator that is conditioned on it: deviations of accuracy above the mean of a
+    /// task's checkpoints; none means the manifest's default.
+    pub quality: Option<f32>,
 }
 
 impl Default for SampleOptions {
     fn default() -> Self {
-        Self { count: 1, sampler: SamplerKind::Ddim, seed: 0, steps: None, eta: 0.0, guidance: 1.0 }
+        Self {
+            count: 1,
+            sampler: SamplerKind::Ddim,
+            seed: 0,
+            steps: None,
+            eta: 0.0,
+            guidance: 1.0,
+            latent_noise: 0.0,
+            quality: None,
+        }
     }
 }
 
@@ -121,12 +135,21 @@ impl SampleOptions {
         if !(0.0..=limits.max_guidance).contains(&self.guidance) {
             return option("guidance", self.guidance, &format!("a number from 0 to {}", limits.max_guidance));
         }
+        if !(0.0..=3.0).contains(&self.latent_noise) {
+            return option("latent_noise", self.latent_noise, "a number from 0 to 3");
+        }
+        if self.quality.is_some_and(|q| !(-3.0..=3.0).contains(&q)) {
+            return option("quality", self.quality.unwrap_or_default(), "a number from -3 to 3");
+        }
         Ok(())
     }
 
     /// Checks what depends on the generator: no more steps than its schedule has, and guidance only where it was
     /// trained for it.
-    pub(crate) fn validate_for(&self, schedule: &Schedule, guidance: bool) -> Result<()> {
+    pub(crate) fn validate_for(&self, schedule: &Schedule, guidance: bool, quality: bool) -> Result<()> {
+        if let Some(asked) = self.quality.filter(|_| !quality) {
+            return option("quality", asked, "left out for this generator, which was trained without it");
+        }
         check("steps", self.effective_steps(schedule), 1, schedule.steps)?;
         if self.guidance != 1.0 && !guidance {
             return option(
@@ -181,6 +204,8 @@ mod tests {
         }
         assert_eq!(refused(SampleOptions { guidance: f32::INFINITY, ..good.clone() }), "guidance");
         assert_eq!(refused(SampleOptions { guidance: -1.0, ..good.clone() }), "guidance");
+        assert_eq!(refused(SampleOptions { latent_noise: f32::NAN, ..good.clone() }), "latent_noise");
+        assert_eq!(refused(SampleOptions { quality: Some(9.0), ..good.clone() }), "quality");
     }
 
     #[test]
@@ -191,10 +216,13 @@ mod tests {
         let short = Schedule { steps: 8, ..SCHEDULE };
         assert_eq!(ddim.effective_steps(&short), 8);
         let many = SampleOptions { steps: Some(9), ..ddim.clone() };
-        assert!(many.validate_for(&short, true).unwrap_err().to_string().contains("from 1 to 8"));
+        assert!(many.validate_for(&short, true, false).unwrap_err().to_string().contains("from 1 to 8"));
+        let asked = SampleOptions { quality: Some(1.0), ..ddim.clone() };
+        assert!(asked.validate_for(&SCHEDULE, false, true).is_ok());
+        assert_eq!(asked.validate_for(&SCHEDULE, false, false).unwrap_err().code(), "option_invalid");
         let guided = SampleOptions { guidance: 2.0, ..ddim };
-        assert!(guided.validate_for(&SCHEDULE, true).is_ok());
-        assert_eq!(guided.validate_for(&SCHEDULE, false).unwrap_err().code(), "option_invalid");
+        assert!(guided.validate_for(&SCHEDULE, true, false).is_ok());
+        assert_eq!(guided.validate_for(&SCHEDULE, false, false).unwrap_err().code(), "option_invalid");
     }
 
     #[test]

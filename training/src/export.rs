@@ -196,6 +196,12 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[&
         let steps = d.schedule.steps.max(1);
         let t: Vec<f32> = (0..n).map(|i| ((i * 379) % steps) as f32).collect();
         let t = Tensor::from_vec(t, n, &device)?;
+        // Before z_D comes the quality, where the denoiser is told of it.
+        let before = d.shape.condition_dim - s.condition_dim() - v.shape.index;
+        let condition = match before {
+            0 => condition,
+            _ => Tensor::cat(&[&random(&[n, before])?, &condition], 1)?,
+        };
         let condition = match &index {
             Some(index) => Tensor::cat(&[&condition, index], 1)?,
             None => condition,

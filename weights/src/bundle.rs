@@ -227,6 +227,7 @@ pub(crate) fn sample_manifest() -> Manifest {
         },
         extractor: None,
         predictor: None,
+        quality: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

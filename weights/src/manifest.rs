@@ -224,6 +224,14 @@ pub struct PredictorContract {
     pub dataset: bool,
 }
 
+/// Quality as a part of the condition: deviations of a checkpoint's accuracy (on validation images) from the mean of its
+/// task's. It is the first value of the denoiser's condition.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct QualityContract {
+    /// What is asked for when a request says nothing: high.
+    pub default: f32,
+}
+
 /// Digest and size of a file of the bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -269,6 +277,9 @@ pub struct Manifest {
     /// The accuracy predictor, where one was trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predictor: Option<PredictorContract>,
+    /// Quality, where the denoiser was conditioned on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<QualityContract>,
     /// Whether the denoiser was trained with condition dropout, so that guidance means something. The null
     /// condition is the zero vector.
     pub guidance: bool,

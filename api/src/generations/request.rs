@@ -92,6 +92,7 @@ impl NewGeneration {
             steps: self.steps,
             eta: self.eta.unwrap_or(defaults.eta),
             guidance: self.guidance.unwrap_or(defaults.guidance),
+            ..defaults
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use inference::Refine;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::Config;
@@ -114,6 +115,17 @@ pub struct Sampling {
     pub guidance: f64,
     /// η of DDIM: 0 is deterministic, 1 has the variance of DDPM.
     pub eta: f64,
+    /// Deviation of noise added to what was sampled, in deviations of the latents.
+    pub latent_noise: f64,
+    /// Quality that is asked for, of a generator that is conditioned on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<f64>,
+    /// Steps of refinement of each latent on the support images; 0 for none.
+    pub refine: usize,
+    /// Weight of staying where it was sampled, while it is refined.
+    pub prior: f64,
+    /// Steps of plain fine-tuning of the generated weights on the support images; 0 for none.
+    pub tune: usize,
 }
 
 /// How models are fine-tuned.
@@ -128,7 +140,23 @@ pub struct FineTuning {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { steps: 20, guidance: 1.0, eta: 0.0 }
+        Self {
+            steps: 20,
+            guidance: 1.0,
+            eta: 0.0,
+            latent_noise: 0.0,
+            quality: None,
+            refine: 0,
+            prior: Refine::default().prior,
+            tune: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// How latents are refined.
+    pub fn refinement(&self) -> Refine {
+        Refine { steps: self.refine, prior: self.prior }
     }
 }
 
@@ -389,7 +417,14 @@ impl Experiment {
         if variant.sets < 1.0 && self.generator.tasks == TasksConfig::Sources {
             return Err(wrong(&"sets takes a part of the class sets, and tasks are whole sources here: take share"));
         }
-        let Sampling { steps, guidance, eta } = variant.sampling;
+        let Sampling { steps, guidance, eta, .. } = variant.sampling;
+        variant.sampling.refinement().validate().map_err(|e| wrong(&e))?;
+        if !(0.0..=3.0).contains(&variant.sampling.latent_noise) || variant.sampling.tune > 10_000 {
+            return Err(wrong(&"sampling.latent_noise must lie between 0 and 3, sampling.tune between 0 and 10000"));
+        }
+        if variant.sampling.quality.is_some() && !variant.generator.diffusion.quality {
+            return Err(wrong(&"sampling.quality needs diffusion.quality"));
+        }
         if !(0.0..=1.0).contains(&eta) {
             return Err(wrong(&"sampling.eta must lie between 0 and 1"));
         }

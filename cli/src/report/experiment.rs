@@ -7,6 +7,7 @@ use std::time::Instant;
 use datasets::{Dataset, Task};
 use inference::{Embedding, Generator, Runtime, SampleOptions};
 use training::progress::Progress;
+use training::stages::fit;
 use training::stages::vectors::Vectors;
 use training::stages::zoo::Zoo;
 use training::stages::{self, vectors};
@@ -370,9 +371,21 @@ impl<'a> Run<'a> {
             steps: Some(sampling.steps),
             eta: sampling.eta,
             guidance: sampling.guidance as f32,
+            latent_noise: sampling.latent_noise as f32,
+            quality: sampling.quality.map(|q| q as f32),
             ..SampleOptions::default()
         };
-        let weights = made.generator.generate(&embedding, &options, &mut |_, _| true)?.weights;
+        let mut latents = made.generator.sample(&embedding, &options, &mut |_, _| true)?;
+        if sampling.refine > 0 || sampling.tune > 0 {
+            let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+            let mut proceed = || self.place.progress.check().is_ok();
+            latents = made.generator.refine(&latents, &support, &sampling.refinement(), &mut proceed)?;
+            let weights = made.generator.decode(&latents)?;
+            let lr = self.experiment.fine_tuning.lr;
+            let tuned = fit::adapt(&made.generator.architecture().config, &support, weights, sampling.tune, lr)?;
+            return Ok((embedding, tuned));
+        }
+        let weights = made.generator.decode(&latents)?;
         Ok((embedding, weights))
     }
 

@@ -99,6 +99,11 @@ impl Noise {
         self.0.len()
     }
 
+    /// Adds noise of this deviation to `z` (`[samples × dim]`).
+    pub(crate) fn add(&mut self, z: &mut [f32], deviation: f32) {
+        self.each(z, |value, draw| *value += deviation * draw);
+    }
+
     /// Gives each value of `z` (`[samples × dim]`) with a normal draw to `f`, sample by sample.
     fn each(&mut self, z: &mut [f32], f: impl Fn(&mut f32, f32)) {
         let dim = z.len() / self.0.len().max(1);

@@ -72,6 +72,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
         },
         extractor: None,
         predictor: None,
+        quality: None,
         guidance: true,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),

@@ -205,6 +205,8 @@ pub struct VectorsConfig {
     pub standardise: StandardiseMode,
     /// Share of runs held out for validation.
     pub held_out: f64,
+    /// Share of each task's training checkpoints that are learned from: those that are best on validation images.
+    pub best_share: f64,
     /// Into what rows networks are cut.
     #[serde(skip_serializing_if = "is_model_wise")]
     pub mode: VectoriseMode,
@@ -226,6 +228,7 @@ impl Default for VectorsConfig {
             alignment_rounds: 2,
             standardise: StandardiseMode::Parameter,
             held_out: 0.05,
+            best_share: 1.0,
             mode: VectoriseMode::ModelWise,
             chunk: None,
         }
@@ -363,6 +366,8 @@ pub struct DiffusionConfig {
     pub prediction: Prediction,
     /// Share of conditions replaced by zero, for classifier-free guidance.
     pub condition_dropout: f64,
+    /// Whether the denoiser is told how good each checkpoint is, within its task: sampled at a high quality.
+    pub quality: bool,
     /// Noise added to the latents of unit deviation.
     pub latent_noise: f64,
     /// Optimiser steps.
@@ -385,6 +390,7 @@ impl Default for DiffusionConfig {
             beta_end: 0.0155,
             prediction: Prediction::Sample,
             condition_dropout: 0.1,
+            quality: false,
             latent_noise: 0.1,
             steps: 2000,
             batch: 96,

@@ -112,6 +112,10 @@ impl Config {
         ] {
             need(value >= 0.0 && value.is_finite(), format!("{name} must be 0 or a positive number"))?;
         }
+        need(
+            self.vectors.best_share > 0.0 && self.vectors.best_share <= 1.0,
+            "vectors.best_share must lie above 0 and not above 1",
+        )?;
         need((0.0..1.0).contains(&self.diffusion.ema), "diffusion.ema must be at least 0 and below 1")?;
         let (start, end) = (self.diffusion.beta_start, self.diffusion.beta_end);
         need(0.0 < start && start <= end && end < 1.0, "diffusion needs 0 < beta_start ≤ beta_end < 1")

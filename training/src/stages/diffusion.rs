@@ -96,11 +96,16 @@ impl Batch {
 }
 
 /// Trains the denoiser on latents `[rows, latent…]` of all checkpoints; with `encoder.joint` above 0 the encoder learns
-/// along.
+/// along. With `qualities`, one a checkpoint, each is the first value of the condition.
 ///
 /// # Errors
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
-pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Result<(Denoiser, Curve)> {
+pub fn train(
+    given: &Given<'_>,
+    latents: &Tensor,
+    encoder: &mut Encoder,
+    qualities: Option<&[f64]>,
+) -> Result<(Denoiser, Curve)> {
     let Given { config, zoo, vectors, sources, .. } = *given;
     let device: &Device = latents.device();
     let settings = &config.diffusion;
@@ -110,7 +115,9 @@ pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Resu
     let mut denoiser = Denoiser {
         shape: DenoiserShape {
             latent: config.vae.latent.clone(),
-            condition_dim: encoder.shape.condition_dim() + vectors.vectorise.index_dim(),
+            condition_dim: usize::from(qualities.is_some())
+                + encoder.shape.condition_dim()
+                + vectors.vectorise.index_dim(),
             config: config.denoiser.clone(),
         },
         params: Params::new(config.seed ^ 0xd1f5, device),
@@ -118,8 +125,16 @@ pub fn train(given: &Given<'_>, latents: &Tensor, encoder: &mut Encoder) -> Resu
         latent: Latent { shape: config.vae.latent.clone(), scale },
     };
     let joint = config.encoder.joint > 0.0;
-    let data =
-        Batches { config, zoo, sources, vectors, latents: latents.affine(f64::from(scale), 0.0)?, alphas, joint };
+    let data = Batches {
+        config,
+        zoo,
+        sources,
+        vectors,
+        latents: latents.affine(f64::from(scale), 0.0)?,
+        alphas,
+        joint,
+        qualities,
+    };
     // One loss makes all parameters, so that clones have them too.
     let mut first = Shard { networks: (denoiser, encoder.clone()), rng: random::stream(config.seed, "create") };
     data.loss(&mut first)?;
@@ -204,6 +219,7 @@ struct Batches<'a> {
     latents: Tensor,
     alphas: Vec<f64>,
     joint: bool,
+    qualities: Option<&'a [f64]>,
 }
 
 impl Batches<'_> {
@@ -214,8 +230,13 @@ impl Batches<'_> {
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let features = encoder.support(self.sources, tasks, Part::Train, rng)?;
         let (_, condition) = encoder.encode(&features)?;
-        let condition = if self.joint { condition } else { condition.detach() };
+        let mut condition = if self.joint { condition } else { condition.detach() };
         let device = self.latents.device();
+        if let Some(qualities) = self.qualities {
+            let own: Vec<f32> = picked.iter().map(|&i| qualities[i as usize] as f32).collect();
+            let own = Tensor::from_vec(own, (picked.len(), 1), device)?;
+            condition = Tensor::cat(&[&own, &condition], 1)?;
+        }
         let (rows, pieces) = self.vectors.draw(&picked, rng);
         let z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         let batch = Batch::draw(self.config, &z, &self.alphas, rng)?;

@@ -338,6 +338,44 @@ pub fn fit(
     Fit::new(architecture, tasks, theta, seeds, recipe, stops)?.run(&mut |_, _| on_step())
 }
 
+/// Trains each of these models on all of a dataset's examples (class k is the head's row k) in each of `steps` steps.
+///
+/// # Errors
+/// When shapes do not fit; [`Error::Diverged`] when the loss is not finite.
+pub fn adapt(
+    architecture: &Architecture,
+    data: &datasets::Dataset,
+    theta: Vec<Vec<f32>>,
+    steps: usize,
+    lr: f64,
+) -> Result<Vec<Vec<f32>>> {
+    let (device, layout, models) = (Device::Cpu, architecture.layout(), theta.len());
+    if steps == 0 || models == 0 {
+        return Ok(theta);
+    }
+    let (n, classes) = (data.len(), architecture.classes());
+    let start = Tensor::from_vec(theta.concat(), (models, layout.parameters()), &device)?;
+    let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
+    let params: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let x = inputs(architecture, data.gather(&(0..n).collect::<Vec<_>>()).repeat(models), models, &device)?;
+    let mut target = vec![0f32; n * classes];
+    data.labels.iter().enumerate().for_each(|(i, &label)| target[i * classes + label as usize] = 1.0);
+    let target = Tensor::from_vec(target, (1, n, classes), &device)?;
+    let mut adam = AdamW::new(vars.clone(), AdamConfig::default());
+    for step in 0..steps {
+        let y = target::forward(&mut Models, architecture, &params, &x)?;
+        let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
+        let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / n as f64))?;
+        if !loss.to_scalar::<f32>()?.is_finite() {
+            return Err(Error::Diverged { stage: "fit", step });
+        }
+        let grads = loss.backward()?;
+        let grads: Vec<_> = vars.iter().map(|v| grads.get(v).cloned()).collect();
+        adam.step(&grads, lr)?;
+    }
+    Ok(join(&params, models)?.chunks_exact(layout.parameters()).map(<[f32]>::to_vec).collect())
+}
+
 /// Most models that one thread advances together in [`fit_and_score`]; fewer where a step's inputs are large.
 const FIT_GROUP: usize = 128;
 

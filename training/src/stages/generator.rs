@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use serde_json::json;
-use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, PredictorContract, files};
+use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, PredictorContract, QualityContract, files};
 use weights::{Bundle, Manifest, tensors};
 
 use super::course::Given;
 use super::diffusion::{self, Denoiser};
 use super::encoder::{self, Encoder};
+use super::measure;
 use super::predictor;
 use super::vae::{self, Vae};
 use super::vectors::{self, Vectors};
@@ -54,7 +55,15 @@ pub fn train(
     check_runs(zoo)?;
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
-    let vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
+    let mut vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
+    let qualities = match config.diffusion.quality || config.vectors.best_share < 1.0 {
+        true => Some(timed.run("quality", || measure::qualities(zoo, sources, progress))?),
+        false => None,
+    };
+    if let Some(qualities) = qualities.as_ref().filter(|_| config.vectors.best_share < 1.0) {
+        vectors.train = measure::best(zoo, &vectors.train, qualities, config.vectors.best_share);
+    }
+    let qualities = qualities.filter(|_| config.diffusion.quality);
     let identity = identity(config, zoo, sources)?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
     let guide = match config.vae.predictor > 0.0 {
@@ -65,7 +74,8 @@ pub fn train(
         timed.run("vae", || vae::train(&given, guide.as_ref().map(|(predictor, ..)| predictor), device))?;
     let latents = vae.means(&vectors)?;
     let (mut encoder, encoder_curve) = timed.run("encoder", || encoder::train(&given, &latents))?;
-    let (mut denoiser, denoiser_curve) = timed.run("denoiser", || diffusion::train(&given, &latents, &mut encoder))?;
+    let (mut denoiser, denoiser_curve) =
+        timed.run("denoiser", || diffusion::train(&given, &latents, &mut encoder, qualities.as_deref()))?;
     let seen = config.predictor.dataset.then_some(&encoder);
     let predictor = match config.predictor.steps > 0 {
         true => Some(timed.run("predictor", || predictor::train(&given, "predictor", Some(&mut vae), seen))?),
@@ -93,6 +103,7 @@ pub fn train(
     let architectures: Vec<&weights::Architecture> = zoo.architectures().collect();
     let mut probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
     let mut manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
+    manifest.quality = qualities.map(|q| QualityContract { default: measure::high(&given, &q) });
     if let Some(predictor) = &mut predictor {
         probes.extend(export::predictor_probes(predictor)?);
         manifest.predictor = Some(PredictorContract { dataset: predictor.shape.dataset.is_some() });
@@ -216,6 +227,7 @@ fn manifest(
         },
         extractor: extractor.map(|e| e.used.clone()),
         predictor: None,
+        quality: None,
         guidance: config.diffusion.condition_dropout > 0.0,
         training: json!({
             "config": settings,
