@@ -295,3 +295,54 @@ fn chunked_networks_run_as_they_were_trained() {
         check_samples(&Generator::load(&runtime(2), trained.bundle).unwrap(), &sources);
     }
 }
+
+#[test]
+fn a_convolutional_vae_and_cross_attention_run_as_they_were_trained() {
+    let networks = r#"
+        [architecture]
+        kind = "mlp"
+        hidden = [6]
+        [denoiser]
+        kind = "unet"
+        channels = 8
+        multipliers = [1, 2]
+        attention = 2
+        "#;
+    let conv = "kind = \"conv\"\n    conv = { image = [2, 8, 8], channels = 8, groups = 4 }\n    latent = [2, 4, 4]";
+    let config = format!("{}\n{networks}", CONFIG.replace("latent = [2, 4, 4]", conv));
+    let (trained, ..) = train_as(&config);
+    check_probes(&trained);
+    let vae = trained.bundle.file("vae_encoder.onnx").unwrap();
+    assert!(vae.windows(4).any(|w| w == b"Conv"), "it convolves");
+    Generator::load(&runtime(2), trained.bundle).unwrap();
+    for (wrong, said) in [("image = [2, 9, 8]", "doubled"), ("channels = 9", "groups")] {
+        let key = if wrong.starts_with("image") { "image = [2, 8, 8]" } else { "channels = 8, groups" };
+        let text = config.replacen(key, if key.starts_with("image") { wrong } else { "channels = 9, groups" }, 1);
+        let error = Config::parse(&text).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let error = Config::parse(&config.replace("attention = 2", "attention = 3")).unwrap_err();
+    assert!(error.to_string().contains("attention"), "{error}");
+}
+
+#[test]
+fn diffusion_can_work_on_weights_themselves() {
+    let networks = r#"
+        [architecture]
+        kind = "mlp"
+        hidden = [6]
+        [denoiser]
+        kind = "mlp"
+        width = 16
+        blocks = 1
+        "#;
+    let (trained, zoo, _) =
+        train_as(&format!("{}\n{networks}", CONFIG.replace("latent = [2, 4, 4]", "kind = \"identity\"")));
+    check_probes(&trained);
+    let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
+    assert_eq!(generator.manifest().latent.shape, [zoo.parameters()]);
+    // The way there and back changes nothing.
+    let theta = vec![zoo.weights(0).to_vec()];
+    let back = generator.decode(&generator.encode_weights(&theta).unwrap()).unwrap();
+    assert!(theta[0].iter().zip(&back[0]).all(|(a, b)| (a - b).abs() < 1e-4 * a.abs().max(1.0)));
+}

@@ -40,11 +40,11 @@ fn a_latent_that_collapses_ends_training_with_the_step() {
 
 #[test]
 fn the_divergence_counts_from_its_step_on() {
-    let trained = train(&text().replace("latent = [8]", "latent = [8]\nbeta = 10000.0\nkl_from = 39")).unwrap();
+    let trained = train(&text().replace("latent = [8]", "latent = [8]\nbeta = 10000.0\nkl_from = 0.975")).unwrap();
     let loss = losses(&trained, "vae");
     assert!(loss[..39].iter().all(|l| *l < 50.0), "{loss:?}");
     assert!(loss[39] > 500.0, "{loss:?}");
-    let error = train(&text().replace("latent = [8]", "latent = [8]\nkl_from = 40")).unwrap_err();
+    let error = train(&text().replace("latent = [8]", "latent = [8]\nkl_from = 1.0")).unwrap_err();
     assert!(error.to_string().contains("vae.kl_from"), "{error}");
 }
 

@@ -11,6 +11,7 @@ use weights::{Activation, Architecture, StandardiseMode};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
 
+pub use crate::networks::conv_vae::ConvVaeConfig;
 pub use crate::networks::dataset_encoder::{Condition, EncoderKind};
 pub use predictor::PredictorConfig;
 
@@ -235,18 +236,37 @@ impl Default for VectorsConfig {
     }
 }
 
+/// What the VAE is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VaeKind {
+    /// Linear layers.
+    #[default]
+    Linear,
+    /// Linear in and out, and the convolutional autoencoder of latent diffusion between; the latent has shape
+    /// `[c, h, w]`.
+    Conv,
+    /// Nothing: diffusion directly on the standardised weights, the control arm. `latent`, `steps` and all weights of
+    /// losses do not matter then.
+    Identity,
+}
+
 /// The VAE (Eq. 1) with the behaviour loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VaeConfig {
-    /// Hidden widths of the encoder.
+    /// What it is made of.
+    pub kind: VaeKind,
+    /// Sizes of the convolutional one.
+    pub conv: ConvVaeConfig,
+    /// Hidden widths of the encoder, of the linear one.
     pub hidden: Vec<usize>,
     /// Latent shape.
     pub latent: Vec<usize>,
     /// Weight of the KL divergence (nats, mean over the latent dimensions).
     pub beta: f64,
-    /// Step from which the KL divergence counts; until then it is an autoencoder without noise.
-    pub kl_from: usize,
+    /// Share of the steps after which the KL divergence counts; until then it is an autoencoder without noise.
+    pub kl_from: f64,
     /// Weight of the squared error of the vectors.
     pub mse: f64,
     /// Weight of the behaviour loss: KL between the outputs of the original and of the decoded network.
@@ -273,10 +293,12 @@ pub struct VaeConfig {
 impl Default for VaeConfig {
     fn default() -> Self {
         Self {
+            kind: VaeKind::default(),
+            conv: ConvVaeConfig::default(),
             hidden: vec![512],
             latent: vec![128],
             beta: 1e-4,
-            kl_from: 0,
+            kl_from: 0.0,
             mse: 1.0,
             behaviour: 0.3,
             behaviour_share: 0.5,

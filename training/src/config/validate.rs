@@ -1,6 +1,6 @@
 //! Checks a configuration's values, so that a mistake is named before minutes are spent.
 
-use super::{Condition, Config, EncoderKind, TasksConfig};
+use super::{Condition, Config, EncoderKind, TasksConfig, VaeKind};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
 use weights::vectorise::VectoriseMode;
@@ -151,6 +151,21 @@ impl Config {
         need(!guided || d.condition_dropout > 0.0, "evaluation.guidance other than 1 needs diffusion.condition_dropout")
     }
 
+    fn validate_vae(&self) -> Result<()> {
+        let several = self.architectures.len() > 1 || self.vectors.mode != VectoriseMode::ModelWise;
+        match self.vae.kind {
+            VaeKind::Linear => Ok(()),
+            VaeKind::Conv => {
+                need(!several, "vae.kind = \"conv\" takes whole networks of one architecture; use linear")?;
+                self.vae.conv.halvings(&self.vae.latent).map(|_| ())
+            }
+            VaeKind::Identity => need(
+                matches!(self.denoiser, DenoiserConfig::Mlp { .. }),
+                "vae.kind = \"identity\" gives weights as they are to the denoiser: use denoiser.kind = \"mlp\"",
+            ),
+        }
+    }
+
     fn validate_encoder(&self) -> Result<()> {
         let e = &self.encoder;
         need(
@@ -177,13 +192,14 @@ impl Config {
         )?;
         need(self.vectors.chunk != Some(0), "vectors.chunk must be at least 1")?;
         self.validate_encoder()?;
-        need(self.vae.kl_from < self.vae.steps, "vae.kl_from must be below vae.steps")?;
+        need((0.0..1.0).contains(&self.vae.kl_from), "vae.kl_from, a share of vae.steps, must be at least 0 and below 1")?;
         need(
             self.encoder.width.is_multiple_of(self.encoder.heads),
             "encoder.width must be a multiple of encoder.heads",
         )?;
         let latent: usize = self.vae.latent.iter().product();
         need(latent > 0, "vae.latent must have at least one value")?;
+        self.validate_vae()?;
         match &self.denoiser {
             DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent),
             DenoiserConfig::Mlp { width, .. } => need(*width > 0, "denoiser.width must be at least 1"),

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::denoiser::{DenoiserShape, context};
-use super::layers::{conv, group_norm, linear};
+use super::layers::{attention_block, conv, group_norm, linear};
 use crate::backend::{Backend, Unary};
 use crate::error::{Error, Result};
 use crate::params::Init;
@@ -20,7 +20,18 @@ pub struct UnetConfig {
     /// Groups of the group normalisation; divides every number of channels.
     #[serde(default = "default_groups")]
     pub groups: usize,
+    /// Heads of the cross-attention to the condition at the lowest resolution; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attention: usize,
 }
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// Pieces that the condition is cut into for cross-attention.
+const PIECES: usize = 8;
 
 fn default_groups() -> usize {
     8
@@ -50,6 +61,12 @@ impl UnetConfig {
         }
         if self.groups == 0 || self.channels == 0 || !self.channels.is_multiple_of(self.groups) {
             return Err(Error::Config("the UNet's channels must be a multiple of its groups".into()));
+        }
+        let lowest = self.channels * self.multipliers.last().copied().unwrap_or(1);
+        if self.attention > 0 && !lowest.is_multiple_of(self.attention) {
+            return Err(Error::Config(format!(
+                "the UNet's attention needs heads that divide its {lowest} channels at the lowest resolution"
+            )));
         }
         Ok(())
     }
@@ -86,6 +103,25 @@ fn residual<B: Backend>(
     b.add(&x, &y)
 }
 
+/// Cross-attention: each place of `x [n, c, h, w]` asks pieces of the condition.
+fn attend<B: Backend>(
+    b: &mut B,
+    x: &B::T,
+    condition: &B::T,
+    condition_dim: usize,
+    level: &Level,
+    config: &UnetConfig,
+) -> Result<B::T> {
+    let (c, places) = (level.channels, level.h * level.w);
+    let pieces = linear(b, "attention.condition", condition, condition_dim, PIECES * c, Init::Scaled(1.0))?;
+    let pieces = b.reshape(&pieces, &[0, PIECES as i64, c as i64])?;
+    let x = b.reshape(x, &[0, c as i64, places as i64])?;
+    let x = b.permute(&x, &[0, 2, 1])?;
+    let x = attention_block(b, "attention", &x, &pieces, [places, PIECES, c, config.attention])?;
+    let x = b.permute(&x, &[0, 2, 1])?;
+    b.reshape(&x, &[0, c as i64, level.h as i64, level.w as i64])
+}
+
 /// The UNet: `latent [n, c, h, w]`, `timestep [n]`, `condition [n, condition_dim]` → `[n, c, h, w]`.
 ///
 /// # Errors
@@ -120,6 +156,9 @@ pub fn unet<B: Backend>(
         skips.push((x.clone(), width));
     }
     x = residual(b, "middle", &x, &context, width, &level, config)?;
+    if config.attention > 0 {
+        x = attend(b, &x, condition, shape.condition_dim, &level, config)?;
+    }
     for (i, (skip, skip_width)) in skips.into_iter().enumerate().rev() {
         x = b.concat(&[&x, &skip], 1)?;
         level.channels = skip_width;

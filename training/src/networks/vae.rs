@@ -2,10 +2,24 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::conv_vae::{self, ConvVaeConfig};
 use super::layers::{layer_norm, linear};
 use crate::backend::{Backend, Unary};
 use crate::error::Result;
 use crate::params::Init;
+
+/// What the VAE is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VaeForm {
+    /// Linear layers.
+    #[default]
+    Linear,
+    /// Linear in and out, convolutions between.
+    Conv(ConvVaeConfig),
+    /// Nothing: the latent is the standardised weights, and diffusion works on them.
+    Identity,
+}
 
 /// Sizes of the VAE.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +30,8 @@ pub struct VaeShape {
     pub hidden: Vec<usize>,
     /// Latent shape.
     pub latent: Vec<usize>,
+    /// What it is made of.
+    pub form: VaeForm,
     /// Kinds of rows, where there are several: encoder and decoder are told which one a row is.
     pub index: usize,
 }
@@ -50,6 +66,16 @@ fn gate<B: Backend>(b: &mut B, name: &str, x: &B::T, index: Option<&B::T>, sizes
 /// # Errors
 /// When shapes do not fit.
 pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T, index: Option<&B::T>) -> Result<(B::T, B::T)> {
+    match &shape.form {
+        VaeForm::Linear => {}
+        VaeForm::Conv(config) => return conv_vae::encode(b, config, shape.length, &shape.latent, weights),
+        VaeForm::Identity => {
+            let mean = b.reshape(weights, &with_batch(&shape.latent))?;
+            // All but no variance.
+            let log_variance = b.affine(&mean, 0.0, -12.0)?;
+            return Ok((mean, log_variance));
+        }
+    }
     let mut x = weights.clone();
     let mut width = shape.length;
     for (i, &hidden) in shape.hidden.iter().enumerate() {
@@ -72,6 +98,11 @@ pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T, index: Op
 /// # Errors
 /// When shapes do not fit.
 pub fn decode<B: Backend>(b: &mut B, shape: &VaeShape, latent: &B::T, index: Option<&B::T>) -> Result<B::T> {
+    match &shape.form {
+        VaeForm::Linear => {}
+        VaeForm::Conv(config) => return conv_vae::decode(b, config, shape.length, &shape.latent, latent),
+        VaeForm::Identity => return b.reshape(latent, &[0, shape.length as i64]),
+    }
     let mut width = shape.latent_dim();
     let mut x = b.reshape(latent, &[0, width as i64])?;
     x = gate(b, "decoder.gate", &x, index, [width, shape.index])?;

@@ -112,9 +112,10 @@ pub fn train(
     let scale = unit_scale(latents, vectors)?;
     let schedule = schedule(config);
     let alphas = schedule.alphas_cumulative();
+    let latent: Vec<usize> = latents.dims().iter().skip(1).copied().collect();
     let mut denoiser = Denoiser {
         shape: DenoiserShape {
-            latent: config.vae.latent.clone(),
+            latent: latent.clone(),
             condition_dim: usize::from(qualities.is_some())
                 + encoder.shape.condition_dim()
                 + vectors.vectorise.index_dim(),
@@ -122,7 +123,7 @@ pub fn train(
         },
         params: Params::new(config.seed ^ 0xd1f5, device),
         schedule,
-        latent: Latent { shape: config.vae.latent.clone(), scale },
+        latent: Latent { shape: latent, scale },
     };
     let joint = config.encoder.joint > 0.0;
     let data = Batches {

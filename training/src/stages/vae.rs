@@ -13,11 +13,11 @@ use super::shards::{self, Shard};
 use super::vectors::{Rows, Vectors, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
-use crate::config::{Config, VaeConfig};
+use crate::config::{Config, VaeConfig, VaeKind};
 use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
-use crate::networks::vae::{VaeShape, decode, encode};
+use crate::networks::vae::{VaeForm, VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
 use crate::random;
@@ -38,9 +38,14 @@ pub struct Vae {
 impl Vae {
     fn new(config: &Config, vectors: &Vectors, device: &Device) -> Result<Self> {
         let (length, kinds) = (vectors.vectorise.length, vectors.vectorise.kinds());
-        let (hidden, latent) = (config.vae.hidden.clone(), config.vae.latent.clone());
+        let hidden = config.vae.hidden.clone();
+        let (form, latent) = match config.vae.kind {
+            VaeKind::Linear => (VaeForm::Linear, config.vae.latent.clone()),
+            VaeKind::Conv => (VaeForm::Conv(config.vae.conv.clone()), config.vae.latent.clone()),
+            VaeKind::Identity => (VaeForm::Identity, vec![length]),
+        };
         Ok(Self {
-            shape: VaeShape { length, hidden, latent, index: vectors.vectorise.index_dim() },
+            shape: VaeShape { length, hidden, latent, form, index: vectors.vectorise.index_dim() },
             params: Params::new(config.seed, device),
             mean: Tensor::from_slice(&vectors.standardisation.mean, (kinds, length), device)?,
             std: Tensor::from_slice(&vectors.standardisation.std, (kinds, length), device)?,
@@ -168,6 +173,10 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
     let Given { config, zoo, vectors, sources, .. } = *given;
     let mut vae = Vae::new(config, vectors, device)?;
     vae.create()?;
+    if vae.params.vars().is_empty() {
+        // Nothing to learn.
+        return Ok((vae, Curve::new("vae", 0)));
+    }
     let length = vectors.vectorise.length;
     let batch = Batches {
         settings: &config.vae,
@@ -191,7 +200,7 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
         best.restore(snapshot, device)
     })?;
     for step in course.steps() {
-        let autoencoder = step < settings.kl_from;
+        let autoencoder = step + 1 < settings.steps && step < (settings.kl_from * settings.steps as f64).round() as usize;
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s, autoencoder))?;
         adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
