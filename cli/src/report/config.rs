@@ -16,9 +16,11 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 12] = [
+const BUILT_IN: [(&str, &str); 14] = [
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
+    ("table-20-predictor", include_str!("../../../configs/report/table-20-predictor.toml")),
+    ("table-21", include_str!("../../../configs/report/table-21.toml")),
     ("table-4", include_str!("../../../configs/report/table-4.toml")),
     ("leave-one-out", include_str!("../../../configs/report/leave-one-out.toml")),
     ("ablations", include_str!("../../../configs/report/ablations.toml")),

@@ -192,7 +192,10 @@ impl Config {
         )?;
         need(self.vectors.chunk != Some(0), "vectors.chunk must be at least 1")?;
         self.validate_encoder()?;
-        need((0.0..1.0).contains(&self.vae.kl_from), "vae.kl_from, a share of vae.steps, must be at least 0 and below 1")?;
+        need(
+            (0.0..1.0).contains(&self.vae.kl_from),
+            "vae.kl_from, a share of vae.steps, must be at least 0 and below 1",
+        )?;
         need(
             self.encoder.width.is_multiple_of(self.encoder.heads),
             "encoder.width must be a multiple of encoder.heads",

@@ -14,7 +14,7 @@ use super::shards::{self, Shard};
 use crate::backend::Eager;
 use crate::error::{Error, Result};
 use crate::networks::denoiser::{DenoiserConfig, DenoiserShape, denoise};
-use crate::networks::vae::{VaeShape, decode, encode};
+use crate::networks::vae::{VaeForm, VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW, Ema};
 use crate::params::Params;
 use crate::progress::Progress;
@@ -164,7 +164,8 @@ impl Layers {
         let parts = all.iter().map(|c| c.part + 1).max().unwrap_or(1);
         let statistics = kinds.iter().map(|kind| moments(&all, kind, theta)).collect();
         let index = kinds.len();
-        let vae = VaeShape { length: config.chunk, hidden: vec![config.hidden], latent: vec![config.latent], index };
+        let (hidden, latent, form) = (vec![config.hidden], vec![config.latent], VaeForm::Linear);
+        let vae = VaeShape { length: config.chunk, hidden, latent, form, index };
         let shape = DenoiserShape {
             latent: vec![config.latent],
             condition_dim: index + parts + POSITIONS,

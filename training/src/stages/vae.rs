@@ -200,7 +200,8 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
         best.restore(snapshot, device)
     })?;
     for step in course.steps() {
-        let autoencoder = step + 1 < settings.steps && step < (settings.kl_from * settings.steps as f64).round() as usize;
+        let autoencoder =
+            step + 1 < settings.steps && step < (settings.kl_from * settings.steps as f64).round() as usize;
         let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s, autoencoder))?;
         adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
