@@ -197,10 +197,117 @@ fn each_source_is_left_out() {
     assert!(at("zoo") > 0.5 && at("retrieval") > 0.5 && at("scratch") < 0.4, "{} {}", at("zoo"), at("retrieval"));
 }
 
+/// Few-shot heads on principal components of the digits; a source of shuffled pixels is left out.
+const HEADS: &str = r#"
+title = "t"
+table = "-"
+samples = 3
+seen_tasks = 10
+unseen_tasks = 10
+left_out_tasks = 10
+arms = ["generated", "zoo", "retrieval", "shuffled", "closed_form_ridge", "closed_form_centroid", "adapted", "answer"]
+[generator]
+name = "heads"
+seed = 7
+[generator.data]
+sources = [{ name = "digits", from = "digits" }, { name = "others", from = "folder:OTHERS", role = "left_out" }]
+backbone = { kind = "pca", dim = 24 }
+[generator.tasks]
+kind = "class_sets"
+classes = 3
+seen = 90
+orders = 6
+[generator.architecture]
+kind = "head"
+[generator.zoo]
+fit = "ridge"
+images = 40
+[generator.vae]
+rows = true
+hidden = [64]
+latent = [3, 12]
+steps = 300
+batch = 32
+[generator.encoder]
+images = 3
+width = 32
+heads = 2
+token_dim = 16
+embedding_dim = 16
+steps = 100
+batch = 32
+joint = 1.0
+[generator.denoiser]
+kind = "rows"
+width = 48
+blocks = 2
+heads = 2
+[generator.diffusion]
+steps = 600
+batch = 48
+timesteps = 200
+beta_start = 0.003
+beta_end = 0.06
+[[variants]]
+name = "3-shot"
+[[variants]]
+name = "1-shot"
+overrides = { "encoder.images" = 1 }
+"#;
+
+#[test]
+fn few_shot_heads_have_closed_forms_and_an_answer_beside_them() {
+    let place = folder();
+    // Five classes that no digit is like: bars and checks, with noise.
+    for class in 0..5usize {
+        let dir = place.path().join("others").join(format!("c{class}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        for n in 0..40usize {
+            let noise = |i: usize| (i * 7919 + n * 104_729 + class * 31).wrapping_mul(2_654_435_761) >> 7 & 127;
+            let on = |x: usize, y: usize| [x % 2, y % 2, (x + y) % 2, usize::from(x < 4), usize::from(y < 4)][class];
+            let pixels = (0..64).map(|i| (on(i % 8, i / 8) * 128 + noise(i)) as u8).collect();
+            image::GrayImage::from_raw(8, 8, pixels).unwrap().save(dir.join(format!("{n:02}.png"))).unwrap();
+        }
+    }
+    let (file, out) = (place.path().join("heads.toml"), place.path().join("out"));
+    let others = place.path().join("others");
+    std::fs::write(&file, HEADS.replace("OTHERS", text(&others))).unwrap();
+    succeed(&["report", "--config", text(&file), "--out", text(&out)]);
+    let report: Value = serde_json::from_slice(&std::fs::read(out.join("heads.json")).unwrap()).unwrap();
+    let groups = report["groups"].as_array().unwrap();
+    let names: Vec<String> =
+        groups.iter().map(|g| format!("{} {}", g["variant"].as_str().unwrap(), g["set"].as_str().unwrap())).collect();
+    let sets = ["seen", "unseen", "left out"];
+    let expected: Vec<String> = ["3-shot", "1-shot"].iter().flat_map(|v| sets.map(|s| format!("{v} {s}"))).collect();
+    assert_eq!(names, expected);
+    for (name, group) in names.iter().zip(groups) {
+        let at = |arm: &str| number(&group["arms"][arm]["epochs"]["epoch_0"]["mean"]);
+        let better = at("closed_form_ridge").max(at("closed_form_centroid"));
+        let answers = &group["generators"][0]["answers"];
+        let (origins, distances) = (answers["origins"].as_object().unwrap(), answers["distances"].as_array().unwrap());
+        let said = format!(
+            "{name}: {:.3} answer, {better:.3} closed form, {:.3} generated, {answers}",
+            at("answer"),
+            at("generated")
+        );
+        eprintln!("{said}");
+        assert_eq!((origins.values().map(number).sum::<f64>(), distances.len()), (10.0, 10), "{said}");
+        assert!(at("answer") >= better - 0.03, "{said}");
+        assert!(at("zoo") > 0.9 && at("shuffled") < 0.6, "{said}");
+        if name.ends_with("left out") {
+            assert!(at("generated") < better, "{said}");
+        } else {
+            assert!(at("generated") > better, "{said}");
+        }
+    }
+    let page = std::fs::read_to_string(out.join("heads.md")).unwrap();
+    assert!(page.contains("| closed_form_ridge |") && page.contains("`answer` is "), "{page}");
+}
+
 #[test]
 fn list_names_every_experiment() {
     let said = succeed(&["report", "list"]);
-    for name in ["digits", "table-19-20", "table-4", "leave-one-out", "ablations", "zoo-size"] {
+    for name in ["digits", "table-1 ", "table-19-20", "table-4", "leave-one-out", "ablations", "zoo-size"] {
         assert!(said.lines().any(|line| line.starts_with(name)), "{name}: {said}");
     }
     assert!(said.contains("--data"), "what is missing is said: {said}");

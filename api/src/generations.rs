@@ -3,7 +3,6 @@
 mod candidates;
 mod evaluations;
 mod make;
-mod rank;
 mod request;
 mod retrieve;
 mod samples;

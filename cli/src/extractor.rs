@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::{Subcommand, ValueEnum};
 use inference::{Extractor, Runtime};
 use registry::{ListRequest, MAX_LIMIT, NewAbout, Registry, extractors as rows};
+use training::progress::Progress;
 use training::{Config, Extract, Sources};
 use weights::manifest::{ExtractorSpec, ResizeRule};
 
-use crate::context::{RegistryArgs, RuntimeArgs, caller, say, with_registry, writing};
+use crate::context::{RegistryArgs, RuntimeArgs, caller, say, with_registry, write_whole, writing};
 use crate::error::{Error, Result};
 
 /// Commands on feature extractors.
@@ -158,16 +159,44 @@ impl Extract for Loaded {
     }
 }
 
-/// The sources of a configuration; with the features of its extractor, which the registry has.
-pub fn sources(config: &Config, place: &RegistryArgs, runtime: &RuntimeArgs) -> Result<Sources> {
+/// The sources of a configuration; with the features of its backbone, or of its extractor, which the registry has.
+pub fn sources(config: &Config, place: &RegistryArgs, runtime: &RuntimeArgs, shown: &Progress) -> Result<Sources> {
     let sources = Sources::load(config)?;
     match config.extractor() {
         None => Ok(sources),
+        Some(_) if config.data.backbone.is_some() => with_backbone(&runtime.open()?, config, sources, shown, None),
         Some(name) => {
             let runtime = runtime.open()?;
             with_registry(place, async |registry| extracted(registry, &caller(), &runtime, config, sources, name).await)
         }
     }
+}
+
+/// Makes the backbone of a configuration, and puts its sources through it; `cache` keeps its graph.
+pub fn with_backbone(
+    runtime: &Runtime,
+    config: &Config,
+    sources: Sources,
+    shown: &Progress,
+    cache: Option<&Path>,
+) -> Result<Sources> {
+    let file = match cache {
+        Some(dir) => {
+            let key = training::backbone::key(config, &sources)?;
+            Some(dir.join(format!("{}.onnx", key.trim_start_matches("sha256:").chars().take(16).collect::<String>())))
+        }
+        None => None,
+    };
+    let known = file.as_ref().and_then(|file| std::fs::read(file).ok());
+    let made = match known {
+        Some(onnx) => training::backbone::of(config, &sources, onnx)?,
+        None => training::backbone::fit(config, &sources, shown)?,
+    };
+    let extractor = Extractor::load(runtime, &made.spec, &made.onnx)?;
+    if let Some(file) = &file {
+        write_whole(file, &made.onnx)?;
+    }
+    Ok(sources.extracted(config, &Loaded { extractor, onnx: made.onnx })?)
 }
 
 /// Puts sources through a registered extractor.

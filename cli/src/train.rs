@@ -48,7 +48,8 @@ const PARITY: f32 = 1e-4;
 pub fn run(args: Args) -> Result<()> {
     args.snapshots.check()?;
     let config = load_config(args.config.as_ref())?;
-    let sources = extractor::sources(&config, &args.registry, &args.runtime)?;
+    let progress = progress()?;
+    let sources = extractor::sources(&config, &args.registry, &args.runtime, &progress)?;
     let zoo = stages::zoo::open(&args.zoo)?;
     if stages::zoo::differs(&config, &sources, &args.zoo)? {
         let reason = "it was built with another configuration or other data; train with the configuration it has";
@@ -60,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     prepare(&args.out)?;
     let snapshots = args.snapshots.open(&args.out)?;
-    let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress()?, snapshots.keep())?;
+    let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress, snapshots.keep())?;
     let difference = verify(&runtime, &trained.bundle, &trained.probes)?;
     let mut tar = Vec::new();
     trained.bundle.write_tar(&mut tar)?;

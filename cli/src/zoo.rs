@@ -58,13 +58,14 @@ pub fn run(command: Command) -> Result<()> {
     };
     snapshots.check()?;
     let config = load_config(config.as_ref())?;
-    let sources = extractor::sources(&config, &registry, &runtime)?;
+    let progress = progress()?;
+    let sources = extractor::sources(&config, &registry, &runtime, &progress)?;
     if stages::zoo::differs(&config, &sources, &out)? {
         let reason = "it was built with another configuration or other data; choose another folder, or remove it";
         return Err(training::Error::Zoo { path: out, reason: reason.into() }.into());
     }
     let snapshots = snapshots.open(&out)?;
-    let zoo = stages::zoo::build(&config, &sources, &out, &progress()?, snapshots.keep())?;
+    let zoo = stages::zoo::build(&config, &sources, &out, &progress, snapshots.keep())?;
     say(&format!(
         "{}: {} runs, {} checkpoints of {} ({} parameters), mean test accuracy {:.2} %, {}",
         out.display(),

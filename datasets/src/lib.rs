@@ -1,7 +1,7 @@
 //! Labelled data in: images and feature vectors with integer class labels.
 //!
 //! Readers for IDX ([`idx`]), image folders ([`folder`]), zip and tar archives ([`archive`], [`tarball`]), NumPy
-//! archives ([`npz`]), base64 images of a request ([`inline`]) and the built-in handwritten digits ([`digits`]) all
+//! archives ([`npz`]), Omniglot's zips ([`omniglot`]), base64 images of a request ([`inline`]) and the built-in handwritten digits ([`digits`]) all
 //! give a [`Dataset`]; [`read_file`] reads a file of any of these formats without holding the file itself. [`unpack`]
 //! takes an archive of any files apart. Deterministic splits, per-class sampling and tasks (ordered choices of classes) work on indices
 //! into it. The crate knows no tensors, no database and no network.
@@ -29,6 +29,7 @@ pub mod inline;
 mod limits;
 mod npy;
 pub mod npz;
+pub mod omniglot;
 mod picture;
 mod resize;
 mod sampling;

@@ -5,13 +5,14 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::file::{self, Format, ReadOptions};
-use crate::{Dataset, Error, Limits, Result, digits, folder, idx};
+use crate::{Dataset, Error, Limits, Result, digits, folder, idx, omniglot};
 
 /// The forms that [`load_source`] understands.
-pub const SOURCE_FORMS: [&str; 6] = ["digits", "idx:DIR", "folder:DIR", "npz:FILE", "zip:FILE", "tar:FILE"];
+pub const SOURCE_FORMS: [&str; 7] =
+    ["digits", "idx:DIR", "folder:DIR", "npz:FILE", "zip:FILE", "tar:FILE", "omniglot:DIR[#ALPHABET,…]"];
 
 /// Loads a source within the default [`Limits`]: `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE`,
-/// `zip:FILE` or `tar:FILE` (also compressed).
+/// `zip:FILE`, `tar:FILE` (also compressed) or `omniglot:DIR`, which may name alphabets: `omniglot:DIR#Greek,Latin`.
 ///
 /// The dataset is named after the folder, or the file without its ending. Errors: `unknown_source` lists the forms;
 /// otherwise those of the reader.
@@ -35,8 +36,16 @@ pub fn load_source_with(spec: &str, limits: &Limits) -> Result<Dataset> {
         "npz" => file::read_file(path, Format::Npz, &options, limits).map(|dataset| renamed(dataset, path)),
         "zip" => file::read_file(path, Format::Zip, &options, limits).map(|dataset| renamed(dataset, path)),
         "tar" => file::read_file(path, Format::Tar, &options, limits).map(|dataset| renamed(dataset, path)),
+        "omniglot" => load_omniglot(path, limits),
         _ => Err(Error::UnknownSource(spec.to_owned())),
     }
+}
+
+fn load_omniglot(path: &Path, limits: &Limits) -> Result<Dataset> {
+    let text = path.to_string_lossy();
+    let (dir, alphabets) = text.rsplit_once('#').unwrap_or((&text, ""));
+    let alphabets: Vec<&str> = alphabets.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    omniglot::load(Path::new(dir), &alphabets, limits)
 }
 
 fn renamed(dataset: Dataset, path: &Path) -> Dataset {

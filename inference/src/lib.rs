@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod candidates;
 mod contract;
 mod error;
 mod extractor;
@@ -33,6 +34,7 @@ mod runtime;
 pub mod samplers;
 mod support;
 
+pub use candidates::{Candidate, Maker, NEAR, Origin, Place, RETRIEVED, RankBy, Ranked, Scores};
 pub use error::{Error, Result};
 pub use extractor::Extractor;
 pub use forward::{Evaluation, Forward};

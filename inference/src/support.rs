@@ -33,6 +33,14 @@ pub struct Part {
     pub data: Dataset,
 }
 
+impl Part {
+    /// Whether each class has at least two examples: with one, nothing can be left out to see how far a head is to be
+    /// trusted.
+    pub(crate) fn several(&self) -> bool {
+        self.data.class_indices(&(0..self.data.len()).collect::<Vec<_>>()).iter().all(|of| of.len() > 1)
+    }
+}
+
 /// One of each class held out.
 #[derive(Debug, Clone)]
 pub struct Fold {
@@ -49,17 +57,20 @@ pub enum ClosedForm {
     Ridge,
     /// Nearest centroid: see [`Examples::centroid`].
     Centroid,
+    /// Ridge regression towards the mean of the generated heads: see [`Examples::ridge_towards`].
+    Adapted,
 }
 
 impl ClosedForm {
-    /// All there are.
-    pub const ALL: [Self; 2] = [Self::Ridge, Self::Centroid];
+    /// Those that need nothing but examples.
+    pub const ALONE: [Self; 2] = [Self::Ridge, Self::Centroid];
 
     /// Its name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ridge => "ridge",
             Self::Centroid => "centroid",
+            Self::Adapted => "adapted",
         }
     }
 }
@@ -100,22 +111,31 @@ impl Generator {
         matches!(self.architecture().config, Architecture::Head { .. })
     }
 
-    /// The linear head θ `[d]` that a closed form finds for examples as the networks take them.
+    /// The linear head θ `[d]` that a closed form finds for examples as the networks take them; `generated` are heads of
+    /// `[d]` each, which [`ClosedForm::Adapted`] needs.
     ///
     /// # Errors
     /// [`Error::Weights`] when they do not fit the head, or are not finite.
-    pub fn closed_form(&self, form: ClosedForm, data: &Dataset) -> Result<Vec<f32>> {
+    pub fn closed_form(&self, form: ClosedForm, data: &Dataset, generated: &[Vec<f32>]) -> Result<Vec<f32>> {
         let features = data.gather(&(0..data.len()).collect::<Vec<_>>());
         let examples = Examples::new(&features, &data.labels, data.dim(), data.classes())?;
         let theta = match form {
             ClosedForm::Ridge => examples.ridge()?.theta,
             ClosedForm::Centroid => examples.centroid(),
+            ClosedForm::Adapted => examples.ridge_towards(&mean(generated))?.theta,
         };
         match self.is_head() && theta.len() == self.architecture().parameters {
             true => Ok(theta),
             false => Err(Error::Bundle(format!("a linear head is not its {}", self.architecture().name))),
         }
     }
+}
+
+/// Mean of heads; empty for none.
+fn mean(heads: &[Vec<f32>]) -> Vec<f32> {
+    let mut sum = vec![0f64; heads.first().map_or(0, Vec::len)];
+    heads.iter().for_each(|head| sum.iter_mut().zip(head).for_each(|(s, v)| *s += f64::from(*v)));
+    sum.into_iter().map(|s| (s / heads.len() as f64) as f32).collect()
 }
 
 impl Support {

@@ -146,6 +146,120 @@ fn a_unet_runs_as_it_was_trained() {
     Generator::load(&runtime(2), trained.bundle).unwrap();
 }
 
+/// An extractor as `training` takes it.
+struct Loaded {
+    extractor: inference::Extractor,
+    onnx: Vec<u8>,
+}
+
+impl training::Extract for Loaded {
+    fn spec(&self) -> &weights::manifest::ExtractorSpec {
+        self.extractor.spec()
+    }
+
+    fn onnx(&self) -> &[u8] {
+        &self.onnx
+    }
+
+    fn extract(&self, images: &Dataset) -> Result<Dataset, String> {
+        self.extractor.extract(images).map_err(|e| e.to_string())
+    }
+}
+
+#[test]
+fn heads_row_by_row_behind_a_backbone_run_as_they_were_trained() {
+    let config = CONFIG.replace("sources =", "backbone = { kind = \"pca\", dim = 16 }\nsources =");
+    let config = config.replace("latent = [2, 4, 4]", "latent = [3, 6]\nrows = true");
+    let config = config.replace("epochs = 20", "fit = \"ridge\"\nimages = 20");
+    let networks = "[architecture]\nkind = \"head\"\n[denoiser]\nkind = \"rows\"\nwidth = 12\nblocks = 2\nheads = 2\n";
+    let config = Config::parse(&format!("{config}\n{networks}")).unwrap();
+    let silent = training::progress::Progress::silent();
+    let images = Sources::load(&config).unwrap();
+    let digits = images.list()[0].data.clone();
+    let made = training::backbone::fit(&config, &images, &silent).unwrap();
+    let extractor = inference::Extractor::load(&runtime(2), &made.spec, &made.onnx).unwrap();
+    let sources = images.extracted(&config, &Loaded { extractor, onnx: made.onnx }).unwrap();
+    // Centred, of unit variance on the average, uncorrelated, the largest first.
+    let features = sources.list()[0].data.gather(&(0..digits.len()).collect::<Vec<_>>());
+    let variance = |i: usize, j: usize| {
+        let products = features.chunks_exact(16).map(|row| f64::from(row[i]) * f64::from(row[j]));
+        products.sum::<f64>() / digits.len() as f64
+    };
+    let variances: Vec<f64> = (0..16).map(|i| variance(i, i)).collect();
+    assert!((variances.iter().sum::<f64>() / 16.0 - 1.0).abs() < 0.1, "{variances:?}");
+    assert!(variances.is_sorted_by(|a, b| a * 1.1 > *b), "{variances:?}");
+    assert!(variance(0, 1).abs() < 0.1 * variances[0], "{}", variance(0, 1));
+
+    let folder = tempfile::tempdir().unwrap();
+    let keep = training::Keep::nothing;
+    let zoo = training::stages::zoo::build(&config, &sources, folder.path(), &silent, keep()).unwrap();
+    assert!(zoo.mean_accuracy() > 0.9, "{}", zoo.mean_accuracy());
+    let device = candle_core::Device::Cpu;
+    let trained = training::stages::generator::train(&config, &zoo, &sources, &device, &silent, keep()).unwrap();
+    check_probes(&trained);
+    let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
+    // Images come in, features are what the heads see.
+    let embedding = generator.embed(&generator.features(&digits, &[7, 1, 4], 0).unwrap()).unwrap();
+    let options = SampleOptions::default();
+    let theta = generator.generate(&embedding, &options, &mut |_, _| true).unwrap().weights.remove(0);
+    assert_eq!(theta.len(), 3 * 16 + 3);
+    let best = zoo.runs.iter().position(|run| run.task.classes.len() == 3).unwrap();
+    let task = digits.select_classes(&zoo.runs[best].task.classes).unwrap();
+    let task = generator.network_data(&task).unwrap();
+    let found = generator.evaluate(zoo.weights(best), &task).unwrap();
+    assert!(found.accuracy > 0.9 && generator.evaluate(&theta, &task).is_ok(), "{}", found.accuracy);
+}
+
+#[test]
+fn a_convolutional_backbone_tells_classes_apart_that_it_never_saw() {
+    let text = r#"
+        name = "t"
+        [data]
+        sources = [{ name = "known", from = "digits", role = "backbone" }, { name = "new", from = "digits" }]
+        backbone = { kind = "conv", channels = [16, 32], dim = 16, steps = 150, batch = 64, shift = 1 }
+        [tasks]
+        kind = "class_sets"
+        classes = 3
+        seen = 4
+        orders = 1
+        [architecture]
+        kind = "head"
+        [denoiser]
+        kind = "mlp"
+        width = 8
+        blocks = 1
+    "#;
+    let config = Config::parse(text).unwrap();
+    // The backbone learns 0 to 5; the others are new to it.
+    let images = Sources::load_with(&config, &mut |source| {
+        let digits = datasets::load_source("digits")?;
+        Ok(digits.select_classes(if source.name == "known" { &[0, 1, 2, 3, 4, 5] } else { &[6, 7, 8, 9] })?)
+    });
+    let images = images.unwrap();
+    let made = training::backbone::fit(&config, &images, &training::progress::Progress::silent()).unwrap();
+    let extractor = inference::Extractor::load(&runtime(2), &made.spec, &made.onnx).unwrap();
+    let new = images.list()[1].data.clone();
+    // One-shot: the share of images whose own class has the nearest of one image each.
+    let accuracy = |data: &Dataset| {
+        let all = data.gather(&(0..data.len()).collect::<Vec<_>>());
+        let rows: Vec<&[f32]> = all.chunks_exact(data.dim()).collect();
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f32>();
+        let by_class = data.class_indices(&(0..data.len()).collect::<Vec<_>>());
+        let mut right = 0;
+        for draw in 0..10 {
+            let nearest = |x: &[f32]| {
+                let to = |k: &usize| distance(x, rows[by_class[*k][draw]]);
+                (0..4usize).min_by(|a, b| to(a).total_cmp(&to(b))).unwrap() as u32
+            };
+            right += rows.iter().zip(&data.labels).filter(|(x, label)| nearest(x) == **label).count();
+        }
+        right as f64 / (10 * data.len()) as f64
+    };
+    let (pixels, features) = (accuracy(&new), accuracy(&extractor.extract(&new).unwrap()));
+    eprintln!("{pixels:.3} on pixels, {features:.3} on features");
+    assert!(features > pixels && features > 0.7, "{pixels} {features}");
+}
+
 #[test]
 fn a_transformer_for_the_tiny_cnn_runs_as_it_was_trained() {
     let networks = r#"

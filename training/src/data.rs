@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use weights::manifest::{ExtractorSpec, ExtractorUse};
 
-use crate::config::{Config, SourceConfig, TasksConfig};
+use crate::config::{Config, Role, SourceConfig, TasksConfig};
 use crate::error::{Error, Result};
 use crate::random;
 
@@ -26,6 +26,8 @@ pub enum Part {
 pub struct Source {
     /// Its name.
     pub name: String,
+    /// What it is for.
+    pub role: Role,
     /// All examples as the networks see them.
     pub data: Dataset,
     /// The same examples as the dataset encoder sees them, where that differs.
@@ -81,6 +83,16 @@ impl Source {
         let mut data = self.data.take(&indices);
         data.name = format!("{}-{part}", self.name);
         data
+    }
+
+    /// All classes in their own order.
+    fn whole(&self) -> Task {
+        Task { source: self.name.clone(), classes: (0..self.data.classes() as u32).collect() }
+    }
+
+    fn class_sets(&self, classes: usize) -> Result<Vec<Vec<u32>>> {
+        check_sets(&self.name, self.data.classes(), classes)?;
+        Ok(datasets::class_sets(self.data.classes(), classes))
     }
 }
 
@@ -202,15 +214,11 @@ impl Sources {
     pub fn tasks(&self, config: &Config) -> Result<(Vec<Task>, Vec<Task>)> {
         let mut rng = random::stream(config.seed, "tasks");
         let (mut seen, mut unseen) = (Vec::new(), Vec::new());
-        for source in &self.list {
+        for source in self.of(Role::Zoo) {
             match &config.tasks {
-                TasksConfig::Sources => {
-                    let classes = (0..source.data.classes() as u32).collect();
-                    seen.push(Task { source: source.name.clone(), classes });
-                }
+                TasksConfig::Sources => seen.push(source.whole()),
                 TasksConfig::ClassSets { classes, seen: n, orders } => {
-                    check_sets(&source.name, source.data.classes(), *classes)?;
-                    let mut sets = datasets::class_sets(source.data.classes(), *classes);
+                    let mut sets = source.class_sets(*classes)?;
                     if sets.len() < *n {
                         return Err(Error::Config(format!(
                             "source {} has {} sets of {classes} classes, tasks.seen asks for {n}",
@@ -225,6 +233,31 @@ impl Sources {
             }
         }
         Ok((seen, unseen))
+    }
+
+    /// The tasks of the sources that are left out: neither backbone nor zoo nor generator saw them.
+    ///
+    /// # Errors
+    /// When a source has too few classes.
+    pub fn left_out(&self, config: &Config) -> Result<Vec<Task>> {
+        let mut rng = random::stream(config.seed, "left out tasks");
+        let mut tasks = Vec::new();
+        for source in self.of(Role::LeftOut) {
+            match &config.tasks {
+                TasksConfig::Sources => tasks.push(source.whole()),
+                TasksConfig::ClassSets { classes, .. } => {
+                    let mut sets = source.class_sets(*classes)?;
+                    sets.shuffle(&mut rng);
+                    tasks.extend(datasets::ordered_tasks(&source.name, &sets, 1, &mut rng));
+                }
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// The sources of one role.
+    pub fn of(&self, role: Role) -> impl Iterator<Item = &Source> {
+        self.list.iter().filter(move |source| source.role == role)
     }
 }
 
@@ -267,7 +300,7 @@ fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<
     let Split { train, validation, test } =
         datasets::split(&data, config.seed, config.data.validation, config.data.test)?;
     let by_class = [train, validation, test].map(|part| data.class_indices(&part));
-    Ok(Source { name: source.name.clone(), data, features: None, by_class })
+    Ok(Source { name: source.name.clone(), role: source.role, data, features: None, by_class })
 }
 
 /// Drops examples whose values equal an earlier one's: a twin could otherwise lie in train and in test.
@@ -362,5 +395,51 @@ impl TaskData<'_> {
         let start = out.len();
         out.resize(start + self.dim(), 0.0);
         self.data.write_features(index, &mut out[start..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(left_out: &str) -> (Config, Sources) {
+        let text = format!(
+            "name = \"t\"\n[data]\nsources = [{{ name = \"a\", from = \"digits\" }}, \
+             {{ name = \"b\", from = \"digits\", role = \"{left_out}\" }}]\nlimit_per_class = 20\n\
+             backbone = {{ kind = \"pca\", dim = 5 }}\n\
+             [tasks]\nkind = \"class_sets\"\nclasses = 3\nseen = 40\norders = 2\n[architecture]\nkind = \"head\"\n\
+             [zoo]\nfit = \"ridge\"\n[denoiser]\nkind = \"mlp\"\nwidth = 8\nblocks = 1\n"
+        );
+        let config = Config::parse(&text).unwrap();
+        // The second source has images of its own: the digits inverted.
+        let sources = Sources::load_with(&config, &mut |source| {
+            let mut data = datasets::load_source(&source.from)?;
+            if source.name == "b" {
+                let values = data.gather(&(0..data.len()).collect::<Vec<_>>());
+                data.data = datasets::Data::F32(values.into_iter().map(|v| 1.0 - v).collect());
+            }
+            Ok(data)
+        });
+        (config, sources.unwrap())
+    }
+
+    #[test]
+    fn roles_decide_where_tasks_and_backbone_come_from() {
+        let silent = crate::progress::Progress::silent();
+        let backbone = |(config, sources): &(Config, Sources)| crate::backbone::fit(config, sources, &silent).unwrap();
+        let (whole, left, only) = (sources("zoo"), sources("left_out"), sources("backbone"));
+        let names = |tasks: &[Task]| tasks.iter().map(|t| t.source.clone()).collect::<std::collections::BTreeSet<_>>();
+        let (seen, unseen) = left.1.tasks(&left.0).unwrap();
+        assert_eq!((names(&seen), names(&unseen)), (["a".to_owned()].into(), ["a".to_owned()].into()));
+        let out = left.1.left_out(&left.0).unwrap();
+        assert_eq!((names(&out), out.len()), (["b".to_owned()].into(), 120));
+        assert_eq!(names(&whole.1.tasks(&whole.0).unwrap().0).len(), 2);
+        assert!(whole.1.left_out(&whole.0).unwrap().is_empty() && only.1.left_out(&only.0).unwrap().is_empty());
+        // The images of what is left out change nothing; those of the others do.
+        let (a, b, c) = (backbone(&left), backbone(&whole), backbone(&only));
+        assert!(a.onnx != b.onnx && a.onnx != c.onnx && b.onnx != c.onnx);
+        let (config, mut alone) = sources("left_out");
+        alone.list.truncate(1);
+        assert_eq!(backbone(&(config, alone)).onnx, a.onnx);
     }
 }

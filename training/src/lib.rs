@@ -1,6 +1,7 @@
 //! Training in candle: the zoo, the VAE, the dataset encoder and the denoiser, and their export to ONNX from the
 //! same definitions that trained them. Takes and gives files and values; knows no database and no HTTP.
 
+pub mod backbone;
 pub mod backend;
 pub mod config;
 pub mod curve;

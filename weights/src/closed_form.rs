@@ -8,6 +8,14 @@ use crate::error::{Error, Result};
 /// What λ is tried, as multiples of the mean squared length of the centred examples.
 const GRID: [f64; 9] = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0];
 
+/// The same with λ so large that nothing is learned beside the head that is shrunk towards.
+const FAR_GRID: [f64; 11] = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 100.0, 1e4];
+
+/// What c is tried, as shares of the best factor.
+const SHARES: [f64; 6] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25];
+
+const WHAT: &str = "the ridge regression";
+
 /// Labelled feature vectors, at least one of each class.
 #[derive(Debug, Clone, Copy)]
 pub struct Examples<'a> {
@@ -89,24 +97,51 @@ impl<'a> Examples<'a> {
     /// [`Error::NotFinite`] when the examples are too large for it.
     pub fn ridge(&self) -> Result<Ridge> {
         let centred = Centred::of(self);
+        centred
+            .best(&GRID)
+            .ok_or_else(refused)
+            .and_then(|(left_out, lambda, weights)| centred.found(&weights, lambda, left_out))
+    }
+
+    /// Ridge regression that shrinks towards a head instead of towards zero: with the weights W₀ of `prior` (θ),
+    /// `argmin Σ_i |W x_i + b - y_i|² + λ |W - c W₀|²`, which is the ridge regression of what `c W₀` leaves of the labels.
+    /// λ and c are those of a grid with the smallest squared error of left-out examples; c is a share (0 to 1.25) of the
+    /// factor with which W₀ fits the labels best, and `c = 0` is [`Self::ridge`]. So a head that fits is kept, and one that
+    /// does not is not.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a prior of another size, [`Error::NotFinite`].
+    pub fn ridge_towards(&self, prior: &[f32]) -> Result<Ridge> {
+        let weights = self.dim * self.classes;
+        if prior.len() != weights + self.classes {
+            let (found, expected) = (prior.len(), weights + self.classes);
+            return Err(Error::Length { what: "the head to shrink towards".into(), found, expected });
+        }
+        let mut centred = Centred::of(self);
+        let prior: Vec<f64> = prior[..weights].iter().map(|&v| f64::from(v)).collect();
+        let prior = transpose(&prior, self.dim);
+        let outputs = product(&centred.rows, &prior, self.dim);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let fits = dot(&outputs, &centred.targets) / dot(&outputs, &outputs);
+        let labels = centred.targets.clone();
         let mut best: Option<(f64, f64, Vec<f64>)> = None;
-        for factor in GRID {
-            let lambda = factor * centred.scale;
-            let Some((left_out, weights)) = centred.fit(lambda) else { continue };
-            // The larger λ wins a tie.
+        for share in SHARES {
+            let c = if fits.is_finite() && fits > 0.0 { share * fits } else { 0.0 };
+            centred.targets = labels.iter().zip(&outputs).map(|(y, p)| y - c * p).collect();
+            let Some((left_out, lambda, mut weights)) = centred.best(&FAR_GRID) else { continue };
+            // The larger share wins a tie.
             if best.as_ref().is_none_or(|(least, ..)| left_out <= *least) {
+                weights.iter_mut().zip(&prior).for_each(|(w, p)| *w += c * p);
                 best = Some((left_out, lambda, weights));
             }
         }
-        let Some((left_out, lambda, weights)) = best else {
-            return Err(Error::NotFinite { what: "the ridge regression".into(), position: 0 });
-        };
-        let theta = centred.head(&weights);
-        match theta.iter().position(|v| !v.is_finite()) {
-            Some(position) => Err(Error::NotFinite { what: "the ridge regression".into(), position }),
-            None => Ok(Ridge { theta, lambda, left_out }),
-        }
+        best.ok_or_else(refused).and_then(|(left_out, lambda, weights)| centred.found(&weights, lambda, left_out))
     }
+}
+
+/// No λ can be solved for.
+fn refused() -> Error {
+    Error::NotFinite { what: WHAT.into(), position: 0 }
 }
 
 /// Centred rows, targets and the smaller of the two Gram matrices.
@@ -141,6 +176,29 @@ impl Centred {
             false => gram(&transpose(&rows, dim), n),
         };
         Self { n, dim, classes, rows, mean, targets, target_mean, gram, scale }
+    }
+
+    /// The error of left-out examples, λ and Wᵀ of the best of these multiples of the scale; nothing when none can be
+    /// solved for.
+    fn best(&self, grid: &[f64]) -> Option<(f64, f64, Vec<f64>)> {
+        let mut best: Option<(f64, f64, Vec<f64>)> = None;
+        for factor in grid {
+            let lambda = factor * self.scale;
+            let Some((left_out, weights)) = self.fit(lambda) else { continue };
+            // The larger λ wins a tie.
+            if best.as_ref().is_none_or(|(least, ..)| left_out <= *least) {
+                best = Some((left_out, lambda, weights));
+            }
+        }
+        best
+    }
+
+    fn found(&self, weights: &[f64], lambda: f64, left_out: f64) -> Result<Ridge> {
+        let theta = self.head(weights);
+        match theta.iter().position(|v| !v.is_finite()) {
+            Some(position) => Err(Error::NotFinite { what: WHAT.into(), position }),
+            None => Ok(Ridge { theta, lambda, left_out }),
+        }
     }
 
     /// The error of left-out examples, and Wᵀ `[dim × classes]`; nothing where λ is too small to solve for.
@@ -393,6 +451,43 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_head_that_fits_is_kept_and_one_that_does_not_is_not() {
+        let (dim, classes) = (30, 3);
+        let (many, labels) = draw(300, dim, classes, 5);
+        let good = Examples::new(&many, &labels, dim, classes).unwrap().ridge().unwrap().theta;
+        let noise = ChaCha8Rng::seed_from_u64(9);
+        let bad: Vec<f32> = noise.random_iter::<f32>().take(good.len()).map(|v| v - 0.5).collect();
+        let (tests, truth) = draw(600, dim, classes, 6);
+        let accuracy = |theta: &[f32]| {
+            let best = |x: &[f32]| {
+                let found = logits(theta, x, classes);
+                (0..classes).max_by(|&a, &b| found[a].total_cmp(&found[b])).unwrap() as u32
+            };
+            tests.chunks_exact(dim).zip(&truth).filter(|(x, y)| best(x) == **y).count() as f64 / truth.len() as f64
+        };
+        let (mut plain, mut towards, mut misled) = (0.0, 0.0, 0.0);
+        for seed in 0..10 {
+            let (few, labels) = draw(9, dim, classes, 100 + seed);
+            let few = Examples::new(&few, &labels, dim, classes).unwrap();
+            // The factor does not matter: logits may have any.
+            let scaled: Vec<f32> = good.iter().map(|v| 7.0 * v).collect();
+            plain += accuracy(&few.ridge().unwrap().theta) / 10.0;
+            towards += accuracy(&few.ridge_towards(&scaled).unwrap().theta) / 10.0;
+            misled += accuracy(&few.ridge_towards(&bad).unwrap().theta) / 10.0;
+            let nothing = few.ridge_towards(&vec![0.0; good.len()]).unwrap();
+            let expected = few.ridge().unwrap();
+            assert!(nothing.left_out <= expected.left_out + 1e-12);
+        }
+        let best = accuracy(&good);
+        eprintln!("{plain:.3} ridge, {towards:.3} towards {best:.3}, {misled:.3} towards noise");
+        assert!(towards > best - 0.03 && towards > plain + 0.05, "{plain} {towards} {best}");
+        assert!(misled > plain - 0.05, "{plain} {misled}");
+        let text =
+            Examples::new(&many, &labels, dim, classes).unwrap().ridge_towards(&good[1..]).unwrap_err().to_string();
+        assert!(text.contains("92 values; 93"), "{text}");
     }
 
     #[test]

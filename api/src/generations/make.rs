@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Timings;
-use super::candidates::{Candidate, Origin, Plan};
+use super::candidates::{Candidate, Plan};
 use super::request::{NewGeneration, Recorded};
 use super::retrieve::{self, Retriever};
 use super::work::{Clock, Input, Job, Made};
@@ -97,8 +97,7 @@ pub(super) async fn make(
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
-    let retriever =
-        plan.has(Origin::Retrieved).then(|| Retriever::new(state, caller, &version, &generator, options.count));
+    let retriever = Retriever::new(state, caller, &version, &generator, options.count);
     let job =
         Job { generator, generator_name, dataset, evaluates, evaluation, plan, validation, retriever, options, limits };
     let mut made = match (place, attempt.cloned()) {

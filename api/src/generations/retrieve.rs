@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use inference::Generator;
+use inference::{Generator, RETRIEVED};
 use registry::embeddings::SubjectKind;
 use registry::generators::GeneratorVersion;
 use registry::nearest::{self, Search};
@@ -10,11 +10,9 @@ use registry::{Caller, CheckpointId, checkpoints};
 use tokio::runtime::Handle;
 use weights::Layout;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::limits::Cancel;
 use crate::state::AppState;
-
-/// Fewest and most checkpoints that are candidates: within them, as many as samples were asked for.
-const RETRIEVED: (usize, usize) = (8, 64);
 
 /// Fetches checkpoints from blocking work, each once.
 pub(super) struct Retriever {
@@ -91,6 +89,37 @@ impl Retriever {
         };
         self.known.insert(id, theta.clone());
         Ok(theta)
+    }
+}
+
+/// A request's place among candidates.
+pub(super) struct Asked<'a> {
+    pub(super) retriever: &'a mut Retriever,
+    pub(super) cancel: &'a Cancel,
+    /// Learns of the steps of the request's own samples.
+    pub(super) report: &'a dyn Fn(usize, usize),
+}
+
+impl inference::Place for Asked<'_> {
+    type Key = CheckpointId;
+    type Error = Error;
+
+    fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(CheckpointId, Vec<f32>)>> {
+        self.retriever.nearest(embedding)
+    }
+
+    fn distance(&mut self, embedding: &[f32]) -> Result<Option<f64>> {
+        let Retriever { runtime, state, version, .. } = &*self.retriever;
+        runtime.block_on(distance(state, version, embedding))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.cancel.check()
+    }
+
+    fn step(&self, step: usize, steps: usize) -> bool {
+        (self.report)(step, steps);
+        !self.cancel.is_set()
     }
 }
 

@@ -7,13 +7,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use datasets::{Dataset, Limits};
-use inference::{Embedding, Evaluation, Generator, Provenance, SampleOptions, Support, to_safetensors};
-use registry::{Caller, DatasetId};
+use inference::{Embedding, Evaluation, Generator, Maker, Provenance, Ranked, SampleOptions, Support, to_safetensors};
+use registry::{Caller, CheckpointId, DatasetId};
 
 use super::Timings;
 use super::candidates::{Candidate, Origin, Plan};
-use super::rank::{Maker, Ranked};
-use super::retrieve::Retriever;
+use super::retrieve::{Asked, Retriever};
 use crate::error::{Error, Result};
 use crate::inline::{Content, DatasetInput, Source, labels};
 use crate::limits::Cancel;
@@ -85,8 +84,8 @@ pub(crate) struct Job {
     pub(crate) evaluation: Option<Input>,
     pub(super) plan: Plan,
     pub(super) validation: Option<Input>,
-    /// Where checkpoints may be retrieved.
-    pub(super) retriever: Option<Retriever>,
+    /// Where checkpoints are retrieved, and distances found.
+    pub(super) retriever: Retriever,
     pub(crate) options: SampleOptions,
     pub(crate) limits: Limits,
 }
@@ -163,10 +162,12 @@ impl Job {
 
     /// Refuses, before any work, to retrieve where the client asks for it and there is nothing.
     fn require_retrieved(&mut self, embedding: &[f32]) -> Result<()> {
-        let Some(retriever) = self.retriever.as_mut().filter(|_| self.plan.explicit) else { return Ok(()) };
-        match retriever.nearest(embedding)?.is_empty() {
+        if !(self.plan.explicit && self.plan.has(Origin::Retrieved)) {
+            return Ok(());
+        }
+        match self.retriever.nearest(embedding)?.is_empty() {
             false => Ok(()),
-            true => Err(nothing_to_retrieve(&retriever.version())),
+            true => Err(nothing_to_retrieve(&self.retriever.version())),
         }
     }
 
@@ -178,7 +179,7 @@ impl Job {
         validation: Option<&Dataset>,
         cancel: &Cancel,
         report: &dyn Fn(usize, usize),
-    ) -> Result<Ranked> {
+    ) -> Result<Ranked<CheckpointId>> {
         let Some(rank_by) = self.plan.rank_by else {
             let generated = self.generator.generate(embedding, &self.options, &mut |step, steps| {
                 report(step, steps);
@@ -194,10 +195,8 @@ impl Job {
         let maker = Maker {
             generator: &self.generator,
             options: &self.options,
-            plan: &self.plan,
-            retriever: self.retriever.as_mut(),
-            cancel,
-            report,
+            origins: &self.plan.origins,
+            place: Asked { retriever: &mut self.retriever, cancel, report },
         };
         let mut ranked = maker.rank(support, embedding, validation, rank_by)?;
         let (found, asked) = (ranked.candidates.len(), self.options.count);

@@ -299,7 +299,7 @@ async fn samples_say_where_they_come_from(pool: PgPool) {
         }
     }
     let of = |origin: &str| samples.iter().filter(|sample| sample["origin"] == origin).count();
-    assert!(of("closed_form") <= 2 && of("generated") <= 12 && of("retrieved") <= 12);
+    assert!(of("closed_form") <= 3 && of("generated") <= 12 && of("retrieved") <= 12);
 
     let digests =
         |made: &Value| made["samples"].as_array().unwrap().iter().map(|s| s["digest"].clone()).collect::<Vec<_>>();
@@ -357,17 +357,43 @@ async fn validation_data_decides_when_it_is_to(pool: PgPool) {
     assert_eq!(again["samples"][0]["digest"], best["digest"]);
 }
 
+/// One image of each of some classes, as a request has them.
+fn one_each(data: &Dataset, classes: &[&str], seed: u64) -> Dataset {
+    let labels = classes.iter().map(|c| c.parse().unwrap()).collect::<Vec<u32>>();
+    let chosen = data.select_classes(&labels).unwrap();
+    chosen.take(&chosen.sample(1, seed))
+}
+
 #[sqlx::test(migrations = "../migrations")]
-async fn one_image_a_class_is_ranked_by_its_loss_with_a_warning(pool: PgPool) {
+async fn with_one_image_a_class_what_is_generated_is_trusted_where_it_fits(pool: PgPool) {
     let app = App::new(pool);
-    publish(&app).await;
-    let images: Vec<_> = (0..3).map(|k| json!({"class": format!("c{k}"), "data": png(8, 40 * k)})).collect();
-    let made = make(&app, &json!({"generator": "heads", "dataset": {"images": images}, "seed": 1, "count": 5})).await;
-    assert!(made["warnings"][0].as_str().unwrap().contains("leave-one-out needs two"), "{made}");
-    let losses: Vec<f64> =
-        made["samples"].as_array().unwrap().iter().map(|s| s["scores"]["support_loss"].as_f64().unwrap()).collect();
-    assert!(losses.is_sorted(), "{losses:?}");
-    assert!(made["samples"][0]["scores"]["leave_one_out"].is_null());
+    let (_, near) = publish(&app).await;
+    let far = register(&app, &shuffled()).await;
+    for (name, id, data) in [("near", near, digits()), ("far", far, &shuffled())] {
+        let (mut chosen, mut closed, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        for (seed, classes) in TASKS.iter().enumerate() {
+            let few = npz(&one_each(data, classes, seed as u64));
+            let of = |candidates: Value, count: usize| {
+                json!({"generator": "heads", "dataset": {"npz": few}, "seed": 1, "count": count, "evaluate": true,
+                    "candidates": candidates, "evaluation": {"id": id, "classes": classes}})
+            };
+            let made = make(&app, &of(json!(["generated", "retrieved", "closed_form"]), 1)).await;
+            let warning = made["warnings"][0].as_str().unwrap();
+            assert!(warning.contains("leave-one-out needs two"), "{made}");
+            let origin = made["samples"][0]["origin"].as_str().unwrap().to_owned();
+            assert_eq!(origin == "generated", warning.contains("is like the zoo's"), "{made}");
+            assert!(made["samples"][0]["scores"]["leave_one_out"].is_null());
+            let both = make(&app, &of(json!(["closed_form"]), 2)).await;
+            chosen.push(accuracies(&made)[0]);
+            closed.push(accuracies(&both).into_iter().fold(0.0, f64::max));
+            origins.push(origin);
+        }
+        eprintln!("{name}: chosen {:.3}, better closed form {:.3}, {origins:?}", mean(&chosen), mean(&closed));
+        // "Better" is chosen with hindsight.
+        assert!(mean(&chosen) >= mean(&closed) - 0.03, "{name}: {chosen:?} {closed:?}");
+        let generated = origins.iter().filter(|origin| *origin == "generated").count();
+        assert!(if name == "near" { generated >= 2 } else { generated <= 1 }, "{name}: {origins:?}");
+    }
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use datasets::Task;
 use serde::{Deserialize, Serialize};
+use training::config::ZooFit;
 use training::progress::Progress;
 use training::stages::fit::{self, Recipe, init_theta};
 use training::stages::vectors::{self, Vectors};
@@ -50,11 +51,19 @@ pub enum Arm {
     Reconstruction,
     /// Generated for another task.
     Shuffled,
+    /// Ridge regression on the support images; for linear heads.
+    ClosedFormRidge,
+    /// Nearest centroid on the support images; for linear heads.
+    ClosedFormCentroid,
+    /// Ridge regression on the support images towards the mean of what is generated; for linear heads.
+    Adapted,
+    /// What the service hands out for linear heads: the first of the ranked candidates.
+    Answer,
 }
 
 impl Arm {
     /// All arms, in the order of the tables.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::Generated,
         Self::Predicted,
         Self::Selected,
@@ -66,6 +75,10 @@ impl Arm {
         Self::Gaussian,
         Self::Reconstruction,
         Self::Shuffled,
+        Self::ClosedFormRidge,
+        Self::ClosedFormCentroid,
+        Self::Adapted,
+        Self::Answer,
     ];
 
     /// Whether an experiment must ask for it: the best of what another arm has.
@@ -87,6 +100,10 @@ impl Arm {
             Self::Gaussian => "gaussian",
             Self::Reconstruction => "reconstruction",
             Self::Shuffled => "shuffled",
+            Self::ClosedFormRidge => "closed_form_ridge",
+            Self::ClosedFormCentroid => "closed_form_centroid",
+            Self::Adapted => "adapted",
+            Self::Answer => "answer",
         }
     }
 }
@@ -144,6 +161,8 @@ pub struct Comparison<'a> {
     pub near: &'a [Vec<usize>],
     /// What the VAE makes of checkpoints.
     pub reconstructions: Reconstructions,
+    /// Models of arms that are made where the generator is, by task.
+    pub made: BTreeMap<Arm, Vec<(usize, Vec<f32>)>>,
     /// How it is measured.
     pub settings: &'a Settings,
     /// Progress.
@@ -185,6 +204,9 @@ impl Comparison<'_> {
                 Arm::Gaussian => self.gaussian(),
                 Arm::Reconstruction => placed(&mut tasks, &self.reconstructions.held_out),
                 Arm::Shuffled => self.shuffled(),
+                Arm::ClosedFormRidge | Arm::ClosedFormCentroid | Arm::Adapted | Arm::Answer => {
+                    self.made.get(&arm).cloned().unwrap_or_default()
+                }
             };
             arms.push(Models { arm, aside: false, models });
             if arm == Arm::Reconstruction {
@@ -263,6 +285,13 @@ impl Comparison<'_> {
         }
         let seeds: Vec<u64> = targets.iter().map(|&t| t as u64 + 1_000_000).collect();
         let train = self.data(self.tasks, Part::Train, targets.iter().copied())?;
+        if self.config.zoo.fit == ZooFit::Ridge {
+            let heads = targets.iter().zip(train.iter().zip(&seeds));
+            let head = |(&t, (task, &seed)): (&usize, (&TaskData<'_>, &u64))| {
+                Ok((t, zoo::ridge(task, self.config.zoo.images, seed)?))
+            };
+            return heads.map(head).collect();
+        }
         let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &train);
         let architecture = &self.zoo.architecture;
         let start = zoo::initial(self.config, architecture, &seeds);

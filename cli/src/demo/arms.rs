@@ -91,6 +91,7 @@ pub fn measure(
         predicted: &[],
         near,
         reconstructions: Reconstructions::default(),
+        made: std::collections::BTreeMap::new(),
         settings: &settings,
         progress,
     };

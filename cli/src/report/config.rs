@@ -6,7 +6,7 @@ use inference::Refine;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::Config;
-use training::config::TasksConfig;
+use training::config::{Role, TasksConfig};
 
 use super::overrides;
 use crate::compare::Arm;
@@ -16,7 +16,9 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 14] = [
+const BUILT_IN: [(&str, &str); 16] = [
+    ("table-1", include_str!("../../../configs/report/table-1.toml")),
+    ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
     ("table-20-predictor", include_str!("../../../configs/report/table-20-predictor.toml")),
@@ -63,6 +65,8 @@ struct File {
     #[serde(default)]
     unseen_tasks: usize,
     #[serde(default)]
+    left_out_tasks: usize,
+    #[serde(default)]
     leave_out: bool,
     #[serde(default)]
     timing: bool,
@@ -91,6 +95,7 @@ struct Quick {
     samples: Option<usize>,
     seen_tasks: Option<usize>,
     unseen_tasks: Option<usize>,
+    left_out_tasks: Option<usize>,
     overrides: Table,
 }
 
@@ -212,6 +217,8 @@ pub struct Experiment {
     pub seen_tasks: usize,
     /// Unseen tasks that are measured, at most.
     pub unseen_tasks: usize,
+    /// Tasks of sources with the role `left_out` that are measured, at most.
+    pub left_out_tasks: usize,
     /// Whether each source in turn is unseen.
     pub leave_out: bool,
     /// Whether the seconds for one model of each task are measured: generated, and trained.
@@ -297,12 +304,13 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
     if quick {
         generator =
             overrides::apply(&generator, &file.quick.overrides).map_err(|e| invalid(name, format!("quick: {e}")))?;
-        let Quick { seeds, epochs, samples, seen_tasks, unseen_tasks, .. } = file.quick.clone();
+        let Quick { seeds, epochs, samples, seen_tasks, unseen_tasks, left_out_tasks, .. } = file.quick.clone();
         file.seeds = seeds.unwrap_or(file.seeds);
         file.epochs = epochs.unwrap_or(file.epochs);
         file.samples = samples.unwrap_or(file.samples);
         file.seen_tasks = seen_tasks.unwrap_or(file.seen_tasks);
         file.unseen_tasks = unseen_tasks.unwrap_or(file.unseen_tasks);
+        file.left_out_tasks = left_out_tasks.unwrap_or(file.left_out_tasks);
     }
     let experiment = Experiment {
         name: name.to_owned(),
@@ -317,6 +325,7 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
         arms: file.arms,
         seen_tasks: file.seen_tasks,
         unseen_tasks: file.unseen_tasks,
+        left_out_tasks: file.left_out_tasks,
         leave_out: file.leave_out,
         timing: file.timing,
         weights_figure: file.weights_figure,
@@ -401,10 +410,14 @@ impl Experiment {
         let tuning = &self.fine_tuning;
         let positive = tuning.batch > 0 && tuning.lr > 0.0 && tuning.lr.is_finite();
         need(positive, "fine_tuning needs a batch of at least 1 and a positive lr")?;
-        need(self.seen_tasks > 0 || self.unseen_tasks > 0, "seen_tasks or unseen_tasks must be at least 1")?;
+        let tasks = self.seen_tasks + self.unseen_tasks + self.left_out_tasks;
+        need(tasks > 0, "seen_tasks, unseen_tasks or left_out_tasks must be at least 1")?;
+        let left_out = self.generator.data.sources.iter().any(|s| s.role == Role::LeftOut);
+        need(self.left_out_tasks == 0 || left_out, "left_out_tasks needs a source with role = \"left_out\"")?;
         if self.leave_out {
             need(self.generator.tasks == TasksConfig::Sources, "leave_out needs tasks of the kind sources")?;
             need(self.generator.data.sources.len() >= 2, "leave_out needs at least two sources")?;
+            need(!left_out, "leave_out leaves each source out in turn; leave role = \"left_out\" out")?;
         }
         self.variants.iter().try_for_each(|v| self.validate_variant(v))
     }
@@ -439,10 +452,13 @@ impl Experiment {
     /// Sources that are folders below `--data`: the source's name, and its folder's there.
     pub fn folders(&self) -> Vec<(&str, &str)> {
         let sources = self.generator.data.sources.iter();
-        sources
-            .filter_map(|s| s.from.split_once(DATA).map(|(_, path)| (s.name.as_str(), path.trim_start_matches('/'))))
-            .collect()
+        sources.filter_map(|s| s.from.split_once(DATA).map(|(_, path)| (s.name.as_str(), folder_of(path)))).collect()
     }
+}
+
+/// The folder of a source below `--data`, without what may be chosen of it.
+fn folder_of(path: &str) -> &str {
+    path.split('#').next().unwrap_or(path).trim_start_matches('/')
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use datasets::{Dataset, Task};
-use inference::{Embedding, Generator, Runtime, SampleOptions};
+use inference::{ClosedForm, Embedding, Generator, Maker, Origin, RankBy, Runtime, SampleOptions, Support};
 use training::progress::Progress;
 use training::stages::fit;
 use training::stages::vectors::Vectors;
@@ -16,12 +16,13 @@ use weights::canonical;
 
 use super::cache::{Cache, Seconds};
 use super::config::{DATA, Experiment, Variant};
-use super::result::{Group, Outcome, Piece, Timing};
+use super::near::{self, AnsweringZoo};
+use super::result::{Answers, Group, Outcome, Piece, Timing};
 use super::weights_figure::{MODELS, Model, WeightsFigure};
 use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings, spread};
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
-use crate::publish;
+use crate::{extractor, publish};
 
 /// Reconstructed checkpoints of a group whose tasks are not those that are measured.
 const RECONSTRUCTED: usize = 48;
@@ -89,7 +90,7 @@ pub fn run(experiment: &Experiment, place: &Place<'_>) -> Result<Outcome> {
         return Err(Error::input("data_missing", text));
     }
     let start = Instant::now();
-    let sources = load(experiment, place.data)?;
+    let sources = load(experiment, place)?;
     let loaded = start.elapsed().as_secs_f64();
     check_lineages(experiment, &sources)?;
     let cache = Cache::new(place.out, place.runtime, place.progress);
@@ -107,12 +108,20 @@ pub fn run(experiment: &Experiment, place: &Place<'_>) -> Result<Outcome> {
     Ok(run.outcome())
 }
 
-fn load(experiment: &Experiment, data: Option<&Path>) -> Result<Sources> {
-    let dir = data.map(|d| d.display().to_string()).unwrap_or_default();
-    Ok(Sources::load_with(&experiment.generator, &mut |source| {
+fn load(experiment: &Experiment, place: &Place<'_>) -> Result<Sources> {
+    let dir = place.data.map(|d| d.display().to_string()).unwrap_or_default();
+    let config = &experiment.generator;
+    let sources = Sources::load_with(config, &mut |source| {
         let from = training::expand(&source.from.replace(DATA, &dir))?;
         Ok(datasets::load_source(&from)?)
-    })?)
+    })?;
+    match config.data.backbone {
+        Some(_) => {
+            let cache = place.out.join("cache/backbones");
+            extractor::with_backbone(place.runtime, config, sources, place.progress, Some(&cache))
+        }
+        None => Ok(sources),
+    }
 }
 
 /// Refuses zoos of one lineage before anything is trained.
@@ -253,8 +262,12 @@ impl<'a> Run<'a> {
                 self.set(made, "left out", seen, &[target])?;
             }
             None => {
-                for (name, tasks) in [("seen", spread(seen, e.seen_tasks)), ("unseen", spread(unseen, e.unseen_tasks))]
-                {
+                let left_out = self.sources.left_out(&e.generator)?;
+                for (name, tasks) in [
+                    ("seen", spread(seen, e.seen_tasks)),
+                    ("unseen", spread(unseen, e.unseen_tasks)),
+                    ("left out", spread(&left_out, e.left_out_tasks)),
+                ] {
                     let targets: Vec<usize> = (0..tasks.len()).collect();
                     if !tasks.is_empty() {
                         self.set(made, name, &tasks, &targets)?;
@@ -269,6 +282,7 @@ impl<'a> Run<'a> {
     fn set(&mut self, made: &Made<'_>, name: &str, tasks: &[Task], targets: &[usize]) -> Result<()> {
         let drawn = self.spend("generate", |run| run.generate(made, tasks, targets))?;
         let reconstructions = self.spend("generate", |run| run.reconstruct(made, tasks, targets))?;
+        let (answered, answers) = self.spend("answer", |run| run.answers(made, tasks, targets, &drawn.generated))?;
         let e = self.experiment;
         let settings = Settings {
             arms: e.arms.clone(),
@@ -292,6 +306,7 @@ impl<'a> Run<'a> {
                 predicted: &drawn.predicted,
                 near: &drawn.near,
                 reconstructions,
+                made: answered,
                 settings: &settings,
                 progress: run.place.progress,
             };
@@ -301,11 +316,12 @@ impl<'a> Run<'a> {
         if e.weights_figure && self.weights.is_none() {
             self.weights = made.figure(tasks, targets, &drawn.generated)?;
         }
-        self.keep(made, &format!("{}{name}", made.label), report, timing);
+        self.keep(made, &format!("{}{name}", made.label), (report, timing, answers));
         Ok(())
     }
 
-    fn keep(&mut self, made: &Made<'_>, set: &str, report: SetReport, timing: Option<Timing>) {
+    fn keep(&mut self, made: &Made<'_>, set: &str, measured: (SetReport, Option<Timing>, Option<Answers>)) {
+        let (report, timing, answers) = measured;
         let piece = Piece {
             seed: made.part.seed,
             left_out: made.part.left_out.map(str::to_owned),
@@ -314,6 +330,7 @@ impl<'a> Run<'a> {
             zoo_runs: made.zoo.runs.len(),
             report,
             timing,
+            answers,
         };
         let variant = &made.part.variant.name;
         match self.groups.iter_mut().find(|g| g.variant == *variant && g.set == set) {
@@ -334,7 +351,8 @@ impl<'a> Run<'a> {
                 continue;
             }
             let (embedding, weights) = self.sample(made, task, t, self.experiment.samples)?;
-            drawn.near[t] = nearest(&embedding.dataset, &made.embedded);
+            let near = near::runs(&embedding.dataset, &made.embedded, AVERAGED);
+            drawn.near[t] = near.into_iter().map(|(run, _)| run).collect();
             drawn.predicted[t] = made.generator.predict(&weights, &embedding)?.unwrap_or_default();
             drawn.generated[t] = weights;
         }
@@ -360,21 +378,10 @@ impl<'a> Run<'a> {
 
     /// Embedding of the `t`th task and weights generated for it.
     fn sample(&self, made: &Made<'_>, task: &Task, t: usize, count: usize) -> Result<(Embedding, Vec<Vec<f32>>)> {
-        let data = self.support.get(&task.source);
-        let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
-        let seed = (made.part.seed << 32) + t as u64;
+        let (data, seed) = self.request(made, t, task)?;
         let embedding = made.generator.embed(&made.generator.features(data, &task.classes, seed)?)?;
+        let options = SampleOptions { count, ..self.sampling(made, seed) };
         let sampling = &made.part.variant.sampling;
-        let options = SampleOptions {
-            count,
-            seed,
-            steps: Some(sampling.steps),
-            eta: sampling.eta,
-            guidance: sampling.guidance as f32,
-            latent_noise: sampling.latent_noise as f32,
-            quality: sampling.quality.map(|q| q as f32),
-            ..SampleOptions::default()
-        };
         let mut latents = made.generator.sample(&embedding, &options, &mut |_, _| true)?;
         if sampling.refine > 0 || sampling.tune > 0 {
             let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
@@ -387,6 +394,62 @@ impl<'a> Run<'a> {
         }
         let weights = made.generator.decode(&latents)?;
         Ok((embedding, weights))
+    }
+
+    /// Validation images of a task's source, and the seed of its request: which of them are the support, and the noise.
+    fn request(&self, made: &Made<'_>, t: usize, task: &Task) -> Result<(&Dataset, u64)> {
+        let data = self.support.get(&task.source);
+        let data = data.ok_or_else(|| Error::Internal(format!("no data for task {task}")))?;
+        Ok((data, (made.part.seed << 32) + t as u64))
+    }
+
+    fn sampling(&self, made: &Made<'_>, seed: u64) -> SampleOptions {
+        let sampling = &made.part.variant.sampling;
+        SampleOptions {
+            count: self.experiment.samples,
+            seed,
+            steps: Some(sampling.steps),
+            eta: sampling.eta,
+            guidance: sampling.guidance as f32,
+            latent_noise: sampling.latent_noise as f32,
+            quality: sampling.quality.map(|q| q as f32),
+            ..SampleOptions::default()
+        }
+    }
+
+    /// Closed forms of the support that the generator has, and what the service would answer; for linear heads.
+    fn answers(
+        &self,
+        made: &Made<'_>,
+        tasks: &[Task],
+        targets: &[usize],
+        generated: &[Vec<Vec<f32>>],
+    ) -> Result<(Models, Option<Answers>)> {
+        let arms = &self.experiment.arms;
+        let mut models = Models::new();
+        if !made.generator.is_head() {
+            return Ok((models, None));
+        }
+        let mut zoo = made.zoo();
+        let mut answers = Answers::default();
+        for &t in targets {
+            self.place.progress.check()?;
+            let task = &tasks[t];
+            let (data, seed) = self.request(made, t, task)?;
+            let support = made.generator.gather_support(data, &task.classes, seed)?;
+            let part = support.whole();
+            for (arm, form) in FORMS.iter().filter(|(arm, _)| arms.contains(arm)) {
+                if *form != ClosedForm::Adapted || support.folds() > 0 {
+                    let theta = made.generator.closed_form(*form, &part.data, &generated[t])?;
+                    models.entry(*arm).or_default().push((t, theta));
+                }
+            }
+            if arms.contains(&Arm::Answer) {
+                let first = answer(made, &mut zoo, &support, &self.sampling(made, seed), &mut answers)?;
+                models.entry(Arm::Answer).or_default().push((t, first));
+            }
+        }
+        Ok((models, (!answers.distances.is_empty()).then_some(answers)))
     }
 
     /// The last checkpoints of held-out and of learned runs through the VAE and back: of the targets' tasks where
@@ -450,6 +513,35 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Closed forms that are arms.
+const FORMS: [(Arm, ClosedForm); 3] = [
+    (Arm::ClosedFormRidge, ClosedForm::Ridge),
+    (Arm::ClosedFormCentroid, ClosedForm::Centroid),
+    (Arm::Adapted, ClosedForm::Adapted),
+];
+
+/// Models of arms, by the task of each.
+type Models = BTreeMap<Arm, Vec<(usize, Vec<f32>)>>;
+
+/// What the service would hand out for a support: the first of the candidates that it ranks.
+fn answer(
+    made: &Made<'_>,
+    zoo: &mut AnsweringZoo<'_>,
+    support: &Support,
+    options: &SampleOptions,
+    answers: &mut Answers,
+) -> Result<Vec<f32>> {
+    let embedding = made.generator.embed(&support.whole().features)?;
+    answers.distances.extend(zoo.distance_of(&embedding.dataset));
+    let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, place: zoo };
+    let ranked = maker.rank(support, &embedding, None, RankBy::LeaveOneOut)?;
+    let first = ranked.candidates.into_iter().next();
+    let first = first.ok_or_else(|| Error::Internal("there are no candidates".into()))?;
+    let name = first.method.map_or(first.origin.as_str(), ClosedForm::as_str);
+    *answers.origins.entry(name.to_owned()).or_default() += 1;
+    Ok(first.theta)
+}
+
 /// What was generated, by task; empty for tasks that need none.
 struct Drawn {
     generated: Vec<Vec<Vec<f32>>>,
@@ -483,6 +575,11 @@ struct Made<'a> {
 }
 
 impl Made<'_> {
+    /// The zoo as the service has it.
+    fn zoo(&self) -> AnsweringZoo<'_> {
+        AnsweringZoo::new(&self.zoo, &self.embedded)
+    }
+
     /// Weights in the form that the VAE learned.
     fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
         let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
@@ -516,15 +613,6 @@ impl Made<'_> {
         let latents = self.generator.encode_weights(&rows)?;
         Ok(tasks.zip(self.generator.decode(&latents)?).collect())
     }
-}
-
-/// The runs whose embeddings have the smallest cosine distance, nearest first; of equals the first.
-fn nearest(query: &[f32], embedded: &[Vec<f32>]) -> Vec<usize> {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let cosine = |row: &Vec<f32>| dot(query, row) / (dot(query, query) * dot(row, row)).sqrt().max(f64::MIN_POSITIVE);
-    let mut order: Vec<(usize, f64)> = embedded.iter().map(cosine).enumerate().collect();
-    order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    order.into_iter().take(AVERAGED).map(|(run, _)| run).collect()
 }
 
 #[cfg(test)]

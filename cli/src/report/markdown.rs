@@ -1,5 +1,6 @@
 //! An experiment's page.
 
+use std::collections::BTreeMap;
 use std::fmt::{Result, Write};
 
 use super::result::{Column, Group, Outcome};
@@ -148,6 +149,7 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
             piece.seed,
         )?;
     }
+    answers(out, group)?;
     let tasks = columns.first().map(Column::tasks).unwrap_or_default();
     if outcome.of_sources() && tasks.len() > 1 {
         for (i, epoch) in e.epochs.iter().enumerate() {
@@ -160,6 +162,30 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
         }
     }
     writeln!(out)
+}
+
+/// What the service answered with, and how far the tasks are from the zoo.
+fn answers(out: &mut String, group: &Group) -> Result {
+    let all: Vec<_> = group.pieces.iter().filter_map(|p| p.answers.as_ref()).collect();
+    if all.is_empty() {
+        return Ok(());
+    }
+    let mut origins: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut distances: Vec<f64> = Vec::new();
+    for answers in all {
+        answers.origins.iter().for_each(|(name, n)| *origins.entry(name).or_default() += n);
+        distances.extend(&answers.distances);
+    }
+    let counts: Vec<String> = origins.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    distances.sort_by(f64::total_cmp);
+    let at = |share: f64| distances.get(((distances.len() - 1) as f64 * share).round() as usize).copied();
+    let [low, middle, high] = [0.05, 0.5, 0.95].map(|share| at(share).unwrap_or(f64::NAN));
+    writeln!(
+        out,
+        "\n`answer` is {}. Distance of the support to the zoo, in units of the zoo's own spread: median {middle:.2} \
+         (5 to 95 %: {low:.2} to {high:.2}).",
+        counts.join(", ")
+    )
 }
 
 fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {
@@ -179,7 +205,10 @@ fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {
          - `noise` is at the mean distance of the generated weights from the zoo. `average`: the 16 nearest runs, \
          aligned. `gaussian`: per parameter over the task's aligned training checkpoints (over the 16 nearest runs' \
          where the zoo has fewer than two of the task). `reconstruction`: held-out runs through the VAE; below it \
-         training runs. `shuffled`: generated for the previous task.\n\
+         training runs. `shuffled`: generated for the previous task. `closed_form_…`: on the same support images; `adapted`: ridge \
+         regression on them towards what is generated. \
+         `answer`: what the service hands out for linear heads, the first of generated, retrieved and closed forms as \
+         it ranks them by the support images alone.\n\
          - Test images a task: {} to {}.",
         images.iter().min().unwrap_or(&0),
         images.iter().max().unwrap_or(&0),

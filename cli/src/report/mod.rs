@@ -4,6 +4,7 @@ mod cache;
 mod config;
 mod experiment;
 mod markdown;
+mod near;
 mod overrides;
 mod plot;
 mod result;

@@ -48,7 +48,7 @@ pub fn svg(outcome: &Outcome) -> Result<String> {
 
 /// The colour of the `i`th series.
 pub fn colour(i: usize) -> RGBColor {
-    const COLOURS: [(u8, u8, u8); 9] = [
+    const COLOURS: [(u8, u8, u8); 13] = [
         (213, 62, 79),
         (50, 136, 189),
         (94, 79, 162),
@@ -58,6 +58,10 @@ pub fn colour(i: usize) -> RGBColor {
         (150, 110, 50),
         (200, 90, 180),
         (40, 40, 40),
+        (0, 150, 160),
+        (90, 60, 220),
+        (170, 190, 20),
+        (110, 50, 30),
     ];
     let (r, g, b) = COLOURS[i % COLOURS.len()];
     RGBColor(r, g, b)

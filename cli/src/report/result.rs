@@ -11,6 +11,15 @@ use super::weights_figure::WeightsFigure;
 use crate::compare::{self, Arm, SetReport, mean_std};
 use crate::error::{Error, Result};
 
+/// What the service would have answered on one set of tasks.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    /// How often each origin (a closed form by its own name) came first.
+    pub origins: BTreeMap<String, usize>,
+    /// How far each task's support is from the zoo, in units of the zoo's own spread.
+    pub distances: Vec<f64>,
+}
+
 /// One generator's numbers on one set of tasks.
 pub struct Piece {
     /// The seed.
@@ -27,6 +36,8 @@ pub struct Piece {
     pub report: SetReport,
     /// What one model of each task costs.
     pub timing: Option<Timing>,
+    /// Of the arm `answer`.
+    pub answers: Option<Answers>,
 }
 
 /// Seconds for one model of each task, on the same machine in one run.
@@ -273,6 +284,7 @@ impl Outcome {
                 "seed": p.seed, "left_out": p.left_out, "digest": p.digest, "bundle_bytes": p.bundle_bytes,
                 "zoo_runs": p.zoo_runs, "test_images": p.report.test_images,
                 "distance": { "generated": p.report.novelty.0, "zoo": p.report.novelty.1 }, "timing": p.timing,
+                "answers": p.answers.as_ref().map(|a| json!({ "origins": a.origins, "distances": a.distances })),
             })
         });
         let generators: Vec<Value> = generators.collect();

@@ -25,7 +25,7 @@ use super::store::JobStore;
 use super::{parse, registry};
 use crate::context::blocking;
 use crate::error::{Error, Result};
-use crate::extractor::extracted;
+use crate::extractor::{extracted, with_backbone};
 use crate::publish::{self, KindOfRuns};
 use crate::train::{candle_device, verify};
 
@@ -74,7 +74,7 @@ fn progress(attempt: &Attempt) -> Progress {
 pub async fn zoo_build(state: &AppState, attempt: Attempt, every: Duration) -> Result<()> {
     let request: ZooBuild = parse(&attempt.job.request)?;
     let config = Config::from_json(&request.build)?;
-    let sources = Arc::new(sources(state, &attempt.caller, &config).await?);
+    let sources = Arc::new(sources(state, &attempt.caller, &config, &progress(&attempt)).await?);
     let store = JobStore::new(registry(state), attempt.claim);
     let (shown, given) = (progress(&attempt), sources.clone());
     let zoo = blocking(move || {
@@ -95,7 +95,7 @@ pub async fn zoo_build(state: &AppState, attempt: Attempt, every: Duration) -> R
 pub async fn train(state: &AppState, attempt: Attempt, every: Duration) -> Result<()> {
     let request: Train = parse(&attempt.job.request)?;
     let config = Arc::new(Config::from_json(&request.config)?);
-    let sources = Arc::new(sources(state, &attempt.caller, &config).await?);
+    let sources = Arc::new(sources(state, &attempt.caller, &config, &progress(&attempt)).await?);
     let row = find_zoo(registry(state), &attempt.caller, &request.zoo).await?;
     let zoo = Arc::new(load_zoo(registry(state), &attempt.caller, &row, &sources).await?);
     let store = JobStore::new(registry(state), attempt.claim);
@@ -128,7 +128,7 @@ fn detail(trained: &Trained, version: &registry::generators::GeneratorVersion, d
 }
 
 /// The labelled data of a configuration: built in, or registered and seen by the caller.
-async fn sources(state: &AppState, caller: &Caller, config: &Config) -> Result<Sources> {
+async fn sources(state: &AppState, caller: &Caller, config: &Config, shown: &Progress) -> Result<Sources> {
     config.check_sources_of_job()?;
     let mut found: HashMap<String, Dataset> = HashMap::new();
     let names: Vec<String> =
@@ -149,6 +149,10 @@ async fn sources(state: &AppState, caller: &Caller, config: &Config) -> Result<S
     .await?;
     match config.extractor() {
         None => Ok(sources),
+        Some(_) if config.data.backbone.is_some() => {
+            let (config, runtime, shown) = (config.clone(), state.runtime().clone(), shown.clone());
+            blocking(move || with_backbone(&runtime, &config, sources, &shown, None)).await
+        }
         Some(name) => extracted(registry(state), caller, state.runtime(), config, sources, name).await,
     }
 }

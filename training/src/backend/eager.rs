@@ -192,6 +192,10 @@ impl Backend for Eager<'_> {
         Ok(x.permute(order)?.contiguous()?)
     }
 
+    fn slice_last(&mut self, x: &Tensor, start: usize, length: usize) -> Result<Tensor> {
+        Ok(x.narrow(D::Minus1, start, length)?.contiguous()?)
+    }
+
     fn concat(&mut self, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
         Ok(Tensor::cat(parts, axis)?)
     }

@@ -123,6 +123,8 @@ pub trait Backend: Layers {
     fn reshape(&mut self, x: &Self::T, shape: &[i64]) -> Result<Self::T>;
     /// New order of dimensions.
     fn permute(&mut self, x: &Self::T, order: &[usize]) -> Result<Self::T>;
+    /// `length` values of the last dimension, from `start`.
+    fn slice_last(&mut self, x: &Self::T, start: usize, length: usize) -> Result<Self::T>;
     /// Joins along `axis`.
     fn concat(&mut self, parts: &[&Self::T], axis: usize) -> Result<Self::T>;
     /// Nearest-neighbour upsampling by 2: `[n, c, h, w]` → `[n, c, 2h, 2w]`.

@@ -270,6 +270,11 @@ impl Backend for Onnx<'_> {
         Ok(self.node("Transpose", &[x], vec![attr_ints("perm", order)]))
     }
 
+    fn slice_last(&mut self, x: &String, start: usize, length: usize) -> Result<String> {
+        let (from, to, axis) = (self.ints(&[start as i64]), self.ints(&[(start + length) as i64]), self.ints(&[-1]));
+        Ok(self.node("Slice", &[x, &from, &to, &axis], vec![]))
+    }
+
     fn concat(&mut self, parts: &[&String], axis: usize) -> Result<String> {
         let inputs: Vec<&str> = parts.iter().map(|s| s.as_str()).collect();
         Ok(self.node("Concat", &inputs, vec![attr_int("axis", axis as i64)]))

@@ -80,6 +80,58 @@ pub struct DataConfig {
     /// Feature extractor whose features are what networks and dataset encoder see; none: pixels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extractor: Option<String>,
+    /// Feature extractor that is made from the sources' own training images, in place of a registered one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone: Option<BackboneConfig>,
+}
+
+/// What a source is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Its tasks are the zoo's, and some of them unseen.
+    #[default]
+    Zoo,
+    /// The backbone learns from it, and nothing else does: no tasks.
+    Backbone,
+    /// Neither backbone nor zoo nor generator sees it; its tasks are measured.
+    LeftOut,
+}
+
+impl Role {
+    fn is_zoo(&self) -> bool {
+        *self == Self::Zoo
+    }
+}
+
+/// A feature extractor made from the sources with the role `backbone`, or where none has it from those of the zoo:
+/// from their training images.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum BackboneConfig {
+    /// Principal components of the pixels, scaled so that the features have unit variance on the average.
+    Pca {
+        /// Components.
+        dim: usize,
+    },
+    /// Features of a convolutional network that learned to tell the classes of its sources apart.
+    Conv {
+        /// Channels of each 3×3 convolution, which halves the sides.
+        channels: Vec<usize>,
+        /// Features.
+        dim: usize,
+        /// Optimiser steps.
+        steps: usize,
+        /// Images of a step.
+        #[serde(default = "d::backbone_batch")]
+        batch: usize,
+        /// Learning rate.
+        #[serde(default = "d::backbone_lr")]
+        lr: f64,
+        /// Pixels that images are moved by at most, each way, while it learns.
+        #[serde(default = "d::backbone_shift")]
+        shift: usize,
+    },
 }
 
 /// One source.
@@ -88,13 +140,19 @@ pub struct DataConfig {
 pub struct SourceConfig {
     /// Name.
     pub name: String,
-    /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`; `${VARIABLE}` is replaced from the environment.
+    /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE`, `zip:FILE` or `omniglot:DIR#ALPHABET,…`; `${VARIABLE}` is replaced from the environment.
     /// In jobs: `digits`, or `registered:` and the name or id of a dataset.
     pub from: String,
     /// Height and width that images are resized to.
     #[serde(default)]
     pub resize: Option<[usize; 2]>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Role::is_zoo")]
+    pub role: Role,
 }
+
+/// Name of the extractor that a configuration's backbone is.
+pub const BACKBONE: &str = "backbone";
 
 /// What begins the `from` of a source that is a dataset of the registry.
 pub const REGISTERED: &str = "registered:";
@@ -168,6 +226,18 @@ impl ArchitectureConfig {
     }
 }
 
+/// How the models of a zoo come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ZooFit {
+    /// Trained by Adam.
+    #[default]
+    Adam,
+    /// Linear heads by ridge regression on `images` training images of each class, which each run draws for itself;
+    /// epochs, batch and learning rate do not matter then.
+    Ridge,
+}
+
 /// The zoo: many models advance together in one batched tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -186,12 +256,34 @@ pub struct ZooConfig {
     pub group: usize,
     /// Whether all runs start at the same weights.
     pub common_init: bool,
+    /// How the models come about.
+    #[serde(skip_serializing_if = "is_default")]
+    pub fit: ZooFit,
+    /// Images of each class that a ridge head is fitted on; 0 for all.
+    #[serde(skip_serializing_if = "is_default")]
+    pub images: usize,
 }
 
 impl Default for ZooConfig {
     fn default() -> Self {
-        Self { runs_per_task: 1, epochs: 25, batch: 100, lr: 3e-3, keep: 1, group: 250, common_init: true }
+        Self {
+            runs_per_task: 1,
+            epochs: 25,
+            batch: 100,
+            lr: 3e-3,
+            keep: 1,
+            group: 250,
+            common_init: true,
+            fit: ZooFit::Adam,
+            images: 0,
+        }
     }
+}
+
+/// A key that is left out of what is written where it says what it says without: digests of what was made before the key
+/// was there stay the same.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How checkpoints become vectors.
@@ -261,8 +353,11 @@ pub struct VaeConfig {
     pub conv: ConvVaeConfig,
     /// Hidden widths of the encoder, of the linear one.
     pub hidden: Vec<usize>,
-    /// Latent shape.
+    /// Latent shape; with `rows` the first number is that of the classes.
     pub latent: Vec<usize>,
+    /// Each row of a linear head, which is one class, has a latent of its own, and all rows share the VAE.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rows: bool,
     /// Weight of the KL divergence (nats, mean over the latent dimensions).
     pub beta: f64,
     /// Share of the steps after which the KL divergence counts; until then it is an autoencoder without noise.
@@ -297,6 +392,7 @@ impl Default for VaeConfig {
             conv: ConvVaeConfig::default(),
             hidden: vec![512],
             latent: vec![128],
+            rows: false,
             beta: 1e-4,
             kl_from: 0.0,
             mse: 1.0,
@@ -467,6 +563,15 @@ mod d {
     pub fn test() -> f64 {
         0.2
     }
+    pub fn backbone_batch() -> usize {
+        64
+    }
+    pub fn backbone_lr() -> f64 {
+        2e-3
+    }
+    pub fn backbone_shift() -> usize {
+        2
+    }
 }
 
 impl Config {
@@ -486,6 +591,9 @@ impl Config {
     /// Name of the feature extractor that the data goes through, if any.
     #[must_use]
     pub fn extractor(&self) -> Option<&str> {
+        if self.data.backbone.is_some() {
+            return Some(BACKBONE);
+        }
         self.data.extractor.as_deref().or(self.encoder.extractor.as_deref()).filter(|name| *name != "pixels")
     }
 
@@ -555,6 +663,14 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_say_nothing_new_are_left_out() {
+        let text = serde_json::to_string(&Config::parse(MINIMAL).unwrap()).unwrap();
+        for key in ["backbone", "role", "fit", "\"rows\""] {
+            assert!(!text.contains(key), "{key} changes the digests of what was made before: {text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&MINIMAL.replace("width = 64", "widht = 64")).contains("widht"));
@@ -565,5 +681,17 @@ mod tests {
             "kind = \"unet\"\nchannels = 16\nmultipliers = [1, 2]",
         );
         assert!(error(&unet).contains("[c, h, w]"), "{}", error(&unet));
+        assert!(error(&format!("{MINIMAL}\n[zoo]\nfit = \"ridge\"")).contains("architecture.kind must be head"));
+        assert!(error(&format!("{MINIMAL}\n[zoo]\nimages = 5")).contains("zoo.images"));
+        assert!(error(&format!("{MINIMAL}\n[vae]\nrows = true")).contains("vae.rows is for linear heads"));
+        let rows = MINIMAL.replace("kind = \"mlp\"\n        width = 64", "kind = \"rows\"\nheads = 2\nwidth = 64");
+        assert!(error(&rows).contains("needs vae.rows"), "{}", error(&rows));
+        let head = MINIMAL.replace("kind = \"mlp\"\n        hidden = [32]", "kind = \"head\"");
+        assert!(error(&format!("{head}\n[vae]\nrows = true\nlatent = [4, 8]")).contains("tasks.classes"));
+        let source =
+            |role: &str| MINIMAL.replace("from = \"digits\"", &format!("from = \"digits\", role = \"{role}\""));
+        assert!(error(&source("left_out")).contains("at least one source whose role is zoo"));
+        let both = MINIMAL.replace("[tasks]", "backbone = { kind = \"pca\", dim = 4 }\nextractor = \"clip\"\n[tasks]");
+        assert!(error(&both).contains("data.backbone makes the extractor"), "{}", error(&both));
     }
 }

@@ -1,6 +1,6 @@
 //! Checks a configuration's values, so that a mistake is named before minutes are spent.
 
-use super::{Condition, Config, EncoderKind, TasksConfig, VaeKind};
+use super::{ArchitectureConfig, BackboneConfig, Condition, Config, EncoderKind, Role, TasksConfig, VaeKind, ZooFit};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
 use weights::vectorise::VectoriseMode;
@@ -33,12 +33,28 @@ impl Config {
         for (share, name) in [(self.data.validation, "data.validation"), (self.data.test, "data.test")] {
             need(share > 0.0 && share < 1.0, format!("{name} must lie between 0 and 1, both excluded"))?;
         }
+        let zoo = self.data.sources.iter().any(|s| s.role == Role::Zoo);
+        need(zoo, "data.sources needs at least one source whose role is zoo, or that has none")?;
+        let backbone = self.data.sources.iter().any(|s| s.role == Role::Backbone);
+        need(!backbone || self.data.backbone.is_some(), "a source with the role backbone needs data.backbone")?;
         let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks else { return Ok(()) };
         need(*classes >= 2, "tasks.classes must be at least 2")?;
         need(*seen > 0 && *orders > 0, "tasks.seen and tasks.orders must be at least 1")
     }
 
     fn validate_extractor(&self) -> Result<()> {
+        if let Some(backbone) = &self.data.backbone {
+            let alone = self.data.extractor.is_none() && self.encoder.extractor.is_none();
+            need(alone, "data.backbone makes the extractor; with it leave data.extractor and encoder.extractor out")?;
+            let (BackboneConfig::Pca { dim } | BackboneConfig::Conv { dim, .. }) = backbone;
+            need((1..=4096).contains(dim), "data.backbone.dim must lie between 1 and 4096")?;
+            if let BackboneConfig::Conv { channels, steps, batch, lr, .. } = backbone {
+                let some = (1..=8).contains(&channels.len()) && channels.iter().all(|c| (1..=1024).contains(c));
+                need(some, "data.backbone.channels needs 1 to 8 convolutions of 1 to 1024 channels")?;
+                need(*steps > 0 && *batch > 0, "data.backbone.steps and batch must be at least 1")?;
+                need(*lr > 0.0 && lr.is_finite(), "data.backbone.lr must be a positive number")?;
+            }
+        }
         match (&self.data.extractor, &self.encoder.extractor) {
             (Some(data), Some(encoder)) => need(
                 data == encoder,
@@ -75,6 +91,13 @@ impl Config {
             need(value > 0, format!("{name} must be at least 1"))?;
         }
         need(self.zoo.keep <= self.zoo.epochs, "zoo.keep cannot exceed zoo.epochs")?;
+        let head = self.only_heads();
+        let ridge = self.zoo.fit == ZooFit::Ridge;
+        need(
+            !ridge || head && self.zoo.keep == 1,
+            "zoo.fit = \"ridge\" makes linear heads: architecture.kind must be head, and zoo.keep 1",
+        )?;
+        need(ridge || self.zoo.images == 0, "zoo.images is for zoo.fit = \"ridge\"")?;
         let epochs = &self.evaluation.epochs;
         let ascending = !epochs.is_empty() && epochs.windows(2).all(|w| w[0] < w[1]);
         need(ascending, "evaluation.epochs must be numbers in ascending order, such as [0, 1, 5]")
@@ -203,6 +226,7 @@ impl Config {
         let latent: usize = self.vae.latent.iter().product();
         need(latent > 0, "vae.latent must have at least one value")?;
         self.validate_vae()?;
+        self.validate_rows()?;
         match &self.denoiser {
             DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent),
             DenoiserConfig::Mlp { width, .. } => need(*width > 0, "denoiser.width must be at least 1"),
@@ -211,6 +235,40 @@ impl Config {
                 let fits = some && width.is_multiple_of(*heads) && latent.is_multiple_of(*pieces);
                 need(fits, "denoiser.width must be a multiple of heads and the latent's size one of pieces")
             }
+            DenoiserConfig::Rows { width, heads, .. } => {
+                need(self.vae.rows, "a denoiser of the kind rows needs vae.rows")?;
+                need(
+                    !self.diffusion.quality,
+                    "a denoiser of the kind rows takes no quality: leave diffusion.quality out",
+                )?;
+                let tokens = self.encoder.condition == Condition::default();
+                need(tokens, "a denoiser of the kind rows needs the class tokens: leave encoder.condition out")?;
+                let fits = *width > 0 && *heads > 0 && width.is_multiple_of(*heads);
+                need(fits, "denoiser.width must be a multiple of heads")
+            }
+        }
+    }
+
+    /// Whether the only networks are linear heads.
+    fn only_heads(&self) -> bool {
+        self.architecture == Some(ArchitectureConfig::Head) && self.architectures.is_empty()
+    }
+
+    /// Rows are those of linear heads.
+    fn validate_rows(&self) -> Result<()> {
+        if !self.vae.rows {
+            return Ok(());
+        }
+        need(self.only_heads(), "vae.rows is for linear heads: architecture.kind must be head")?;
+        need(self.vae.kind == VaeKind::Linear, "vae.rows needs vae.kind = \"linear\"")?;
+        need(self.vectors.mode == VectoriseMode::ModelWise, "vae.rows needs vectors.mode = \"model_wise\"")?;
+        need(self.vae.latent.len() == 2, "vae.rows needs a latent of shape [classes, width of a row]")?;
+        match &self.tasks {
+            TasksConfig::ClassSets { classes, .. } => need(
+                self.vae.latent[0] == *classes,
+                "with vae.rows the first number of vae.latent must be tasks.classes",
+            ),
+            TasksConfig::Sources => Ok(()),
         }
     }
 }

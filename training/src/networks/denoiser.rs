@@ -1,5 +1,6 @@
-//! Denoisers of the latent diffusion (paper 3.4): residual MLP and transformer for small latents, and the
-//! convolutional UNet (in [`super::unet`]) for latents of shape c×h×w.
+//! Denoisers of the latent diffusion (paper 3.4): residual MLP and transformer for small latents, the transformer over
+//! rows for heads whose rows have latents of their own, and the convolutional UNet (in [`super::unet`]) for latents of
+//! shape c×h×w.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,16 @@ pub enum DenoiserConfig {
         /// Pieces that the latent is cut into.
         pieces: usize,
     },
+    /// Transformer over the rows of a linear head, each conditioned on the token of its class: another order of the
+    /// classes is the same order of the rows. The latent must have shape `[classes, …]`.
+    Rows {
+        /// Width of a row inside.
+        width: usize,
+        /// Blocks.
+        blocks: usize,
+        /// Attention heads.
+        heads: usize,
+    },
     /// Convolutional UNet; the latent must have shape `[c, h, w]`.
     Unet(UnetConfig),
 }
@@ -42,6 +53,8 @@ pub struct DenoiserShape {
     pub latent: Vec<usize>,
     /// Width of the condition.
     pub condition_dim: usize,
+    /// Width of a class token; the condition ends with the tokens in class order.
+    pub token_dim: usize,
     /// Which network.
     pub config: DenoiserConfig,
 }
@@ -86,6 +99,11 @@ pub fn denoise<B: Backend>(
             let y = mlp(b, &z, &context, [dim, *width, *blocks])?;
             unflatten(b, &y, &shape.latent)
         }
+        DenoiserConfig::Rows { width, blocks, heads } => {
+            let classes = shape.latent[0];
+            let s = RowsShape { classes, row: dim / classes, width: *width, blocks: *blocks, heads: *heads };
+            rows(b, shape, &s, [latent, timestep, condition])
+        }
         DenoiserConfig::Transformer { width, blocks, heads, pieces } => {
             let z = b.reshape(latent, &[0, *pieces as i64, (dim / pieces) as i64])?;
             let context = context(b, timestep, condition, shape.condition_dim, *width)?;
@@ -93,6 +111,42 @@ pub fn denoise<B: Backend>(
             unflatten(b, &y, &shape.latent)
         }
     }
+}
+
+/// What the transformer over rows sees.
+struct RowsShape {
+    classes: usize,
+    /// Latents of a row.
+    row: usize,
+    width: usize,
+    blocks: usize,
+    heads: usize,
+}
+
+/// No position: nothing but its own token tells a row which class it is, and z_D, which knows the order, is not looked
+/// at. Permuted tokens with permuted latents give the permuted prediction.
+fn rows<B: Backend>(b: &mut B, shape: &DenoiserShape, s: &RowsShape, [z, t, condition]: [&B::T; 3]) -> Result<B::T> {
+    let z = b.reshape(z, &[0, s.classes as i64, s.row as i64])?;
+    let tokens = shape.token_dim * s.classes;
+    let tokens = b.slice_last(condition, shape.condition_dim - tokens, tokens)?;
+    let tokens = b.reshape(&tokens, &[0, s.classes as i64, shape.token_dim as i64])?;
+    let c = linear(b, "condition.0", &tokens, shape.token_dim, s.width, Init::Scaled(1.0))?;
+    let c = b.unary(&c, Unary::Silu)?;
+    let c = linear(b, "condition.1", &c, s.width, s.width, Init::Scaled(1.0))?;
+    let t = timestep_embedding(b, t, TIME_DIM)?;
+    let t = linear(b, "time.0", &t, TIME_DIM, s.width, Init::Scaled(1.0))?;
+    let t = b.reshape(&t, &[0, 1, s.width as i64])?;
+    let c = b.add(&c, &t)?;
+    let context = b.unary(&c, Unary::Silu)?;
+    let mut x = linear(b, "in", &z, s.row, s.width, Init::Scaled(1.0))?;
+    for i in 0..s.blocks {
+        let c = linear(b, &format!("block.{i}.context"), &context, s.width, s.width, Init::Scaled(1.0))?;
+        x = b.add(&x, &c)?;
+        x = attention_block(b, &format!("block.{i}"), &x, &x, [s.classes, s.classes, s.width, s.heads])?;
+    }
+    let x = layer_norm(b, "out.norm", &x, s.width)?;
+    let x = linear(b, "out", &x, s.width, s.row, Init::Scaled(0.01))?;
+    unflatten(b, &x, &shape.latent)
 }
 
 fn unflatten<B: Backend>(b: &mut B, x: &B::T, latent: &[usize]) -> Result<B::T> {

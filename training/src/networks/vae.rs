@@ -1,4 +1,5 @@
-//! The VAE over weight vectors (Eq. 1), linear variant.
+//! The VAE over weight vectors (Eq. 1), linear variant: over the whole vector, or over each row of a linear head, that
+//! is one class, by itself (paper 4.1.2).
 
 use serde::{Deserialize, Serialize};
 
@@ -34,12 +35,39 @@ pub struct VaeShape {
     pub form: VaeForm,
     /// Kinds of rows, where there are several: encoder and decoder are told which one a row is.
     pub index: usize,
+    /// Classes of the linear head whose rows are encoded each by itself, with the same parameters; the latent has
+    /// shape `[classes, …]` then. None: the vector as a whole.
+    pub rows: Option<usize>,
 }
 
 impl VaeShape {
     fn latent_dim(&self) -> usize {
         self.latent.iter().product()
     }
+
+    /// Values and latents of what the layers see: a row or a vector.
+    fn widths(&self) -> (usize, usize) {
+        let parts = self.rows.unwrap_or(1).max(1);
+        (self.length / parts, self.latent_dim() / parts)
+    }
+}
+
+/// `[n, length]` of heads → `[n, classes, features + 1]`: each row with its bias.
+fn to_rows<B: Backend>(b: &mut B, x: &B::T, classes: usize, row: usize) -> Result<B::T> {
+    let weights = b.slice_last(x, 0, classes * (row - 1))?;
+    let weights = b.reshape(&weights, &[0, classes as i64, row as i64 - 1])?;
+    let bias = b.slice_last(x, classes * (row - 1), classes)?;
+    let bias = b.reshape(&bias, &[0, classes as i64, 1])?;
+    b.concat(&[&weights, &bias], 2)
+}
+
+/// The way back.
+fn from_rows<B: Backend>(b: &mut B, x: &B::T, classes: usize, row: usize) -> Result<B::T> {
+    let weights = b.slice_last(x, 0, row - 1)?;
+    let weights = b.reshape(&weights, &[0, (classes * (row - 1)) as i64])?;
+    let bias = b.slice_last(x, row - 1, 1)?;
+    let bias = b.reshape(&bias, &[0, classes as i64])?;
+    b.concat(&[&weights, &bias], 1)
 }
 
 /// A latent shape behind a kept batch.
@@ -76,8 +104,11 @@ pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T, index: Op
             return Ok((mean, log_variance));
         }
     }
-    let mut x = weights.clone();
-    let mut width = shape.length;
+    let (mut width, d) = shape.widths();
+    let mut x = match shape.rows {
+        Some(classes) => to_rows(b, weights, classes, width)?,
+        None => weights.clone(),
+    };
     for (i, &hidden) in shape.hidden.iter().enumerate() {
         x = linear(b, &format!("encoder.{i}"), &x, width, hidden, Init::Scaled(1.0))?;
         x = layer_norm(b, &format!("encoder.norm{i}"), &x, hidden)?;
@@ -85,7 +116,6 @@ pub fn encode<B: Backend>(b: &mut B, shape: &VaeShape, weights: &B::T, index: Op
         x = gate(b, &format!("encoder.gate{i}"), &x, index, [hidden, shape.index])?;
         width = hidden;
     }
-    let d = shape.latent_dim();
     let mean = linear(b, "encoder.mean", &x, width, d, Init::Scaled(1.0))?;
     let mean = gate(b, "encoder.gate", &mean, index, [d, shape.index])?;
     let log_variance = linear(b, "encoder.log_variance", &x, width, d, Init::Scaled(0.01))?;
@@ -103,8 +133,11 @@ pub fn decode<B: Backend>(b: &mut B, shape: &VaeShape, latent: &B::T, index: Opt
         VaeForm::Conv(config) => return conv_vae::decode(b, config, shape.length, &shape.latent, latent),
         VaeForm::Identity => return b.reshape(latent, &[0, shape.length as i64]),
     }
-    let mut width = shape.latent_dim();
-    let mut x = b.reshape(latent, &[0, width as i64])?;
+    let (length, mut width) = shape.widths();
+    let mut x = match shape.rows {
+        Some(classes) => b.reshape(latent, &[0, classes as i64, width as i64])?,
+        None => b.reshape(latent, &[0, width as i64])?,
+    };
     x = gate(b, "decoder.gate", &x, index, [width, shape.index])?;
     for (i, &hidden) in shape.hidden.iter().rev().enumerate() {
         x = linear(b, &format!("decoder.{i}"), &x, width, hidden, Init::Scaled(1.0))?;
@@ -113,5 +146,9 @@ pub fn decode<B: Backend>(b: &mut B, shape: &VaeShape, latent: &B::T, index: Opt
         x = gate(b, &format!("decoder.gate{i}"), &x, index, [hidden, shape.index])?;
         width = hidden;
     }
-    linear(b, "decoder.out", &x, width, shape.length, Init::Scaled(1.0))
+    let x = linear(b, "decoder.out", &x, width, length, Init::Scaled(1.0))?;
+    match shape.rows {
+        Some(classes) => from_rows(b, &x, classes, length),
+        None => Ok(x),
+    }
 }

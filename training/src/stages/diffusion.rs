@@ -119,6 +119,7 @@ pub fn train(
             condition_dim: usize::from(qualities.is_some())
                 + encoder.shape.condition_dim()
                 + vectors.vectorise.index_dim(),
+            token_dim: encoder.shape.token_dim,
             config: config.denoiser.clone(),
         },
         params: Params::new(config.seed ^ 0xd1f5, device),

@@ -165,10 +165,11 @@ impl Layers {
         let statistics = kinds.iter().map(|kind| moments(&all, kind, theta)).collect();
         let index = kinds.len();
         let (hidden, latent, form) = (vec![config.hidden], vec![config.latent], VaeForm::Linear);
-        let vae = VaeShape { length: config.chunk, hidden, latent, form, index };
+        let vae = VaeShape { length: config.chunk, hidden, latent, form, index, rows: None };
         let shape = DenoiserShape {
             latent: vec![config.latent],
             condition_dim: index + parts + POSITIONS,
+            token_dim: 0,
             config: DenoiserConfig::Mlp { width: config.width, blocks: config.blocks },
         };
         let schedule = Schedule { steps: 1000, beta_start: 0.0015, beta_end: 0.0155, prediction: Prediction::Sample };

@@ -36,7 +36,7 @@ pub struct Vae {
 }
 
 impl Vae {
-    fn new(config: &Config, vectors: &Vectors, device: &Device) -> Result<Self> {
+    fn new(config: &Config, zoo: &Zoo, vectors: &Vectors, device: &Device) -> Result<Self> {
         let (length, kinds) = (vectors.vectorise.length, vectors.vectorise.kinds());
         let hidden = config.vae.hidden.clone();
         let (form, latent) = match config.vae.kind {
@@ -44,8 +44,13 @@ impl Vae {
             VaeKind::Conv => (VaeForm::Conv(config.vae.conv.clone()), config.vae.latent.clone()),
             VaeKind::Identity => (VaeForm::Identity, vec![length]),
         };
+        let rows = config.vae.rows.then(|| zoo.architecture.classes());
+        if let Some(classes) = rows.filter(|classes| latent[0] != *classes) {
+            let text = format!("with vae.rows the first number of vae.latent must be that of the classes, {classes}");
+            return Err(Error::Config(text));
+        }
         Ok(Self {
-            shape: VaeShape { length, hidden, latent, form, index: vectors.vectorise.index_dim() },
+            shape: VaeShape { length, hidden, latent, form, index: vectors.vectorise.index_dim(), rows },
             params: Params::new(config.seed, device),
             mean: Tensor::from_slice(&vectors.standardisation.mean, (kinds, length), device)?,
             std: Tensor::from_slice(&vectors.standardisation.std, (kinds, length), device)?,
@@ -171,7 +176,7 @@ impl Vae {
 /// [`Error::Diverged`] when the loss is not finite; [`Error::Interrupted`].
 pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> Result<(Vae, Curve)> {
     let Given { config, zoo, vectors, sources, .. } = *given;
-    let mut vae = Vae::new(config, vectors, device)?;
+    let mut vae = Vae::new(config, zoo, vectors, device)?;
     vae.create()?;
     if vae.params.vars().is_empty() {
         // Nothing to learn.

@@ -1,0 +1,449 @@
+//! Candidates for a dataset's network — generated, retrieved, closed forms — and the search for the best of them: see
+//! `docs/CANDIDATES.md`. Where checkpoints are retrieved from is the caller's.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use datasets::Dataset;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::generator::{Embedding, Generator, Timings};
+use crate::options::SampleOptions;
+use crate::support::{ClosedForm, Part, Support};
+
+/// Generated candidates of a fold; more would say little more about where they come from.
+const FOLD_SAMPLES: usize = 8;
+
+/// Fewest and most checkpoints that are candidates: within them, as many as samples were asked for.
+pub const RETRIEVED: (usize, usize) = (8, 64);
+
+/// Largest distance, in units of the zoo's own spread, of a dataset that counts as near the zoo: see
+/// `docs/CANDIDATES.md` for what was measured.
+pub const NEAR: f64 = 1.5;
+
+/// Where nothing can be held out: the share of the examples that what was generated for them must get right, mean over
+/// what was generated, to be trusted. Closed forms are always right on one example a class; what is generated is not,
+/// unless the dataset is like the zoo's.
+pub const TRUSTED: f64 = 0.75;
+
+/// Where a sample comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The generator's denoiser.
+    Generated,
+    /// A checkpoint of the generator's zoo whose dataset is near.
+    Retrieved,
+    /// Ridge regression (towards zero, or towards what is generated) or nearest centroid on the support examples; for
+    /// linear heads.
+    ClosedForm,
+}
+
+impl Origin {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Generated, Self::Retrieved, Self::ClosedForm];
+
+    /// Its name in JSON and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Retrieved => "retrieved",
+            Self::ClosedForm => "closed_form",
+        }
+    }
+}
+
+/// What decides which candidates are best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum RankBy {
+    /// Accuracy on support examples that are held out, one of each class at a time.
+    LeaveOneOut,
+    /// Accuracy on the labelled data of `validation`.
+    Validation,
+}
+
+/// What a candidate was found to be worth; accuracies from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Scores {
+    /// Accuracy that candidates of this origin (and closed form) reached on support examples held out; one number for
+    /// all of them.
+    #[cfg_attr(feature = "schema", schema(required, example = 0.92))]
+    pub leave_one_out: Option<f64>,
+    /// Accuracy on the validation data.
+    #[cfg_attr(feature = "schema", schema(required, example = 0.95))]
+    pub validation: Option<f64>,
+    /// Accuracy on the support examples, which it was made from.
+    #[cfg_attr(feature = "schema", schema(required, example = 1.0))]
+    pub support_accuracy: Option<f64>,
+    /// Mean cross-entropy on the support examples, in nats.
+    #[cfg_attr(feature = "schema", schema(required, example = 0.03))]
+    pub support_loss: Option<f64>,
+}
+
+/// A network that may be a sample; `K` names a retrieved checkpoint.
+#[derive(Debug, Clone)]
+pub struct Candidate<K> {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Of a closed form: which.
+    pub method: Option<ClosedForm>,
+    /// Of a generated one: which draw of the noise.
+    pub draw: Option<usize>,
+    /// Of a retrieved one: the checkpoint.
+    pub checkpoint: Option<K>,
+    /// Its weights, `[d]`.
+    pub theta: Vec<f32>,
+    /// None where nothing was ranked.
+    pub scores: Option<Scores>,
+    /// Loss on the validation data.
+    pub validation_loss: Option<f64>,
+}
+
+impl<K> Candidate<K> {
+    /// One of which nothing else is known.
+    pub fn new(origin: Origin, theta: Vec<f32>) -> Self {
+        Self { origin, method: None, draw: None, checkpoint: None, theta, scores: None, validation_loss: None }
+    }
+
+    /// The candidates that have one leave-one-out score.
+    fn group(&self) -> (Origin, Option<ClosedForm>) {
+        (self.origin, self.method)
+    }
+}
+
+/// Who makes candidates: where checkpoints are retrieved, whether to go on, who learns of progress.
+pub trait Place {
+    /// Names a checkpoint.
+    type Key;
+    /// Its own errors.
+    type Error: From<Error>;
+
+    /// Checkpoints of the zoo whose datasets' embeddings are nearest to `embedding`, nearest first, with their weights.
+    ///
+    /// # Errors
+    /// Its own.
+    fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(Self::Key, Vec<f32>)>, Self::Error>;
+
+    /// How far an embedding is from the zoo's, in units of their own spread; none where that is not known.
+    ///
+    /// # Errors
+    /// Its own.
+    fn distance(&mut self, embedding: &[f32]) -> Result<Option<f64>, Self::Error>;
+
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// When not.
+    fn check(&self) -> Result<(), Self::Error>;
+
+    /// Learns of the steps of the request's own samples; false stops them.
+    fn step(&self, step: usize, steps: usize) -> bool;
+}
+
+/// Makes the candidates of a request.
+pub struct Maker<'a, P: Place> {
+    /// The generator.
+    pub generator: &'a Generator,
+    /// How it is sampled.
+    pub options: &'a SampleOptions,
+    /// Where candidates come from.
+    pub origins: &'a [Origin],
+    /// Who asks.
+    pub place: P,
+}
+
+/// What was ranked: the best first.
+#[derive(Debug)]
+pub struct Ranked<K> {
+    /// The candidates.
+    pub candidates: Vec<Candidate<K>>,
+    /// What the caller should be told.
+    pub warnings: Vec<String>,
+    /// Of the request's own samples.
+    pub timings: Timings,
+}
+
+impl<P: Place> Maker<'_, P> {
+    /// Makes all candidates of a support, gives them their scores, and puts the best first.
+    ///
+    /// # Errors
+    /// Those of the generator and of the place.
+    pub fn rank(
+        mut self,
+        support: &Support,
+        embedding: &Embedding,
+        validation: Option<&Dataset>,
+        rank_by: RankBy,
+    ) -> Result<Ranked<P::Key>, P::Error> {
+        let (mut candidates, timings) = self.make(&support.whole(), embedding, self.options.count, true)?;
+        let mut warnings = Vec::new();
+        let near = self.place.distance(&embedding.dataset)?.is_some_and(|distance| distance <= NEAR);
+        let by = match rank_by {
+            RankBy::Validation => {
+                self.validate(&mut candidates, validation)?;
+                By::Validation
+            }
+            RankBy::LeaveOneOut if support.folds() == 0 => {
+                let near = near && generated_accuracy(&candidates) >= TRUSTED;
+                warnings.push(one_example(near));
+                By::Distance { near }
+            }
+            RankBy::LeaveOneOut => {
+                let found = self.leave_one_out(support)?;
+                for candidate in &mut candidates {
+                    let score = found.get(&candidate.group()).copied();
+                    candidate.scores.get_or_insert_default().leave_one_out = score;
+                }
+                By::LeaveOneOut { near }
+            }
+        };
+        sort(&mut candidates, by);
+        Ok(Ranked { candidates, warnings, timings })
+    }
+
+    fn has(&self, origin: Origin) -> bool {
+        self.origins.contains(&origin)
+    }
+
+    /// The candidates of a part of the support, with their scores on it.
+    fn make(
+        &mut self,
+        part: &Part,
+        embedding: &Embedding,
+        count: usize,
+        reports: bool,
+    ) -> Result<(Vec<Candidate<P::Key>>, Timings), P::Error> {
+        let mut candidates = Vec::new();
+        let mut timings = Timings::default();
+        if self.has(Origin::Retrieved) {
+            for (key, theta) in self.place.nearest(&embedding.dataset)? {
+                candidates.push(Candidate { checkpoint: Some(key), ..Candidate::new(Origin::Retrieved, theta) });
+            }
+        }
+        if self.has(Origin::Generated) {
+            let options = SampleOptions { count, ..self.options.clone() };
+            let generated = self.generator.generate(embedding, &options, &mut |step, steps| match reports {
+                true => self.place.step(step, steps),
+                false => self.place.check().is_ok(),
+            })?;
+            timings = generated.timings;
+            for (draw, theta) in generated.weights.into_iter().enumerate() {
+                candidates.push(Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) });
+            }
+        }
+        if self.has(Origin::ClosedForm) {
+            let generated = candidates.iter().filter(|c| c.origin == Origin::Generated);
+            let generated: Vec<Vec<f32>> = generated.map(|c| c.theta.clone()).collect();
+            let adapted = (!generated.is_empty() && part.several()).then_some(ClosedForm::Adapted);
+            for form in ClosedForm::ALONE.into_iter().chain(adapted) {
+                let theta = self.generator.closed_form(form, &part.data, &generated)?;
+                candidates.push(Candidate { method: Some(form), ..Candidate::new(Origin::ClosedForm, theta) });
+            }
+        }
+        for candidate in &mut candidates {
+            self.place.check()?;
+            let found = self.generator.evaluate(&candidate.theta, &part.data)?;
+            let scores = candidate.scores.get_or_insert_default();
+            (scores.support_accuracy, scores.support_loss) = (Some(found.accuracy), Some(found.loss));
+        }
+        Ok((candidates, timings))
+    }
+
+    fn validate(&self, candidates: &mut [Candidate<P::Key>], data: Option<&Dataset>) -> Result<(), P::Error> {
+        let Some(data) = data else { return Ok(()) };
+        for candidate in candidates {
+            self.place.check()?;
+            let found = self.generator.evaluate(&candidate.theta, data)?;
+            candidate.validation_loss = Some(found.loss);
+            candidate.scores.get_or_insert_default().validation = Some(found.accuracy);
+        }
+        Ok(())
+    }
+
+    /// Accuracy on held-out examples of each origin, and of each closed form. A fold does what the answer does: of an
+    /// origin's candidates, the one that is best on the rest is tried.
+    #[allow(clippy::type_complexity)] // a score for each group
+    fn leave_one_out(&mut self, support: &Support) -> Result<BTreeMap<(Origin, Option<ClosedForm>), f64>, P::Error> {
+        let folds: Vec<_> = (0..support.folds()).map(|fold| support.fold(fold)).collect();
+        let features: Vec<_> = folds.iter().map(|fold| fold.rest.features.clone()).collect();
+        let embeddings = self.generator.embed_many(&features)?;
+        let mut sums: BTreeMap<_, (usize, f64)> = BTreeMap::new();
+        for (fold, embedding) in folds.iter().zip(&embeddings) {
+            let count = self.options.count.min(FOLD_SAMPLES);
+            let (mut candidates, _) = self.make(&fold.rest, embedding, count, false)?;
+            sort(&mut candidates, By::Support);
+            let mut tried = Vec::new();
+            for candidate in &candidates {
+                if !tried.contains(&candidate.group()) {
+                    tried.push(candidate.group());
+                    let found = self.generator.evaluate(&candidate.theta, &fold.held_out)?;
+                    let sum = sums.entry(candidate.group()).or_default();
+                    // Examples, and not their share: sums of whole numbers tie exactly.
+                    *sum = (sum.0 + 1, sum.1 + (found.accuracy * found.examples as f64).round());
+                }
+            }
+        }
+        let examples: usize = folds.iter().map(|fold| fold.held_out.len()).sum();
+        // An origin that some fold had nothing of has no score.
+        sums.retain(|_, (times, _)| *times == folds.len());
+        Ok(sums.into_iter().map(|(group, (_, right))| (group, right / examples.max(1) as f64)).collect())
+    }
+}
+
+/// Accuracy of what was generated on the examples that it was generated for, mean over all; 0 for none.
+fn generated_accuracy<K>(candidates: &[Candidate<K>]) -> f64 {
+    let generated = candidates.iter().filter(|c| c.origin == Origin::Generated);
+    let found: Vec<f64> = generated.filter_map(|c| c.scores?.support_accuracy).collect();
+    found.iter().sum::<f64>() / found.len().max(1) as f64
+}
+
+fn one_example(near: bool) -> String {
+    let how = match near {
+        true => "the dataset is like the zoo's, so that what is generated comes first",
+        false => "the dataset is not known to be like the zoo's, so that closed forms come first where there are any",
+    };
+    format!(
+        "leave-one-out needs two different examples of each class, and one has less: {how}, and then the loss on the \
+         examples that candidates were made from decides, which says little; give more examples, or rank by validation"
+    )
+}
+
+/// What decides first.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// The origins' scores; ties go to the closed form, near the zoo to the adapted one first.
+    LeaveOneOut {
+        near: bool,
+    },
+    Validation,
+    /// Accuracy on the support.
+    Support,
+    /// Where nothing can be held out: near the zoo what is generated, else the closed form.
+    Distance {
+        near: bool,
+    },
+}
+
+/// Puts the best first. Ties go to the closed form, which is cheap and the same for each seed; then to the better on the
+/// support (with [`By::Validation`]: to the smaller loss there).
+fn sort<K>(candidates: &mut [Candidate<K>], by: By) {
+    candidates.sort_by(|a, b| {
+        let of = |candidate: &Candidate<K>| candidate.scores.unwrap_or_default();
+        let (x, y): (Scores, Scores) = (of(a), of(b));
+        let first = match by {
+            By::LeaveOneOut { .. } => larger(x.leave_one_out, y.leave_one_out),
+            By::Validation => larger(x.validation, y.validation),
+            By::Support | By::Distance { .. } => Ordering::Equal,
+        };
+        let rest = first.then(place(a, by).cmp(&place(b, by))).then(smaller(a.validation_loss, b.validation_loss));
+        // What was made from one example a class is always right on it.
+        let accuracy = match by {
+            By::Distance { .. } => Ordering::Equal,
+            _ => larger(x.support_accuracy, y.support_accuracy),
+        };
+        rest.then(accuracy).then(smaller(x.support_loss, y.support_loss))
+    });
+}
+
+/// Who comes first of those with equal scores.
+fn place<K>(candidate: &Candidate<K>, by: By) -> u8 {
+    let adapted = candidate.method == Some(ClosedForm::Adapted);
+    match (candidate.origin, by) {
+        (Origin::Generated, By::Distance { near: true }) => 0,
+        (Origin::ClosedForm, By::LeaveOneOut { near }) => 1 + u8::from(adapted != near),
+        (Origin::ClosedForm, _) => 1,
+        _ => 3,
+    }
+}
+
+/// The larger first, and what is not known last.
+fn larger(a: Option<f64>, b: Option<f64>) -> Ordering {
+    smaller(a.map(|v| -v), b.map(|v| -v))
+}
+
+/// The smaller first, and what is not known last.
+fn smaller(a: Option<f64>, b: Option<f64>) -> Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) => a.total_cmp(&b),
+        (a, b) => a.is_none().cmp(&b.is_none()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(origin: Origin, leave_one_out: Option<f64>, accuracy: f64, loss: f64) -> Candidate<()> {
+        let scores =
+            Scores { leave_one_out, support_accuracy: Some(accuracy), support_loss: Some(loss), ..Scores::default() };
+        Candidate { scores: Some(scores), ..Candidate::new(origin, vec![loss as f32]) }
+    }
+
+    fn order(mut candidates: Vec<Candidate<()>>, by: By) -> Vec<(Origin, f32)> {
+        sort(&mut candidates, by);
+        candidates.iter().map(|c| (c.origin, c.theta[0])).collect()
+    }
+
+    fn some() -> Vec<Candidate<()>> {
+        use Origin::{ClosedForm, Generated, Retrieved};
+        vec![
+            candidate(Generated, Some(0.8), 0.9, 3.0),
+            candidate(Generated, Some(0.8), 1.0, 2.0),
+            candidate(Generated, Some(0.8), 1.0, 1.0),
+            candidate(Retrieved, None, 1.0, 0.0),
+            candidate(ClosedForm, Some(0.8), 0.5, 4.0),
+            candidate(ClosedForm, Some(0.7), 1.0, 5.0),
+        ]
+    }
+
+    #[test]
+    fn the_origins_score_comes_first_and_ties_go_to_the_closed_form() {
+        use Origin::{ClosedForm, Generated, Retrieved};
+        let generated = [(Generated, 1.0), (Generated, 2.0), (Generated, 3.0)];
+        let last = [(ClosedForm, 5.0), (Retrieved, 0.0)];
+        let far = [&[(ClosedForm, 4.0)][..], &generated, &last].concat();
+        assert_eq!(order(some(), By::LeaveOneOut { near: false }), far);
+        // What is adapted to the zoo comes first of equals where the zoo is near, and last of the closed forms elsewhere.
+        let adapted =
+            Candidate { method: Some(super::ClosedForm::Adapted), ..candidate(ClosedForm, Some(0.8), 0.9, 6.0) };
+        let with = || some().into_iter().chain([adapted.clone()]).collect::<Vec<_>>();
+        let far = order(with(), By::LeaveOneOut { near: false });
+        assert_eq!(far[..3], [(ClosedForm, 4.0), (ClosedForm, 6.0), (Generated, 1.0)]);
+        let near = order(with(), By::LeaveOneOut { near: true });
+        assert_eq!(near[..3], [(ClosedForm, 6.0), (ClosedForm, 4.0), (Generated, 1.0)]);
+    }
+
+    #[test]
+    fn where_nothing_is_held_out_the_distance_decides() {
+        use Origin::{ClosedForm, Generated};
+        let near = order(some(), By::Distance { near: true });
+        assert_eq!(near[..3], [(Generated, 1.0), (Generated, 2.0), (Generated, 3.0)]);
+        let far = order(some(), By::Distance { near: false });
+        assert_eq!(far[..2], [(ClosedForm, 4.0), (ClosedForm, 5.0)]);
+        assert!((generated_accuracy(&some()) - 2.9 / 3.0).abs() < 1e-9);
+        assert!(one_example(true).contains("like the zoo's") && one_example(false).contains("closed forms come first"));
+    }
+
+    #[test]
+    fn validation_decides_by_accuracy_then_loss() {
+        let of = |origin, accuracy, loss: f64| {
+            let scores = Scores { validation: Some(accuracy), ..Scores::default() };
+            let theta = vec![loss as f32];
+            Candidate { scores: Some(scores), validation_loss: Some(loss), ..Candidate::<()>::new(origin, theta) }
+        };
+        let candidates = vec![
+            of(Origin::Generated, 0.9, 0.5),
+            of(Origin::Retrieved, 0.9, 0.4),
+            of(Origin::Generated, 0.95, 9.0),
+            of(Origin::ClosedForm, 0.9, 7.0),
+        ];
+        let order: Vec<f32> = order(candidates, By::Validation).into_iter().map(|(_, loss)| loss).collect();
+        assert_eq!(order, [9.0, 7.0, 0.4, 0.5]);
+    }
+}
