@@ -13,7 +13,7 @@ pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// Blocks of each stage of a network of this depth; none where there is no such network.
 pub fn blocks(depth: usize) -> Option<usize> {
-    (depth >= 8 && depth <= 1202 && (depth - 2).is_multiple_of(6)).then(|| (depth - 2) / 6)
+    ((8..=1202).contains(&depth) && (depth - 2).is_multiple_of(6)).then(|| (depth - 2) / 6)
 }
 
 /// The convolutions in the order in which they are applied: name, inputs, outputs, stride. Each has a normalisation.

@@ -140,7 +140,7 @@ impl Vectorise {
     /// Where the values of each row of an architecture lie in a flat vector of `parameters` values.
     pub fn ranges(&self, architecture: usize, parameters: usize) -> Vec<Range<usize>> {
         match self.pieces.is_empty() {
-            true => vec![0..parameters],
+            true => std::iter::once(0..parameters).collect(),
             false => self.pieces[self.pieces_of(architecture)].iter().map(Piece::range).collect(),
         }
     }

@@ -207,7 +207,7 @@ impl Config {
     }
 
     fn validate_networks(&self) -> Result<()> {
-        let one = self.architecture.is_some() != !self.architectures.is_empty();
+        let one = self.architecture.is_some() == self.architectures.is_empty();
         need(one, "give either [architecture], or a list architectures with at least one")?;
         need(
             (self.vectors.mode == VectoriseMode::ModelWise) == self.vectors.chunk.is_none(),
