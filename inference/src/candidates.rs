@@ -117,6 +117,12 @@ impl<K> Candidate<K> {
     }
 }
 
+/// A checkpoint and its weights, `[d]`.
+pub type Found<K> = (K, Vec<f32>);
+
+/// Candidates, and what making them took.
+type Made<K> = (Vec<Candidate<K>>, Timings);
+
 /// Who makes candidates: where checkpoints are retrieved, whether to go on, who learns of progress.
 pub trait Place {
     /// Names a checkpoint.
@@ -128,7 +134,7 @@ pub trait Place {
     ///
     /// # Errors
     /// Its own.
-    fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(Self::Key, Vec<f32>)>, Self::Error>;
+    fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<Found<Self::Key>>, Self::Error>;
 
     /// How far an embedding is from the zoo's, in units of their own spread; none where that is not known.
     ///
@@ -218,7 +224,7 @@ impl<P: Place> Maker<'_, P> {
         embedding: &Embedding,
         count: usize,
         reports: bool,
-    ) -> Result<(Vec<Candidate<P::Key>>, Timings), P::Error> {
+    ) -> Result<Made<P::Key>, P::Error> {
         let mut candidates = Vec::new();
         let mut timings = Timings::default();
         if self.has(Origin::Retrieved) {
