@@ -19,7 +19,9 @@ use training::{Config, Error, Folder, Keep, Result, Snapshots, Sources};
 fn config() -> Config {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/configs/tiny.toml");
     let text = std::fs::read_to_string(path).unwrap().replace("embedding_dim = 8", "embedding_dim = 8\njoint = 0.5");
-    Config::parse(&text).unwrap()
+    // And what is off unless asked for: a predictor, and quality as a condition.
+    let text = text.replace("timesteps = 50", "timesteps = 50\nquality = true");
+    Config::parse(&format!("{text}\n[predictor]\nsteps = 20\nexamples = 60\nwidth = 16\nbatch = 16\n")).unwrap()
 }
 
 /// Snapshots in memory.
@@ -137,7 +139,7 @@ fn a_training_stopped_anywhere_ends_the_same() {
                 Err(Error::Interrupted) => assert!(stop < usize::MAX),
                 Err(error) => panic!("{stops:?}: {error}"),
             }
-            for stage in ["vae", "encoder", "denoiser"] {
+            for stage in ["vae", "encoder", "denoiser", "predictor"] {
                 made.entry(stage).or_default().extend(watch.steps(stage));
             }
         }
