@@ -100,6 +100,18 @@ pub(crate) struct GenerationSummary {
     /// Classifier-free guidance; 1 is off.
     #[schema(example = 1.0)]
     guidance: f32,
+    /// Deviation of noise added to what was sampled, where there was some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false, example = 0.25)]
+    latent_noise: Option<f32>,
+    /// Quality that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false, example = 1.5)]
+    quality: Option<f32>,
+    /// Steps of refinement, where there were some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64, required = false, example = 3)]
+    refine_steps: Option<usize>,
     /// The execution provider that was really used: `cpu` or `cuda`.
     #[schema(example = "cpu")]
     provider: String,
@@ -235,6 +247,9 @@ impl From<rows::Generation> for GenerationSummary {
             steps: recorded.steps,
             eta: recorded.eta,
             guidance: recorded.guidance,
+            latent_noise: Some(recorded.latent_noise).filter(|noise| *noise > 0.0),
+            quality: recorded.quality,
+            refine_steps: recorded.refine.map(|refine| refine.steps),
             provider: row.provider,
             device: row.device,
             candidates: recorded.candidates,

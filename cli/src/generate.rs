@@ -81,10 +81,9 @@ pub fn run(args: Args) -> Result<()> {
         guidance: args.guidance,
         latent_noise: args.latent_noise,
         quality: args.quality,
+        refine: (args.refine > 0).then(|| Refine { steps: args.refine, ..Refine::default() }),
     };
     options.validate(&SampleLimits::default())?;
-    let refine = Refine { steps: args.refine, ..Refine::default() };
-    refine.validate()?;
     let runtime = args.runtime.open()?;
     let (name, bundle) = load_bundle(&args)?;
     let mut generator = Generator::load(&runtime, bundle)?;
@@ -94,12 +93,8 @@ pub fn run(args: Args) -> Result<()> {
     let data = datasets::load_source(&args.data)?;
     let classes = labels(&data, &args.classes)?;
     let embedding = generator.embed(&generator.features(&data, &classes, args.data_seed)?)?;
-    let mut latents = generator.sample(&embedding, &options, &mut |_, _| true)?;
-    if args.refine > 0 {
-        let support = generator.gather_support(&data, &classes, args.data_seed)?.whole();
-        latents = generator.refine(&latents, &support.data, &refine, &mut || true)?;
-    }
-    let generated = generator.decode(&latents)?;
+    let support = generator.gather_support(&data, &classes, args.data_seed)?.whole();
+    let generated = generator.generate_on(&embedding, &options, Some(&support.data), &mut |_, _| true)?.weights;
     let names: Vec<String> = classes.iter().map(|&c| data.class_names[c as usize].clone()).collect();
     let digest = data.digest();
     // All files are made before the first is written.

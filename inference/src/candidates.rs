@@ -64,6 +64,8 @@ pub enum RankBy {
     LeaveOneOut,
     /// Accuracy on the labelled data of `validation`.
     Validation,
+    /// Accuracy that the generator's predictor expects.
+    Predictor,
 }
 
 /// What a candidate was found to be worth; accuracies from 0 to 1.
@@ -78,6 +80,9 @@ pub struct Scores {
     /// Accuracy on the validation data.
     #[cfg_attr(feature = "schema", schema(required, example = 0.95))]
     pub validation: Option<f64>,
+    /// Accuracy that the generator's predictor expects of its weights.
+    #[cfg_attr(feature = "schema", schema(required, example = 0.91))]
+    pub predictor: Option<f64>,
     /// Accuracy on the support examples, which it was made from.
     #[cfg_attr(feature = "schema", schema(required, example = 1.0))]
     pub support_accuracy: Option<f64>,
@@ -195,6 +200,10 @@ impl<P: Place> Maker<'_, P> {
                 self.validate(&mut candidates, validation)?;
                 By::Validation
             }
+            RankBy::Predictor => {
+                self.predict(&mut candidates, embedding)?;
+                By::Predictor
+            }
             RankBy::LeaveOneOut if support.folds() == 0 => {
                 let near = near && generated_accuracy(&candidates) >= TRUSTED;
                 warnings.push(one_example(near));
@@ -234,10 +243,16 @@ impl<P: Place> Maker<'_, P> {
         }
         if self.has(Origin::Generated) {
             let options = SampleOptions { count, ..self.options.clone() };
-            let generated = self.generator.generate(embedding, &options, &mut |step, steps| match reports {
-                true => self.place.step(step, steps),
-                false => self.place.check().is_ok(),
-            })?;
+            let generated =
+                self.generator.generate_on(
+                    embedding,
+                    &options,
+                    Some(&part.data),
+                    &mut |step, steps| match reports {
+                        true => self.place.step(step, steps),
+                        false => self.place.check().is_ok(),
+                    },
+                )?;
             timings = generated.timings;
             for (draw, theta) in generated.weights.into_iter().enumerate() {
                 candidates.push(Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) });
@@ -268,6 +283,20 @@ impl<P: Place> Maker<'_, P> {
             let found = self.generator.evaluate(&candidate.theta, data)?;
             candidate.validation_loss = Some(found.loss);
             candidate.scores.get_or_insert_default().validation = Some(found.accuracy);
+        }
+        Ok(())
+    }
+
+    /// What the predictor expects of each; checkpoints in the order of hidden units that it knows.
+    fn predict(&self, candidates: &mut [Candidate<P::Key>], embedding: &Embedding) -> Result<(), P::Error> {
+        for candidate in candidates {
+            self.place.check()?;
+            let theta = match candidate.origin {
+                Origin::Retrieved => self.generator.canonical(&candidate.theta)?,
+                _ => candidate.theta.clone(),
+            };
+            let found = self.generator.predict(&[theta], embedding)?.and_then(|found| found.first().copied());
+            candidate.scores.get_or_insert_default().predictor = found;
         }
         Ok(())
     }
@@ -328,6 +357,7 @@ enum By {
         near: bool,
     },
     Validation,
+    Predictor,
     /// Accuracy on the support.
     Support,
     /// Where nothing can be held out: near the zoo what is generated, else the closed form.
@@ -345,6 +375,7 @@ fn sort<K>(candidates: &mut [Candidate<K>], by: By) {
         let first = match by {
             By::LeaveOneOut { .. } => larger(x.leave_one_out, y.leave_one_out),
             By::Validation => larger(x.validation, y.validation),
+            By::Predictor => larger(x.predictor, y.predictor),
             By::Support | By::Distance { .. } => Ordering::Equal,
         };
         let rest = first.then(place(a, by).cmp(&place(b, by))).then(smaller(a.validation_loss, b.validation_loss));
@@ -434,6 +465,22 @@ mod tests {
         assert_eq!(far[..2], [(ClosedForm, 4.0), (ClosedForm, 5.0)]);
         assert!((generated_accuracy(&some()) - 2.9 / 3.0).abs() < 1e-9);
         assert!(one_example(true).contains("like the zoo's") && one_example(false).contains("closed forms come first"));
+    }
+
+    #[test]
+    fn the_predictor_decides_where_it_is_asked() {
+        let of = |origin, predictor, loss: f64| {
+            let scores = Scores { predictor, support_loss: Some(loss), ..Scores::default() };
+            Candidate { scores: Some(scores), ..Candidate::<()>::new(origin, vec![loss as f32]) }
+        };
+        let candidates = vec![
+            of(Origin::ClosedForm, Some(0.7), 0.0),
+            of(Origin::Generated, Some(0.9), 2.0),
+            of(Origin::Retrieved, None, 1.0),
+            of(Origin::Generated, Some(0.8), 3.0),
+        ];
+        let order: Vec<f32> = order(candidates, By::Predictor).into_iter().map(|(_, loss)| loss).collect();
+        assert_eq!(order, [2.0, 3.0, 0.0, 1.0]);
     }
 
     #[test]

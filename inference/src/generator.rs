@@ -418,15 +418,39 @@ impl Generator {
     /// Samples and decodes.
     ///
     /// # Errors
-    /// As [`Self::sample`] and [`Self::decode`].
+    /// As [`Self::sample`] and [`Self::decode`]; [`Error::Option`] where latents are to be refined, which needs examples.
     pub fn generate(
         &self,
         embedding: &Embedding,
         options: &SampleOptions,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Generated> {
+        self.generate_on(embedding, options, None, progress)
+    }
+
+    /// As [`Self::generate`]; latents are refined on `examples` (as the networks take them, class k the head's row k)
+    /// where the options say so.
+    ///
+    /// # Errors
+    /// As [`Self::generate`] and [`Self::refine`].
+    pub fn generate_on(
+        &self,
+        embedding: &Embedding,
+        options: &SampleOptions,
+        examples: Option<&Dataset>,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Generated> {
         let start = Instant::now();
-        let latents = self.sample(embedding, options, progress)?;
+        let mut latents = self.sample(embedding, options, progress)?;
+        if let Some(refine) = options.refine {
+            let examples = examples.ok_or_else(|| Error::Option {
+                option: "refine",
+                found: refine.steps.to_string(),
+                right: "left out where there are no labelled examples to refine on".into(),
+            })?;
+            let steps = options.effective_steps(&self.manifest.schedule);
+            latents = self.refine(&latents, examples, &refine, &mut || progress(steps, steps))?;
+        }
         let sampled = Instant::now();
         let weights = self.decode(&latents)?;
         let milliseconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;

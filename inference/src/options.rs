@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use weights::manifest::Schedule;
 
 use crate::error::{Error, Result};
+use crate::refine::Refine;
 
 /// The sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -76,6 +77,8 @@ pub struct SampleOptions {
     /// Quality that is asked for, of a generator that is conditioned on it: deviations of accuracy above the mean of a
     /// task's checkpoints; none means the manifest's default.
     pub quality: Option<f32>,
+    /// How each latent is refined on the request's labelled examples; none: it stays as it was sampled.
+    pub refine: Option<Refine>,
 }
 
 impl Default for SampleOptions {
@@ -89,6 +92,7 @@ impl Default for SampleOptions {
             guidance: 1.0,
             latent_noise: 0.0,
             quality: None,
+            refine: None,
         }
     }
 }
@@ -141,6 +145,7 @@ impl SampleOptions {
         if self.quality.is_some_and(|q| !(-3.0..=3.0).contains(&q)) {
             return option("quality", self.quality.unwrap_or_default(), "a number from -3 to 3");
         }
+        self.refine.as_ref().map_or(Ok(()), Refine::validate)?;
         Ok(())
     }
 

@@ -52,6 +52,13 @@ impl Provenance<'_> {
                 ("guidance", options.guidance.to_string()),
             ]),
         }
+        if self.instead.is_none() {
+            let noise = Some(options.latent_noise).filter(|noise| *noise > 0.0);
+            metadata.extend(noise.map(|noise| ("latent_noise", noise.to_string())));
+            metadata.extend(options.quality.map(|quality| ("quality", quality.to_string())));
+            let refine = options.refine.filter(|refine| refine.steps > 0);
+            metadata.extend(refine.map(|refine| ("refine", refine.steps.to_string())));
+        }
         Ok(metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 }

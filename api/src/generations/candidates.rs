@@ -24,8 +24,13 @@ impl Plan {
     ///
     /// # Errors
     /// `invalid_value` in `candidates`, `rank_by` or `validation`.
-    pub(super) fn of(new: &NewGeneration, head: bool, architecture: &str) -> Result<Self> {
+    pub(super) fn of(new: &NewGeneration, head: bool, architecture: &str, predictor: bool) -> Result<Self> {
         let invalid = |field: &str, rule: String| Err(Error::ValueInvalid(rule).in_field(field));
+        if new.rank_by == Some(RankBy::Predictor) && !predictor {
+            let rule = "rank_by is predictor and this generator has none: rank by leave_one_out or validation, or train \
+                        it with predictor.steps above 0";
+            return invalid("rank_by", rule.into());
+        }
         match (new.rank_by, &new.validation) {
             (Some(RankBy::Validation), None) => {
                 let rule = "rank_by is validation and there is no validation data: give labelled `validation` data, or \

@@ -38,7 +38,13 @@ pub(super) fn plan(new: &NewGeneration, version: &GeneratorVersion) -> Result<Pl
         }
     };
     let of = |pointer: &str| architecture.and_then(|a| text(a, pointer));
-    Plan::of(new, of("/config/kind").as_deref() == Some("head"), of("/name").as_deref().unwrap_or("other networks"))
+    let predictor = version.manifest.get("predictor").is_some_and(serde_json::Value::is_object);
+    Plan::of(
+        new,
+        of("/config/kind").as_deref() == Some("head"),
+        of("/name").as_deref().unwrap_or("other networks"),
+        predictor,
+    )
 }
 
 /// Does the work of a request, or of an attempt at a job, as far as the files: the rows are still to be written.
@@ -73,6 +79,9 @@ pub(super) async fn make(
         sampler: options.sampler.to_string(),
         eta: options.eta,
         guidance: options.guidance,
+        latent_noise: options.latent_noise,
+        quality: options.quality,
+        refine: options.refine,
         candidates: plan.origins.clone(),
         rank_by: plan.rank_by,
         ..Recorded::default()

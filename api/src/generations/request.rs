@@ -1,6 +1,6 @@
 //! What a client asks for, and what is recorded of it.
 
-use inference::{SampleOptions, SamplerKind};
+use inference::{Refine, SampleOptions, SamplerKind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -40,6 +40,15 @@ pub(crate) struct NewGeneration {
     /// Classifier-free guidance; 1 (the default) is off.
     #[schema(minimum = 0.0, maximum = 20.0, default = 1.0)]
     pub(crate) guidance: Option<f32>,
+    /// Deviation of noise added to what was sampled; 0 (the default) is none. More makes samples differ more, and worse.
+    #[schema(minimum = 0.0, maximum = 3.0, default = 0.0)]
+    pub(crate) latent_noise: Option<f32>,
+    /// Quality that is asked for, of a generator that is conditioned on it: deviations of accuracy above the mean of its
+    /// zoo; high by default.
+    #[schema(minimum = -3.0, maximum = 3.0, example = 1.5)]
+    pub(crate) quality: Option<f32>,
+    /// Refines what was sampled on the dataset's examples that the encoder sees; by default it is left as it is.
+    pub(crate) refine: Option<NewRefine>,
     /// Whether to measure the accuracy of each sample; by default exactly when `evaluation` is given.
     pub(crate) evaluate: Option<bool>,
     /// Labelled data to measure the accuracy on; by default the examples of the dataset that the encoder has not
@@ -61,6 +70,18 @@ pub(crate) struct NewGeneration {
     pub(crate) job: Option<JobOptions>,
     /// Description, tags, and who sees the generation.
     pub(crate) about: Option<NewAbout>,
+}
+
+/// How samples are refined.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewRefine {
+    /// Steps.
+    #[schema(minimum = 0, maximum = 20, example = 3)]
+    steps: usize,
+    /// Weight of staying where it was sampled; 1 by default.
+    #[schema(exclusive_minimum = 0.0, maximum = 1000000.0, default = 1.0)]
+    prior: Option<f64>,
 }
 
 /// The sampler.
@@ -92,7 +113,11 @@ impl NewGeneration {
             steps: self.steps,
             eta: self.eta.unwrap_or(defaults.eta),
             guidance: self.guidance.unwrap_or(defaults.guidance),
-            ..defaults
+            latent_noise: self.latent_noise.unwrap_or(defaults.latent_noise),
+            quality: self.quality,
+            refine: self
+                .refine
+                .map(|refine| Refine { steps: refine.steps, prior: refine.prior.unwrap_or(Refine::default().prior) }),
         }
     }
 
@@ -128,6 +153,12 @@ pub struct Recorded {
     pub eta: f64,
     /// Classifier-free guidance.
     pub guidance: f32,
+    /// Deviation of noise added to what was sampled.
+    pub latent_noise: f32,
+    /// Quality that was asked for.
+    pub quality: Option<f32>,
+    /// How samples were refined.
+    pub refine: Option<Refine>,
     /// Digest of the data that the samples were evaluated on.
     pub evaluation_digest: Option<String>,
     /// Where samples could come from.

@@ -181,10 +181,15 @@ impl Job {
         report: &dyn Fn(usize, usize),
     ) -> Result<Ranked<CheckpointId>> {
         let Some(rank_by) = self.plan.rank_by else {
-            let generated = self.generator.generate(embedding, &self.options, &mut |step, steps| {
-                report(step, steps);
-                !cancel.is_set()
-            })?;
+            let generated = self.generator.generate_on(
+                embedding,
+                &self.options,
+                Some(&support.whole().data),
+                &mut |step, steps| {
+                    report(step, steps);
+                    !cancel.is_set()
+                },
+            )?;
             let candidates = generated
                 .weights
                 .into_iter()

@@ -55,6 +55,10 @@ const CONFIG: &str = r#"
     steps = 800
     batch = 64
     timesteps = 100
+    [predictor]
+    steps = 150
+    examples = 600
+    width = 64
 "#;
 
 struct Heads {
@@ -93,7 +97,7 @@ fn heads() -> &'static Heads {
 
 /// Registers the zoo, the generator as `heads`, and the embeddings of the runs; gives the version and the id of the
 /// digits.
-async fn publish(app: &App) -> (GeneratorVersion, Value) {
+pub(crate) async fn publish(app: &App) -> (GeneratorVersion, Value) {
     let Heads { bundle, zoo, embeddings } = heads();
     let dataset = app.digits().await;
     let layout = zoo.architecture.layout();
@@ -181,7 +185,7 @@ async fn register(app: &App, data: &Dataset) -> Value {
     reply.json()["id"].clone()
 }
 
-async fn make(app: &App, body: &Value) -> Value {
+pub(crate) async fn make(app: &App, body: &Value) -> Value {
     let reply = app.post("/v1/generations", body).await;
     let made = reply.json();
     assert_eq!(reply.status, 201, "{made}");
@@ -449,7 +453,12 @@ async fn without_a_zoo_nothing_is_retrieved_and_other_networks_are_as_ever(pool:
             "named twice",
         ),
         (with("lonely", json!({"candidates": ["best"]})), "json_invalid", "candidates[0]", "`closed_form`"),
-        (with("lonely", json!({"rank_by": "luck"})), "json_invalid", "rank_by", "`leave_one_out` or `validation`"),
+        (
+            with("lonely", json!({"rank_by": "luck"})),
+            "json_invalid",
+            "rank_by",
+            "`leave_one_out`, `validation`, `predictor`",
+        ),
         (with("mlp", json!({"candidates": ["generated", "closed_form"]})), "invalid_value", "candidates", "mlp-64-6-3"),
         (with("lonely", json!({"rank_by": "validation"})), "invalid_value", "validation", "give labelled `validation`"),
         (with("lonely", json!({"validation": dataset})), "invalid_value", "validation", "set rank_by to validation"),

@@ -14,6 +14,7 @@ mod lifecycle;
 mod manners;
 mod mixed;
 mod openapi;
+mod predicted;
 mod refusals;
 mod serving;
 mod support;
