@@ -216,7 +216,7 @@ fn a_convolutional_backbone_tells_its_classes_apart() {
         name = "t"
         [data]
         sources = [{ name = "digits", from = "digits" }]
-        backbone = { kind = "conv", channels = [16, 32], dim = 16, steps = 150, batch = 64, shift = 1 }
+        backbone = { kind = "conv", channels = [16, 32], dim = 32, steps = 400, batch = 64, shift = 0, lr = 5e-3 }
         [tasks]
         kind = "class_sets"
         classes = 3
