@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 16] = [
+const BUILT_IN: [(&str, &str); 17] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
@@ -25,6 +25,7 @@ const BUILT_IN: [(&str, &str); 16] = [
     ("table-21", include_str!("../../../configs/report/table-21.toml")),
     ("table-4", include_str!("../../../configs/report/table-4.toml")),
     ("leave-one-out", include_str!("../../../configs/report/leave-one-out.toml")),
+    ("leave-one-out-refined", include_str!("../../../configs/report/leave-one-out-refined.toml")),
     ("ablations", include_str!("../../../configs/report/ablations.toml")),
     ("zoo-size", include_str!("../../../configs/report/zoo-size.toml")),
     ("table-3", include_str!("../../../configs/report/table-3.toml")),
@@ -475,7 +476,9 @@ mod tests {
     #[test]
     fn the_five_datasets_have_one_zoo_and_one_generator() {
         let first = built_in("table-19-20", false).unwrap();
-        for name in ["table-4", "leave-one-out", "ablations", "zoo-size", "vectorising", "figure-10"] {
+        for name in
+            ["table-4", "leave-one-out", "leave-one-out-refined", "ablations", "zoo-size", "vectorising", "figure-10"]
+        {
             for quick in [false, true] {
                 let first = built_in("table-19-20", quick).unwrap();
                 let other = built_in(name, quick).unwrap();
