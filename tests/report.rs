@@ -292,12 +292,14 @@ fn few_shot_heads_have_closed_forms_and_an_answer_beside_them() {
         );
         eprintln!("{said}");
         assert_eq!((origins.values().map(number).sum::<f64>(), distances.len()), (10.0, 10), "{said}");
-        assert!(at("answer") >= better - 0.03, "{said}");
         assert!(at("zoo") > 0.9 && at("shuffled") < 0.6, "{said}");
         if name.ends_with("left out") {
             assert!(at("generated") < better, "{said}");
+            // Nine or fewer examples say what to trust, and the better of two closed forms is chosen with hindsight: one
+            // wrong answer of ten costs 3 to 6 points. What was generated would cost 40.
+            assert!(at("answer") >= better - 0.06, "{said}");
         } else {
-            assert!(at("generated") > better, "{said}");
+            assert!(at("generated") > better && at("answer") >= better, "{said}");
         }
     }
     let page = std::fs::read_to_string(out.join("heads.md")).unwrap();
