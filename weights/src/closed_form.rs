@@ -356,12 +356,17 @@ mod tests {
     use super::*;
 
     fn draw(n: usize, dim: usize, classes: usize, seed: u64) -> (Vec<f32>, Vec<u32>) {
+        noisy(n, dim, classes, seed, 1.0)
+    }
+
+    /// Features of classes that are 1 where a class is and 0 elsewhere, with uniform noise up to `noise`.
+    fn noisy(n: usize, dim: usize, classes: usize, seed: u64, noise: f32) -> (Vec<f32>, Vec<u32>) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let labels: Vec<u32> = (0..n as u32).map(|i| i % classes as u32).collect();
         let value =
             |label: u32, column: usize, noise: f32| noise + f32::from(u8::from(column % classes == label as usize));
         let features = labels.iter().flat_map(|&l| (0..dim).map(move |c| (l, c)).collect::<Vec<_>>());
-        (features.map(|(l, c)| value(l, c, rng.random_range(-1.0..1.0))).collect(), labels)
+        (features.map(|(l, c)| value(l, c, rng.random_range(-noise..noise))).collect(), labels)
     }
 
     fn logits(theta: &[f32], x: &[f32], classes: usize) -> Vec<f64> {
@@ -456,11 +461,11 @@ mod tests {
     #[test]
     fn a_head_that_fits_is_kept_and_one_that_does_not_is_not() {
         let (dim, classes) = (30, 3);
-        let (many, labels) = draw(300, dim, classes, 5);
+        let (many, labels) = noisy(300, dim, classes, 5, 3.0);
         let good = Examples::new(&many, &labels, dim, classes).unwrap().ridge().unwrap().theta;
-        let noise = ChaCha8Rng::seed_from_u64(9);
-        let bad: Vec<f32> = noise.random_iter::<f32>().take(good.len()).map(|v| v - 0.5).collect();
-        let (tests, truth) = draw(600, dim, classes, 6);
+        let other = ChaCha8Rng::seed_from_u64(9);
+        let bad: Vec<f32> = other.random_iter::<f32>().take(good.len()).map(|v| v - 0.5).collect();
+        let (tests, truth) = noisy(600, dim, classes, 6, 3.0);
         let accuracy = |theta: &[f32]| {
             let best = |x: &[f32]| {
                 let found = logits(theta, x, classes);
@@ -470,7 +475,7 @@ mod tests {
         };
         let (mut plain, mut towards, mut misled) = (0.0, 0.0, 0.0);
         for seed in 0..10 {
-            let (few, labels) = draw(9, dim, classes, 100 + seed);
+            let (few, labels) = noisy(9, dim, classes, 100 + seed, 3.0);
             let few = Examples::new(&few, &labels, dim, classes).unwrap();
             // The factor does not matter: logits may have any.
             let scaled: Vec<f32> = good.iter().map(|v| 7.0 * v).collect();
@@ -483,7 +488,8 @@ mod tests {
         }
         let best = accuracy(&good);
         eprintln!("{plain:.3} ridge, {towards:.3} towards {best:.3}, {misled:.3} towards noise");
-        assert!(towards > best - 0.03 && towards > plain + 0.05, "{plain} {towards} {best}");
+        // The head is far better than what nine examples give, and more than half of that is kept.
+        assert!(best > plain + 0.2 && towards - plain > 0.5 * (best - plain), "{plain} {towards} {best}");
         assert!(misled > plain - 0.05, "{plain} {misled}");
         let text =
             Examples::new(&many, &labels, dim, classes).unwrap().ridge_towards(&good[1..]).unwrap_err().to_string();
