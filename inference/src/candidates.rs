@@ -141,12 +141,6 @@ pub trait Place {
     /// Its own.
     fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<Found<Self::Key>>, Self::Error>;
 
-    /// How far an embedding is from the zoo's, in units of their own spread; none where that is not known.
-    ///
-    /// # Errors
-    /// Its own.
-    fn distance(&mut self, embedding: &[f32]) -> Result<Option<f64>, Self::Error>;
-
     /// Whether to go on.
     ///
     /// # Errors
@@ -165,6 +159,8 @@ pub struct Maker<'a, P: Place> {
     pub options: &'a SampleOptions,
     /// Where candidates come from.
     pub origins: &'a [Origin],
+    /// How far the dataset is from the zoo's, in units of their own spread; none where that is not known.
+    pub distance: Option<f64>,
     /// Who asks.
     pub place: P,
 }
@@ -194,7 +190,7 @@ impl<P: Place> Maker<'_, P> {
     ) -> Result<Ranked<P::Key>, P::Error> {
         let (mut candidates, timings) = self.make(&support.whole(), embedding, self.options.count, true)?;
         let mut warnings = Vec::new();
-        let near = self.place.distance(&embedding.dataset)?.is_some_and(|distance| distance <= NEAR);
+        let near = self.distance.is_some_and(|distance| distance <= NEAR);
         let by = match rank_by {
             RankBy::Validation => {
                 self.validate(&mut candidates, validation)?;
@@ -289,14 +285,17 @@ impl<P: Place> Maker<'_, P> {
 
     /// What the predictor expects of each; checkpoints in the order of hidden units that it knows.
     fn predict(&self, candidates: &mut [Candidate<P::Key>], embedding: &Embedding) -> Result<(), P::Error> {
-        for candidate in candidates {
+        let mut all = Vec::with_capacity(candidates.len());
+        for candidate in &*candidates {
             self.place.check()?;
-            let theta = match candidate.origin {
+            all.push(match candidate.origin {
                 Origin::Retrieved => self.generator.canonical(&candidate.theta)?,
                 _ => candidate.theta.clone(),
-            };
-            let found = self.generator.predict(&[theta], embedding)?.and_then(|found| found.first().copied());
-            candidate.scores.get_or_insert_default().predictor = found;
+            });
+        }
+        let found = self.generator.predict(&all, embedding)?.unwrap_or_default();
+        for (candidate, accuracy) in candidates.iter_mut().zip(found) {
+            candidate.scores.get_or_insert_default().predictor = Some(accuracy);
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Timings;
 use super::candidates::{Candidate, Plan};
 use super::request::{NewGeneration, Recorded};
-use super::retrieve::{self, Retriever};
+use super::retrieve::Retriever;
 use super::work::{Clock, Input, Job, Made};
 use crate::about::NewAbout;
 use crate::auth::quota::Reserved;
@@ -118,7 +118,7 @@ pub(super) async fn make(
     recorded.evaluation_digest = made.evaluation_digest.take();
     recorded.validation_digest = made.validation_digest.take();
     recorded.warnings = std::mem::take(&mut made.warnings);
-    recorded.distance = retrieve::distance(state, &version, &made.embedding).await?;
+    recorded.distance = made.distance;
     let about = new.about.unwrap_or_default();
     let made = store(state, &version, seed, recorded, made, about, &mut total).await?;
     Ok((made, reserved))

@@ -59,6 +59,11 @@ impl Retriever {
         runtime.block_on(self.search(embedding))
     }
 
+    /// As [`distance`]; blocks.
+    pub(super) fn distance(&self, embedding: &[f32]) -> Result<Option<f64>> {
+        self.runtime.block_on(distance(&self.state, &self.version, embedding))
+    }
+
     async fn search(&mut self, embedding: &[f32]) -> Result<Vec<(CheckpointId, Vec<f32>)>> {
         let (version, kind) = (self.version.id, SubjectKind::Run);
         let search = Search { version, kind, query: embedding, except: None, limit: self.limit };
@@ -108,11 +113,6 @@ impl inference::Place for Asked<'_> {
         self.retriever.nearest(embedding)
     }
 
-    fn distance(&mut self, embedding: &[f32]) -> Result<Option<f64>> {
-        let Retriever { runtime, state, version, .. } = &*self.retriever;
-        runtime.block_on(distance(state, version, embedding))
-    }
-
     fn check(&self) -> Result<()> {
         self.cancel.check()
     }
@@ -125,7 +125,7 @@ impl inference::Place for Asked<'_> {
 
 /// How far an embedding is from those of the runs of a version's zoo: the cosine distance to the nearest, in units of
 /// the zoo's own spread (see [`registry::embeddings::spread`]). None where they are not registered, or all are the same.
-pub(super) async fn distance(state: &AppState, version: &GeneratorVersion, embedding: &[f32]) -> Result<Option<f64>> {
+async fn distance(state: &AppState, version: &GeneratorVersion, embedding: &[f32]) -> Result<Option<f64>> {
     let (all, kind) = (Caller::system("distance"), SubjectKind::Run);
     let search = Search { version: version.id, kind, query: embedding, except: None, limit: 1 };
     let found = nearest::search(state.registry(), &all, &search).await?;

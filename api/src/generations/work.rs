@@ -95,8 +95,8 @@ pub(crate) struct Made {
     pub(crate) dataset_id: Option<DatasetId>,
     pub(crate) dataset_digest: String,
     pub(crate) classes: Vec<String>,
-    /// z_D of the dataset.
-    pub(crate) embedding: Vec<f32>,
+    /// How far the dataset is from the zoo's, in units of their own spread, where that is known.
+    pub(crate) distance: Option<f64>,
     /// The best first, or in the order of the noise.
     pub(crate) samples: Vec<Candidate>,
     /// One for each sample.
@@ -133,7 +133,8 @@ impl Job {
         let embedding = generator.embed(&support.whole().features)?;
         timings.encode_ms = clock.lap();
         self.require_retrieved(&embedding.dataset)?;
-        let ranked = self.candidates(&support, &embedding, validation.as_ref(), cancel, report)?;
+        let distance = self.retriever.distance(&embedding.dataset)?;
+        let ranked = self.candidates(&support, (&embedding, distance), validation.as_ref(), cancel, report)?;
         timings.sample_ms = ranked.timings.sample_ms;
         let rest = clock.lap() - ranked.timings.sample_ms - ranked.timings.decode_ms;
         timings.rank_ms = self.plan.rank_by.map(|_| rest.max(0.0));
@@ -149,7 +150,7 @@ impl Job {
             dataset_id: self.dataset.id,
             dataset_digest,
             classes,
-            embedding: embedding.dataset,
+            distance,
             samples,
             files,
             evaluations,
@@ -175,7 +176,7 @@ impl Job {
     fn candidates(
         &mut self,
         support: &Support,
-        embedding: &Embedding,
+        (embedding, distance): (&Embedding, Option<f64>),
         validation: Option<&Dataset>,
         cancel: &Cancel,
         report: &dyn Fn(usize, usize),
@@ -201,6 +202,7 @@ impl Job {
             generator: &self.generator,
             options: &self.options,
             origins: &self.plan.origins,
+            distance,
             place: Asked { retriever: &mut self.retriever, cancel, report },
         };
         let mut ranked = maker.rank(support, embedding, validation, rank_by)?;

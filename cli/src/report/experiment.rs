@@ -152,11 +152,10 @@ fn set_of(task: &Task) -> (String, Vec<u32>) {
 /// The first class sets of each source, a share of them.
 fn first_sets(tasks: &[Task], share: f64) -> BTreeSet<(String, Vec<u32>)> {
     let mut by_source: BTreeMap<String, Vec<(String, Vec<u32>)>> = BTreeMap::new();
-    for set in tasks.iter().map(set_of) {
+    let mut seen = BTreeSet::new();
+    for set in tasks.iter().map(set_of).filter(|set| seen.insert(set.clone())) {
         let own = by_source.entry(set.0.clone()).or_default();
-        if own.last() != Some(&set) && !own.contains(&set) {
-            own.push(set);
-        }
+        own.push(set);
     }
     by_source.into_values().flat_map(|own| own[..kept(own.len(), share)].to_vec()).collect()
 }
@@ -532,8 +531,9 @@ fn answer(
     answers: &mut Answers,
 ) -> Result<Vec<f32>> {
     let embedding = made.generator.embed(&support.whole().features)?;
-    answers.distances.extend(zoo.distance_of(&embedding.dataset));
-    let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, place: zoo };
+    let distance = zoo.distance(&embedding.dataset);
+    answers.distances.extend(distance);
+    let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, distance, place: zoo };
     let ranked = maker.rank(support, &embedding, None, RankBy::LeaveOneOut)?;
     let first = ranked.candidates.into_iter().next();
     let first = first.ok_or_else(|| Error::Internal("there are no candidates".into()))?;

@@ -12,14 +12,14 @@ const SPREAD_SAMPLE: (usize, usize) = (256, 10_000);
 const SAME: f64 = 1e-6;
 
 /// Cosine distance.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE)
 }
 
 /// The `n` runs whose embeddings have the smallest cosine distance, nearest first (of equals the first), with it.
 pub fn runs(query: &[f32], embedded: &[Vec<f32>], n: usize) -> Vec<(usize, f64)> {
-    let mut order: Vec<(usize, f64)> = embedded.iter().map(|row| distance(query, row)).enumerate().collect();
+    let mut order: Vec<(usize, f64)> = embedded.iter().map(|row| cosine(query, row)).enumerate().collect();
     order.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.0.cmp(&b.0)));
     order.truncate(n);
     order
@@ -30,7 +30,7 @@ fn spacing(embedded: &[Vec<f32>]) -> Option<f64> {
     let others = spread(embedded, SPREAD_SAMPLE.1);
     let some = spread(embedded, SPREAD_SAMPLE.0);
     let nearest = |row: &Vec<f32>| {
-        let all = others.iter().map(|other| distance(row, other)).filter(|d| *d > SAME);
+        let all = others.iter().map(|other| cosine(row, other)).filter(|d| *d > SAME);
         all.min_by(f64::total_cmp)
     };
     let found: Vec<f64> = some.iter().filter_map(nearest).collect();
@@ -52,7 +52,7 @@ impl<'a> AnsweringZoo<'a> {
     }
 
     /// How far an embedding is, in units of the zoo's own spread.
-    pub fn distance_of(&self, embedding: &[f32]) -> Option<f64> {
+    pub fn distance(&self, embedding: &[f32]) -> Option<f64> {
         let (_, nearest) = runs(embedding, self.embedded, 1).into_iter().next()?;
         Some(nearest.max(0.0) / self.spacing?)
     }
@@ -65,10 +65,6 @@ impl Place for &mut AnsweringZoo<'_> {
     fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(usize, Vec<f32>)>, Error> {
         let near = runs(embedding, self.embedded, RETRIEVED.0);
         Ok(near.into_iter().map(|(run, _)| (self.last[run], self.zoo.weights(self.last[run]).to_vec())).collect())
-    }
-
-    fn distance(&mut self, embedding: &[f32]) -> Result<Option<f64>, Error> {
-        Ok(self.distance_of(embedding))
     }
 
     fn check(&self) -> Result<(), Error> {
