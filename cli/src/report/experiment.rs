@@ -1,5 +1,7 @@
 //! Runs an experiment: one zoo, a generator for each variant, seed and left-out source, all measured.
 
+mod made;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
@@ -8,21 +10,20 @@ use datasets::{Dataset, Task};
 use inference::{ClosedForm, Embedding, Generator, Maker, Origin, RankBy, Runtime, SampleOptions, Support};
 use training::progress::Progress;
 use training::stages::fit;
-use training::stages::vectors::Vectors;
 use training::stages::zoo::Zoo;
 use training::stages::{self, vectors};
 use training::{Config, Part, Sources};
-use weights::canonical;
 
 use super::cache::{Cache, Seconds};
 use super::config::{DATA, Experiment, Variant};
 use super::near::{self, AnsweringZoo};
 use super::result::{Answers, Group, Outcome, Piece, Timing};
-use super::weights_figure::{MODELS, Model, WeightsFigure};
+use super::weights_figure::WeightsFigure;
 use crate::compare::{AVERAGED, Arm, Comparison, Reconstructions, SetReport, Settings, spread};
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 use crate::{extractor, publish};
+use made::Made;
 
 /// Reconstructed checkpoints of a group whose tasks are not those that are measured.
 const RECONSTRUCTED: usize = 48;
@@ -549,70 +550,6 @@ struct Drawn {
     predicted: Vec<Vec<f64>>,
     /// The nearest runs.
     near: Vec<Vec<usize>>,
-}
-
-/// A generator with what it learned from.
-struct Made<'a> {
-    part: &'a Member<'a>,
-    config: &'a Config,
-    /// As the zoo's, with the generator's seed.
-    base: &'a Config,
-    /// What the names of its sets begin with: the architecture, where there are several.
-    label: String,
-    /// Of a mixed zoo the models of one architecture; so is all that follows.
-    zoo: Zoo,
-    /// The experiment's zoo, of which `zoo` may be a part.
-    whole: Zoo,
-    /// Bytes of its tar.
-    bundle_bytes: usize,
-    generator: Generator,
-    /// Embeddings of the zoo's runs.
-    embedded: Vec<Vec<f32>>,
-    own: Vectors,
-    /// Mean of the aligned zoo, `[d]`.
-    reference: Vec<f32>,
-    canonical: Vectors,
-}
-
-impl Made<'_> {
-    /// The zoo as the service has it.
-    fn zoo(&self) -> AnsweringZoo<'_> {
-        AnsweringZoo::new(&self.zoo, &self.embedded)
-    }
-
-    /// Weights in the form that the VAE learned.
-    fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
-        let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
-        let sweeps = self.config.vectors.alignment_sweeps;
-        let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
-        canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
-        Ok(theta)
-    }
-
-    /// The zoo's models of the targets and what was generated for them.
-    fn figure(&self, tasks: &[Task], targets: &[usize], generated: &[Vec<Vec<f32>>]) -> Result<Option<WeightsFigure>> {
-        let d = self.zoo.parameters();
-        let last = self.zoo.last_checkpoints();
-        let mut models = Vec::new();
-        for &t in targets {
-            let own: Vec<usize> = last.iter().copied().filter(|&c| *self.zoo.task(c) == tasks[t]).collect();
-            for c in spread(&own, MODELS) {
-                let weights = self.own.aligned[c * d..][..d].to_vec();
-                models.push(Model { task: t, generated: false, weights });
-            }
-            for theta in &generated[t] {
-                models.push(Model { task: t, generated: true, weights: self.aligned(theta)? });
-            }
-        }
-        let names: Vec<String> = tasks.iter().map(|task| task.source.clone()).collect();
-        Ok(WeightsFigure::new(&models, &names, self.part.seed))
-    }
-
-    /// Through the VAE and back.
-    fn through(&self, tasks: impl Iterator<Item = Task>, rows: Vec<Vec<f32>>) -> Result<Vec<(Task, Vec<f32>)>> {
-        let latents = self.generator.encode_weights(&rows)?;
-        Ok(tasks.zip(self.generator.decode(&latents)?).collect())
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,87 @@
+//! A generator under measurement, and what is done with its weights.
+
+use datasets::Task;
+use inference::Generator;
+use training::Config;
+use training::stages::vectors::Vectors;
+use training::stages::zoo::Zoo;
+use weights::canonical;
+
+use super::Member;
+use crate::compare::spread;
+use crate::error::Result;
+use crate::report::near::AnsweringZoo;
+use crate::report::weights_figure::{MODELS, Model, WeightsFigure};
+
+/// A generator with what it learned from.
+pub(super) struct Made<'a> {
+    pub(super) part: &'a Member<'a>,
+    pub(super) config: &'a Config,
+    /// As the zoo's, with the generator's seed.
+    pub(super) base: &'a Config,
+    /// What the names of its sets begin with: the architecture, where there are several.
+    pub(super) label: String,
+    /// Of a mixed zoo the models of one architecture; so is all that follows.
+    pub(super) zoo: Zoo,
+    /// The experiment's zoo, of which `zoo` may be a part.
+    pub(super) whole: Zoo,
+    /// Bytes of its tar.
+    pub(super) bundle_bytes: usize,
+    pub(super) generator: Generator,
+    /// Embeddings of the zoo's runs.
+    pub(super) embedded: Vec<Vec<f32>>,
+    pub(super) own: Vectors,
+    /// Mean of the aligned zoo, `[d]`.
+    pub(super) reference: Vec<f32>,
+    pub(super) canonical: Vectors,
+}
+
+impl Made<'_> {
+    /// The zoo as the service has it.
+    pub(super) fn zoo(&self) -> AnsweringZoo<'_> {
+        AnsweringZoo::new(&self.zoo, &self.embedded)
+    }
+
+    /// Weights in the form that the VAE learned.
+    pub(super) fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
+        let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
+        let sweeps = self.config.vectors.alignment_sweeps;
+        let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
+        canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
+        Ok(theta)
+    }
+
+    /// The zoo's models of the targets and what was generated for them.
+    pub(super) fn figure(
+        &self,
+        tasks: &[Task],
+        targets: &[usize],
+        generated: &[Vec<Vec<f32>>],
+    ) -> Result<Option<WeightsFigure>> {
+        let d = self.zoo.parameters();
+        let last = self.zoo.last_checkpoints();
+        let mut models = Vec::new();
+        for &t in targets {
+            let own: Vec<usize> = last.iter().copied().filter(|&c| *self.zoo.task(c) == tasks[t]).collect();
+            for c in spread(&own, MODELS) {
+                let weights = self.own.aligned[c * d..][..d].to_vec();
+                models.push(Model { task: t, generated: false, weights });
+            }
+            for theta in &generated[t] {
+                models.push(Model { task: t, generated: true, weights: self.aligned(theta)? });
+            }
+        }
+        let names: Vec<String> = tasks.iter().map(|task| task.source.clone()).collect();
+        Ok(WeightsFigure::new(&models, &names, self.part.seed))
+    }
+
+    /// Through the VAE and back.
+    pub(super) fn through(
+        &self,
+        tasks: impl Iterator<Item = Task>,
+        rows: Vec<Vec<f32>>,
+    ) -> Result<Vec<(Task, Vec<f32>)>> {
+        let latents = self.generator.encode_weights(&rows)?;
+        Ok(tasks.zip(self.generator.decode(&latents)?).collect())
+    }
+}
