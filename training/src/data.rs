@@ -285,13 +285,14 @@ fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<
         data = data.resize(height, width)?;
     }
     data = without_twins(&data);
-    if config.data.limit_per_class > 0 {
+    let limit = source.limit_per_class.unwrap_or(config.data.limit_per_class);
+    if limit > 0 {
         let all: Vec<usize> = (0..data.len()).collect();
         let mut keep = Vec::new();
         let mut rng = random::stream(config.seed, &format!("limit {}", source.name));
         for mut class in data.class_indices(&all) {
             class.shuffle(&mut rng);
-            class.truncate(config.data.limit_per_class);
+            class.truncate(limit);
             keep.extend(class);
         }
         keep.sort_unstable();
@@ -422,6 +423,21 @@ mod tests {
             Ok(data)
         });
         (config, sources.unwrap())
+    }
+
+    #[test]
+    fn a_source_may_have_a_limit_of_its_own() {
+        let (mut config, _) = sources("left_out");
+        let per_class = |config: &Config| {
+            let sources = Sources::load(config).unwrap();
+            sources.list().iter().map(|s| s.data.len() / s.data.class_names.len()).collect::<Vec<_>>()
+        };
+        let of_all = serde_json::to_string(&config.data.sources).unwrap();
+        assert_eq!(per_class(&config), [20, 20]);
+        config.data.sources[1].limit_per_class = Some(8);
+        assert_eq!(per_class(&config), [20, 8]);
+        // What was made before the key was there keeps its identity.
+        assert!(!of_all.contains("limit_per_class"));
     }
 
     #[test]

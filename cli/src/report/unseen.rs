@@ -1,4 +1,4 @@
-//! The experiment `unseen-architecture` (paper 4.1.4): chunks of the layers of a published ResNet-32 are learned by layer
+//! The experiment `figure-2` (paper 4.1.4): chunks of the layers of a published ResNet-32 are learned by layer
 //! type and position, and generated for ResNets of other depths, beside the published ones, copies of the nearest
 //! layers, noise as far from those, and random weights.
 
@@ -25,11 +25,11 @@ use crate::context::{peak_rss_mib, prepare, say, write_whole};
 use crate::error::{Error, Result};
 
 /// Its name.
-pub const NAME: &str = "unseen-architecture";
+pub const NAME: &str = "figure-2";
 /// Its title.
 pub const TITLE: &str = "Unseen architectures: ResNet-20, -44 and -56 from the layers of ResNet-32";
 
-const FILE: &str = include_str!("../../../configs/report/unseen-architecture.toml");
+const FILE: &str = include_str!("../../../configs/report/figure-2.toml");
 const CHECKPOINTS: &str = "checkpoints/resnet-cifar10";
 const IMAGES: &str = "cifar10/test-jpg.tar.gz";
 /// The classes in the order of the published checkpoints' outputs.
@@ -270,7 +270,7 @@ fn page(settings: &Settings, arms: &Arms, command: &str, quick: bool, seconds: f
     }
     let _ = write!(
         out,
-        "Section 4.1.4 of the paper. The published CIFAR-10 checkpoints on JPEG copies of its test images ({} a class; \
+        "Figure 2 of the paper (section 4.1.4). The published CIFAR-10 checkpoints on JPEG copies of its test images ({} a class; \
          normalisations measured on {} others a class). Accuracies in %.\n\n| arm |",
         settings.images, settings.calibration
     );

@@ -86,6 +86,9 @@ pub struct SourceConfig {
     /// Height and width that images are resized to.
     #[serde(default)]
     pub resize: Option<[usize; 2]>,
+    /// Largest number of its examples of a class that is used, in place of that of all sources; 0 for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_per_class: Option<usize>,
     /// What it is for.
     #[serde(default, skip_serializing_if = "Role::is_zoo")]
     pub role: Role,

@@ -45,7 +45,7 @@ pub struct LayersConfig {
     pub hidden: usize,
     /// Values of a latent.
     pub latent: usize,
-    /// Weight of the KL divergence.
+    /// Weight of the KL divergence; 0: an autoencoder without noise.
     pub beta: f64,
     /// Steps of the VAE.
     pub vae_steps: usize,
@@ -244,6 +244,9 @@ impl Layers {
             let (x, index) = (rows.index_select(&picked, 0)?, index.index_select(&picked, 0)?);
             let mut b = Eager::new(&mut shard.networks);
             let (mean, log_variance) = encode(&mut b, &this.vae, &x, Some(&index))?;
+            if c.beta == 0.0 {
+                return Ok((decode(&mut b, &this.vae, &mean, Some(&index))? - x)?.sqr()?.mean_all()?);
+            }
             let log_variance = log_variance.clamp(-12.0, 4.0)?;
             let noise = random::normal(mean.dims(), &Device::Cpu, &mut shard.rng)?;
             let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
