@@ -63,10 +63,10 @@ const SLOTS: usize = 2;
 /// The stages of a generator's training that keep snapshots.
 const STAGES: [&str; 5] = ["guide", "vae", "encoder", "denoiser", "predictor"];
 
-/// What is trained: a digest of all that it depends on, this program among it. Training of another version would not
-/// be the training that the result says it is.
+/// What is trained: a digest of all that it depends on, the sources of this program that train among it. Training of
+/// other sources would not be the training that the result says it is.
 pub(crate) fn identity(what: &impl serde::Serialize) -> Result<String> {
-    let all = (what, env!("CARGO_PKG_VERSION"), env!("WEIGHTSMITH_REVISION"));
+    let all = (what, env!("CARGO_PKG_VERSION"), env!("WEIGHTSMITH_SOURCES"));
     let text = serde_json::to_vec(&all).map_err(|e| Error::Config(e.to_string()))?;
     Ok(weights::digest::sha256(&text))
 }
