@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 19] = [
+const BUILT_IN: [(&str, &str); 20] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
@@ -35,6 +35,7 @@ const BUILT_IN: [(&str, &str); 19] = [
     ("figure-10", include_str!("../../../configs/report/figure-10.toml")),
     ("table-9", include_str!("../../../configs/report/table-9.toml")),
     ("table-15", include_str!("../../../configs/report/table-15.toml")),
+    ("table-10", include_str!("../../../configs/report/table-10.toml")),
     ("vectorising", include_str!("../../../configs/report/vectorising.toml")),
 ];
 
