@@ -287,6 +287,13 @@ fn every_architecture_runs_as_in_candle() {
         Architecture::Head { features: 6, classes: 3 },
         Architecture::ResnetCifar { depth: 8, widths: [4, 4, 8], classes: 3 },
         Architecture::ResnetCifar { depth: 20, widths: [4, 6, 8], classes: 10 },
+        Architecture::Resnet(weights::Resnet {
+            channels: 2,
+            side: 9,
+            blocks: vec![1, 2],
+            widths: vec![4, 6],
+            classes: 3,
+        }),
     ] {
         let graph = export::forward(&architecture).unwrap();
         for batch in PROBE_BATCHES {
@@ -455,4 +462,85 @@ fn diffusion_can_work_on_weights_themselves() {
     let theta = vec![zoo.weights(0).to_vec()];
     let back = generator.decode(&generator.encode_weights(&theta).unwrap()).unwrap();
     assert!(theta[0].iter().zip(&back[0]).all(|(a, b)| (a - b).abs() < 1e-4 * a.abs().max(1.0)));
+}
+
+/// A generator of whole networks on the digits, layer by layer: what it makes classifies at once, and as its zoo does.
+fn check_generated(architecture: &str, statistics: bool) {
+    let config = format!(
+        r#"
+        name = "deep"
+        [data]
+        sources = [{{ name = "digits", from = "digits" }}]
+        [tasks]
+        kind = "sources"
+        [architecture]
+        {architecture}
+        [zoo]
+        runs_per_task = 6
+        epochs = 8
+        batch = 50
+        lr = 5e-3
+        keep = 4
+        group = 3
+        [vectors]
+        mode = "layer_wise"
+        chunk = 192
+        [vae]
+        hidden = [96]
+        latent = [16]
+        steps = 150
+        batch = 8
+        behaviour_images = 2
+        [encoder]
+        images = 2
+        width = 8
+        heads = 2
+        token_dim = 4
+        embedding_dim = 6
+        steps = 5
+        batch = 4
+        [denoiser]
+        kind = "mlp"
+        width = 64
+        blocks = 2
+        [diffusion]
+        steps = 300
+        batch = 64
+        timesteps = 50
+        "#
+    );
+    let (trained, zoo, sources) = train_as(&config);
+    assert!(zoo.mean_accuracy() > 0.8, "the zoo has {}", zoo.mean_accuracy());
+    check_probes(&trained);
+    check_reconstruction_of(&trained, &zoo);
+    let (digits, classes) = (&sources.list()[0].data, (0..10).collect::<Vec<u32>>());
+    let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
+    assert_eq!(generator.manifest().format, if statistics { 3 } else { 2 });
+    let embedding = generator.embed(&generator.features(digits, &classes, 0).unwrap()).unwrap();
+    let options = SampleOptions { count: 3, ..SampleOptions::default() };
+    for theta in generator.generate(&embedding, &options, &mut |_, _| true).unwrap().weights {
+        let accuracy = generator.evaluate(&theta, digits).unwrap().accuracy;
+        assert!(accuracy > 0.5, "generated {accuracy}, of a zoo of {}", zoo.mean_accuracy());
+        let layout = &generator.architecture().layout;
+        let variances = layout.params.iter().filter(|p| p.is_variance());
+        assert!(variances.into_iter().all(|p| theta[p.range()].iter().all(|v| *v >= 0.0)));
+    }
+}
+
+/// A checkpoint that is standardised and taken back is the same.
+fn check_reconstruction_of(trained: &Trained, zoo: &Zoo) {
+    let statistics = trained.bundle.standardisation().unwrap();
+    let aligned = &trained.vectors.aligned[..zoo.parameters()];
+    let mut rows = trained.vectors.vectorise.cut(0, aligned, 0.0).unwrap();
+    statistics.apply(&mut rows).unwrap();
+    statistics.invert(&mut rows).unwrap();
+    let back = trained.vectors.vectorise.join(0, &rows, zoo.parameters()).unwrap();
+    for (a, b) in aligned.iter().zip(&back) {
+        assert!((a - b).abs() < 1e-4 * (1.0 + a.abs()), "{a} {b}");
+    }
+}
+
+#[test]
+fn a_generated_resnet_classifies() {
+    check_generated("kind = \"resnet\"\nblocks = [1, 1]\nwidths = [4, 8]", true);
 }

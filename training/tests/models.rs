@@ -28,6 +28,12 @@ fn resnet() -> Architecture {
     Architecture::ResnetCifar { depth: 14, widths: [4, 4, 6], classes: 5 }
 }
 
+/// Networks that store statistics, or have layers of other kinds: small, with odd sides.
+fn deep() -> Vec<Architecture> {
+    let (blocks, widths) = (vec![2, 1], vec![4, 6]);
+    vec![resnet(), Architecture::Resnet(weights::Resnet { channels: 2, side: 9, blocks, widths, classes: 3 })]
+}
+
 /// Logits of one model through the eager backend.
 fn alone(architecture: &Architecture, theta: &[f32], x: &Tensor) -> Vec<f32> {
     let layout = architecture.layout();
@@ -52,7 +58,7 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn many_models_at_once_equal_each_alone() {
-    for architecture in architectures().into_iter().chain([resnet()]) {
+    for architecture in architectures().into_iter().chain(deep()) {
         let mut rng = random::stream(1, "theta");
         let images = || input(&architecture, 3, 9).flatten_all().unwrap().to_vec1().unwrap();
         let thetas: Vec<Vec<f32>> = (0..3)
@@ -109,13 +115,16 @@ fn recalibrated_normalisations_have_the_statistics_of_the_images() {
 
 #[test]
 fn canonical_form_keeps_the_function() {
-    for architecture in architectures() {
+    for architecture in architectures().into_iter().chain(deep()) {
         let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
         for seed in 0..8 {
             let mut rng = random::stream(seed, "theta");
             let reference = init_theta(&architecture, &mut rng);
             // Biases are zero at the start; a symmetry that forgot them would not show.
-            let theta: Vec<f32> = random::normal_vec(reference.len(), &mut rng).iter().map(|v| 0.2 * v).collect();
+            let mut theta: Vec<f32> = random::normal_vec(reference.len(), &mut rng).iter().map(|v| 0.2 * v).collect();
+            for variance in layout.params.iter().filter(|p| p.is_variance()) {
+                theta[variance.range()].iter_mut().for_each(|v| *v = 0.5 + v.abs());
+            }
             let mut aligned = theta.clone();
             canonical::align(&mut aligned, &reference, &layout, &groups, 4).unwrap();
             assert!(groups.is_empty() || aligned != theta, "{}: nothing moved", architecture.name());
@@ -123,6 +132,39 @@ fn canonical_form_keeps_the_function() {
             let (before, after) = (alone(&architecture, &theta, &x), alone(&architecture, &aligned, &x));
             assert!(difference(&before, &after) < 1e-4, "{} seed {seed}", architecture.name());
         }
+    }
+}
+
+/// A small residual network on the digits, trained in a zoo.
+#[test]
+fn a_network_with_normalisations_learns_and_is_kept_complete() {
+    let mut config = config();
+    config.architecture = Some(training::config::ArchitectureConfig::Resnet { blocks: vec![1, 1], widths: vec![4, 8] });
+    let sources = Sources::load(&config).unwrap();
+    let (seen, _) = sources.tasks(&config).unwrap();
+    let architecture = config.build_architectures(sources.input_shape(), 3).unwrap().remove(0);
+    let layout = architecture.layout();
+    let tasks = |part| seen[..2].iter().map(|t| sources.task(t, part).unwrap()).collect::<Vec<_>>();
+    let (train, test) = (tasks(Part::Train), tasks(Part::Test));
+    let recipe = Recipe::new(60, 1e-2, &train);
+    let start = init_theta(&architecture, &mut random::stream(1, "start")).repeat(2);
+    let kept = fit(&architecture, &train, start.clone(), &[5, 6], &recipe, &[0, 4], &mut || Ok(())).unwrap();
+    assert_eq!(kept[0], start, "what was not trained has the statistics that it came with");
+    let scores = score(&architecture, &test, &kept[1], 20).unwrap();
+    assert!(scores.iter().all(|s| s.accuracy > 0.8), "{scores:?}");
+    // What is stored are the statistics of the trained network's layers on training images.
+    for (theta, task) in kept[1].chunks_exact(layout.parameters()).zip(&train) {
+        assert!(difference(&fit::recalibrate_on(&architecture, theta, task).unwrap(), theta) < 1e-4);
+        let moved = layout.buffers().all(|b| theta[b.range()] != start[b.range()]);
+        assert!(moved, "a statistic is that of the start");
+    }
+    // Fine-tuning on a few examples leaves the statistics.
+    let digits = sources.list()[0].dataset(Part::Validation).select_classes(&[0, 1, 2]).unwrap();
+    let few = digits.take(&(0..12).collect::<Vec<_>>());
+    let adapted = fit::adapt(&architecture, &few, vec![kept[1][..layout.parameters()].to_vec()], 2, 1e-3).unwrap();
+    for param in &layout.params {
+        let same = adapted[0][param.range()] == kept[1][param.range()];
+        assert_eq!(same, param.is_buffer(), "{}", param.name);
     }
 }
 

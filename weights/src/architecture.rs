@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::basic_resnet::Resnet;
 use crate::canonical::HiddenGroup;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -54,6 +55,8 @@ pub enum Architecture {
         /// Number of classes.
         classes: usize,
     },
+    /// Residual network of basic blocks: see [`crate::basic_resnet`].
+    Resnet(Resnet),
     /// Linear classifier on frozen features.
     Head {
         /// Feature dimension.
@@ -98,6 +101,16 @@ impl Architecture {
                 }
                 widths.to_vec()
             }
+            Self::Resnet(net) => {
+                if let Some(reason) = net.wrong() {
+                    return fail(reason);
+                }
+                // Names are those of rows in a registry, too.
+                if net.name().len() > 100 {
+                    return fail("its sizes make a name of more than 100 characters; take fewer stages");
+                }
+                [net.channels, net.side].into_iter().chain(net.widths.iter().copied()).collect()
+            }
         };
         if sizes.contains(&0) {
             return fail("every size must be at least 1");
@@ -121,6 +134,7 @@ impl Architecture {
             Self::ResnetCifar { depth, widths: [a, b, c], classes } => {
                 format!("resnet-cifar-{depth}-{a}-{b}-{c}-{classes}")
             }
+            Self::Resnet(net) => net.name(),
             Self::Head { features, classes } => format!("head-{features}-{classes}"),
         }
     }
@@ -132,6 +146,7 @@ impl Architecture {
             | Self::TinyCnn { classes, .. }
             | Self::ResnetCifar { classes, .. }
             | Self::Head { classes, .. } => *classes,
+            Self::Resnet(net) => net.classes,
         }
     }
 
@@ -141,6 +156,7 @@ impl Architecture {
             Self::Mlp { inputs, .. } => vec![*inputs],
             Self::TinyCnn { channels, .. } => vec![*channels, TINY_CNN_SIDE, TINY_CNN_SIDE],
             Self::ResnetCifar { .. } => vec![3, resnet::SIDE, resnet::SIDE],
+            Self::Resnet(net) => vec![net.channels, net.side, net.side],
             Self::Head { features, .. } => vec![*features],
         }
     }
@@ -148,6 +164,18 @@ impl Architecture {
     /// Number of values of one input.
     pub fn input_dim(&self) -> usize {
         self.input_shape().iter().product()
+    }
+
+    /// Values that a pass holds of one example: those of the input, or of convolutional networks about those of the
+    /// layers at the first stage's size, to bound memory by.
+    pub fn activations(&self) -> usize {
+        let first_stage = match self {
+            Self::ResnetCifar { depth, widths, .. } => 4 * widths[0] * resnet::blocks(*depth).unwrap_or(0) / 3,
+            Self::Resnet(net) => 4 * net.widths.iter().zip(&net.blocks).map(|(w, b)| w * b).max().unwrap_or(0) / 3,
+            _ => return self.input_dim(),
+        };
+        let image: usize = self.input_shape()[1..].iter().product();
+        self.input_dim().max(first_stage * image)
     }
 
     /// Names, shapes and order of the parameters.
@@ -174,6 +202,7 @@ impl Architecture {
                 ("fc2.bias", vec![*classes]),
             ]),
             Self::ResnetCifar { depth, widths, classes } => resnet::layout(*depth, widths, *classes),
+            Self::Resnet(net) => net.layout(),
             Self::Head { features, classes } => {
                 Layout::new([("weight", vec![*classes, *features]), ("bias", vec![*classes])])
             }
@@ -183,21 +212,32 @@ impl Architecture {
     /// The layers of hidden units that may be permuted (and, where the path to the next layer is odd, flipped in
     /// sign) without changing the network's function.
     pub fn hidden_groups(&self) -> Vec<HiddenGroup> {
+        let layout = self.layout();
+        // `units` outputs of one layer feed the next.
+        let between = |layer: &str, next: &str, units, odd| {
+            let (weight, bias, columns) =
+                (format!("{layer}.weight"), format!("{layer}.bias"), format!("{next}.weight"));
+            let rows = layout.get(&columns).map_or(0, |p| p.shape[0]);
+            HiddenGroup::new(&layout, units, odd, [(weight, 1), (bias, 1), (columns, rows)])
+        };
         match self {
-            Self::Mlp { hidden, activation, .. } => hidden
-                .iter()
-                .enumerate()
-                .map(|(i, &units)| HiddenGroup::new(i, i + 1, units, 1, *activation == Activation::Tanh))
-                .collect(),
+            Self::Mlp { hidden, activation, .. } => {
+                let group = |(i, &units): (usize, &usize)| {
+                    let odd = *activation == Activation::Tanh;
+                    between(&format!("layers.{i}"), &format!("layers.{}", i + 1), units, odd)
+                };
+                hidden.iter().enumerate().map(group).collect()
+            }
             // Max pooling is not odd, so the two pooled layers keep their sign.
             Self::TinyCnn { .. } => vec![
-                HiddenGroup::new(0, 1, 8, 25, false),
-                HiddenGroup::new(1, 2, 6, 4, false),
-                HiddenGroup::new(2, 3, 4, 9, true),
-                HiddenGroup::new(3, 4, 20, 1, true),
+                between("conv1", "conv2", 8, false),
+                between("conv2", "conv3", 6, false),
+                between("conv3", "fc1", 4, true),
+                between("fc1", "fc2", 20, true),
             ],
-            // Channels inside a block could be permuted; nothing does it yet.
-            Self::ResnetCifar { .. } | Self::Head { .. } => Vec::new(),
+            Self::ResnetCifar { depth, widths, .. } => resnet::hidden_groups(*depth, widths, &layout),
+            Self::Resnet(net) => net.hidden_groups(&layout),
+            Self::Head { .. } => Vec::new(),
         }
     }
 }
@@ -233,5 +273,12 @@ mod tests {
         assert!(resnet(21, [16, 32, 64]).is_err() && resnet(20, [16, 8, 64]).is_err());
         assert!(resnet(20, [16, 17, 64]).is_err() && resnet(20, [0, 2, 4]).is_err());
         assert!(resnet(usize::MAX, [16, 32, 64]).is_err());
+        let basic = |blocks: &[usize], widths: &[usize]| {
+            let (blocks, widths) = (blocks.to_vec(), widths.to_vec());
+            Architecture::Resnet(Resnet { channels: 1, side: 9, blocks, widths, classes: 3 }).validate()
+        };
+        assert!(basic(&[1, 2], &[4, 3]).is_ok() && basic(&[1], &[4]).is_ok());
+        assert!(basic(&[1, 2], &[4]).is_err() && basic(&[], &[]).is_err());
+        assert!(basic(&[1, 0], &[4, 4]).is_err() && basic(&[1, 2], &[4, 0]).is_err());
     }
 }

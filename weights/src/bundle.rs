@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::manifest::{FORMAT, FORMAT_PIECES, FileEntry, Manifest, files};
+use crate::manifest::{FORMAT, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest, files};
 use crate::standardise::Standardisation;
 use crate::tensors;
 
@@ -50,9 +50,9 @@ impl Bundle {
             .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_PIECES)).contains(&f)) {
+        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_STATISTICS)).contains(&f)) {
             let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
-            let reads = format!("this version reads formats {FORMAT} to {FORMAT_PIECES}");
+            let reads = format!("this version reads formats {FORMAT} to {FORMAT_STATISTICS}");
             return Err(Error::Bundle(format!("manifest format is {found}; {reads}")));
         }
         let manifest =
@@ -99,7 +99,13 @@ impl Bundle {
         crate::error::check_length("the standardisation's std", std.len(), length)?;
         crate::error::check_finite("the standardisation's mean", &mean)?;
         crate::error::check_finite("the standardisation's std", &std)?;
-        Ok(Standardisation { mean, std })
+        let mut variances = Vec::new();
+        if self.manifest.has_statistics() {
+            let (_, mask) = tensors::named_from_safetensors(bytes, files::VARIANCES)?;
+            crate::error::check_length("the standardisation's variances", mask.len(), length)?;
+            variances = mask.iter().map(|&v| v > 0.0).collect();
+        }
+        Ok(Standardisation { mean, std, variances })
     }
 
     /// Writes the bundle as a tar: sorted, without times or owners, so equal bundles give equal bytes.
@@ -179,6 +185,9 @@ impl Bundle {
         self.manifest.vectorise.check(&parameters)?;
         if !self.manifest.vectorise.pieces.is_empty() && self.manifest.format < FORMAT_PIECES {
             return fail(format!("a table of pieces is of format {FORMAT_PIECES}"));
+        }
+        if self.manifest.has_statistics() && self.manifest.format < FORMAT_STATISTICS {
+            return fail(format!("a network with stored statistics is of format {FORMAT_STATISTICS}"));
         }
         if self.manifest.encoder.classes != first.config.classes() {
             return fail("encoder and architecture differ in the number of classes".into());

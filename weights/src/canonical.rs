@@ -6,22 +6,44 @@ use crate::assignment::maximise;
 use crate::error::{Result, check_length};
 use crate::layout::Layout;
 
-/// One layer of exchangeable hidden units. Layers are pairs of parameters `2i` (weight) and `2i + 1` (bias) of the
-/// layout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Exchangeable hidden units, and the parameters that belong to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HiddenGroup {
-    producer: usize,
-    consumer: usize,
     units: usize,
-    block: usize,
     odd: bool,
+    slots: Vec<Slot>,
+}
+
+/// A parameter of a group: seen as `[outer, units, block]`, it has one block a unit in each of its outer parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slot {
+    param: usize,
+    outer: usize,
 }
 
 impl HiddenGroup {
-    /// `units` outputs of layer `producer` feed layer `consumer`, whose weight has `block` consecutive values per
-    /// unit in each row; `odd`: the way between is an odd function, so signs may flip.
-    pub(crate) fn new(producer: usize, consumer: usize, units: usize, block: usize, odd: bool) -> Self {
-        Self { producer, consumer, units, block, odd }
+    /// `units` units whose values are in the parameters of these names, each seen as `[outer, units, block]`: 1 for rows
+    /// of what makes the units, the number of rows for columns of what takes them. `odd`: the way between is an odd
+    /// function, so signs may flip.
+    pub(crate) fn new<N: AsRef<str>>(
+        layout: &Layout,
+        units: usize,
+        odd: bool,
+        params: impl IntoIterator<Item = (N, usize)>,
+    ) -> Self {
+        let place = |name: &str| layout.params.iter().position(|p| p.name == name);
+        let slots =
+            params.into_iter().filter_map(|(name, outer)| Some(Slot { param: place(name.as_ref())?, outer })).collect();
+        Self { units, odd, slots }
+    }
+
+    /// First value of each unit's blocks, `[outer × units]` one after the other, and the length of a block.
+    fn blocks<'a>(&'a self, layout: &'a Layout) -> impl Iterator<Item = (usize, usize)> + 'a {
+        self.slots.iter().flat_map(move |slot| {
+            let param = &layout.params[slot.param];
+            let block = param.len() / (slot.outer * self.units).max(1);
+            (0..slot.outer).map(move |part| (param.offset + part * self.units * block, block))
+        })
     }
 }
 
@@ -34,50 +56,20 @@ pub struct UnitMap {
     pub sign: Vec<f32>,
 }
 
-/// Where a group's values lie in the flat vector.
-struct Spans {
-    weight: usize,
-    fan_in: usize,
-    bias: usize,
-    next: usize,
-    next_rows: usize,
-    next_row_len: usize,
-}
-
-impl Spans {
-    fn of(group: &HiddenGroup, layout: &Layout) -> Self {
-        let (weight, next) = (&layout.params[2 * group.producer], &layout.params[2 * group.consumer]);
-        Self {
-            weight: weight.offset,
-            fan_in: weight.len() / group.units,
-            bias: layout.params[2 * group.producer + 1].offset,
-            next: next.offset,
-            next_rows: next.shape[0],
-            next_row_len: next.len() / next.shape[0],
-        }
-    }
-}
-
-/// Applies `map` to the units of `group` in the flat vector `theta` (`[d]`): rows of the producing layer, blocks of
-/// columns of the consuming one. The network's function stays the same.
+/// Applies `map` to the units of `group` in the flat vector `theta` (`[d]`): rows of what makes them, blocks of
+/// columns of what takes them. The network's function stays the same.
 ///
 /// # Errors
 /// [`crate::Error::Length`] when `theta` does not fit the layout or `map` the group.
 pub fn apply(theta: &mut [f32], layout: &Layout, group: &HiddenGroup, map: &UnitMap) -> Result<()> {
     check_length("the weight vector", theta.len(), layout.parameters())?;
     check_length("the unit map", map.source.len(), group.units)?;
-    let spans = Spans::of(group, layout);
     let old = theta.to_vec();
-    for (unit, (&source, &sign)) in map.source.iter().zip(&map.sign).enumerate() {
-        let (to, from) = (spans.weight + unit * spans.fan_in, spans.weight + source * spans.fan_in);
-        for k in 0..spans.fan_in {
-            theta[to + k] = sign * old[from + k];
-        }
-        theta[spans.bias + unit] = sign * old[spans.bias + source];
-        for row in 0..spans.next_rows {
-            let start = spans.next + row * spans.next_row_len;
-            for k in 0..group.block {
-                theta[start + unit * group.block + k] = sign * old[start + source * group.block + k];
+    for (start, block) in group.blocks(layout) {
+        for (unit, (&source, &sign)) in map.source.iter().zip(&map.sign).enumerate() {
+            let (to, from) = (start + unit * block, start + source * block);
+            for k in 0..block {
+                theta[to + k] = sign * old[from + k];
             }
         }
     }
@@ -87,12 +79,11 @@ pub fn apply(theta: &mut [f32], layout: &Layout, group: &HiddenGroup, map: &Unit
 /// Best map of a group: maximises the inner product with the reference, which for permutations and sign flips
 /// minimises the Euclidean distance.
 fn best_map(theta: &[f32], reference: &[f32], layout: &Layout, group: &HiddenGroup) -> UnitMap {
-    let spans = Spans::of(group, layout);
     let n = group.units;
     let mut similarity = vec![0.0f64; n * n];
     for unit in 0..n {
         for source in 0..n {
-            similarity[unit * n + source] = unit_similarity(theta, reference, &spans, group.block, unit, source);
+            similarity[unit * n + source] = unit_similarity(theta, reference, (layout, group), unit, source);
         }
     }
     let score: Vec<f64> = if group.odd { similarity.iter().map(|s| s.abs()).collect() } else { similarity.clone() };
@@ -106,17 +97,17 @@ fn best_map(theta: &[f32], reference: &[f32], layout: &Layout, group: &HiddenGro
 }
 
 /// Inner product of everything that touches `source` in `theta` with everything that touches `unit` in `reference`.
-fn unit_similarity(theta: &[f32], reference: &[f32], spans: &Spans, block: usize, unit: usize, source: usize) -> f64 {
+fn unit_similarity(
+    theta: &[f32],
+    reference: &[f32],
+    (layout, group): (&Layout, &HiddenGroup),
+    unit: usize,
+    source: usize,
+) -> f64 {
     let dot = |a: usize, b: usize, len: usize| -> f64 {
         theta[a..a + len].iter().zip(&reference[b..b + len]).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
     };
-    let mut sum = dot(spans.weight + source * spans.fan_in, spans.weight + unit * spans.fan_in, spans.fan_in);
-    sum += dot(spans.bias + source, spans.bias + unit, 1);
-    for row in 0..spans.next_rows {
-        let start = spans.next + row * spans.next_row_len;
-        sum += dot(start + source * block, start + unit * block, block);
-    }
-    sum
+    group.blocks(layout).map(|(start, block)| dot(start + source * block, start + unit * block, block)).sum()
 }
 
 /// Aligns `theta` (`[d]`) to `reference` (`[d]`) in place by at most `sweeps` passes over the hidden groups; stops

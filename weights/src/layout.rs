@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// ε of batch normalisation: it divides by √(variance + ε). That of PyTorch and ONNX.
+pub const NORM_EPSILON: f64 = 1e-5;
+
 /// One parameter: its name in checkpoints, its shape and where it lies in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParamSpec {
@@ -25,9 +28,14 @@ impl ParamSpec {
     }
 
     /// Whether it is a statistic of the data and no trained weight: the running mean and variance of a normalisation.
-    /// Those are not generated but measured on images, for the layers before them have changed.
+    /// They are measured on images, and generated along with the weights.
     pub fn is_buffer(&self) -> bool {
-        self.name.ends_with(".running_mean") || self.name.ends_with(".running_var")
+        self.name.ends_with(".running_mean") || self.is_variance()
+    }
+
+    /// Whether its values are variances, which are never negative.
+    pub fn is_variance(&self) -> bool {
+        self.name.ends_with(".running_var")
     }
 
     /// Range of its values in the flat vector.

@@ -3,10 +3,12 @@
 
 pub mod architecture;
 mod assignment;
+pub mod basic_resnet;
 pub mod bundle;
 pub mod canonical;
 pub mod checkpoint;
 pub mod closed_form;
+pub mod convolution;
 pub mod digest;
 pub mod error;
 pub mod layout;
@@ -18,6 +20,7 @@ pub mod tensors;
 pub mod vectorise;
 
 pub use architecture::{Activation, Architecture};
+pub use basic_resnet::Resnet;
 pub use bundle::Bundle;
 pub use error::{Error, Result};
 pub use layout::{Layout, ParamSpec};

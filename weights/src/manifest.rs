@@ -14,6 +14,9 @@ pub const FORMAT: u32 = 1;
 /// Version of the bundle format of a generator with a table of pieces: the denoiser's condition and the VAE's graphs
 /// take the index of the piece.
 pub const FORMAT_PIECES: u32 = 2;
+/// Version of the bundle format of a generator whose networks store statistics of batch normalisations: of their
+/// variances the logarithm is standardised, and `standardisation.safetensors` says which they are.
+pub const FORMAT_STATISTICS: u32 = 3;
 
 /// Names of the files in a bundle.
 pub mod files {
@@ -29,8 +32,11 @@ pub mod files {
     /// `features [batch, classes, images, feature_dim]` → `dataset [batch, embedding_dim]` and
     /// `condition [batch, condition_dim]`.
     pub const DATASET_ENCODER: &str = "dataset_encoder.onnx";
-    /// Tensors `mean` and `std`, `[kinds × length]` each.
+    /// Tensors `mean` and `std`, `[kinds × length]` each; and [`VARIANCES`], where networks store statistics.
     pub const STANDARDISATION: &str = "standardisation.safetensors";
+    /// Tensor of [`STANDARDISATION`], `[kinds × length]`: 1 where the value is a variance, of which ln(variance + 1e-5) is
+    /// standardised, else 0.
+    pub const VARIANCES: &str = "variances";
 
     /// `weights [batch, length]`, standardised, and where it is dataset-conditioned `dataset [batch, embedding_dim]` →
     /// `accuracy [batch, 1]`; only where a predictor was trained.
@@ -242,9 +248,18 @@ pub struct FileEntry {
 }
 
 impl Manifest {
-    /// The version that its format has.
-    pub fn format_of(vectorise: &Vectorise) -> u32 {
-        if vectorise.pieces.is_empty() { FORMAT } else { FORMAT_PIECES }
+    /// The version that its format has; `statistics`: a network stores statistics of normalisations.
+    pub fn format_of(vectorise: &Vectorise, statistics: bool) -> u32 {
+        match (statistics, vectorise.pieces.is_empty()) {
+            (true, _) => FORMAT_STATISTICS,
+            (false, true) => FORMAT,
+            (false, false) => FORMAT_PIECES,
+        }
+    }
+
+    /// Whether a network stores statistics of normalisations.
+    pub fn has_statistics(&self) -> bool {
+        self.architectures.iter().any(|entry| entry.layout.buffers().next().is_some())
     }
 }
 

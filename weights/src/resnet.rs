@@ -2,6 +2,8 @@
 //! convolutions, each followed by batch normalisation. Names are those of the published CIFAR-10 checkpoints, behind
 //! their prefix `module.`.
 
+use crate::canonical::HiddenGroup;
+use crate::convolution::Convolution;
 use crate::layout::Layout;
 
 /// Side of the input images.
@@ -18,21 +20,15 @@ pub fn blocks(depth: usize) -> Option<usize> {
 
 /// The convolutions in the order in which they are applied: name, inputs, outputs, stride. Each has a normalisation.
 pub fn convolutions(depth: usize, widths: &[usize; 3]) -> Vec<Convolution> {
-    let mut all =
-        vec![Convolution { name: "conv1".into(), norm: "bn1".into(), inputs: 3, outputs: widths[0], stride: 1 }];
+    let mut all = vec![Convolution::new("conv1", "bn1", [3, widths[0]], [3, 1])];
     let mut inputs = widths[0];
     for (stage, &outputs) in widths.iter().enumerate() {
         for block in 0..blocks(depth).unwrap_or(0) {
             let of = format!("layer{}.{block}", stage + 1);
             let stride = if stage > 0 && block == 0 { 2 } else { 1 };
             for (i, inputs, stride) in [(1, inputs, stride), (2, outputs, 1)] {
-                all.push(Convolution {
-                    name: format!("{of}.conv{i}"),
-                    norm: format!("{of}.bn{i}"),
-                    inputs,
-                    outputs,
-                    stride,
-                });
+                let (name, norm) = (format!("{of}.conv{i}"), format!("{of}.bn{i}"));
+                all.push(Convolution::new(name, norm, [inputs, outputs], [3, stride]));
             }
             inputs = outputs;
         }
@@ -40,34 +36,23 @@ pub fn convolutions(depth: usize, widths: &[usize; 3]) -> Vec<Convolution> {
     all
 }
 
-/// A 3×3 convolution with its normalisation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Convolution {
-    /// Its name.
-    pub name: String,
-    /// Name of its normalisation.
-    pub norm: String,
-    /// Input channels.
-    pub inputs: usize,
-    /// Output channels.
-    pub outputs: usize,
-    /// Stride.
-    pub stride: usize,
-}
-
 /// Parameters and buffers: per convolution its weight, then of its normalisation weight, bias, running mean and running
 /// variance; at the end the classifier.
 pub fn layout(depth: usize, widths: &[usize; 3], classes: usize) -> Layout {
-    let mut params = Vec::new();
-    for c in convolutions(depth, widths) {
-        params.push((format!("{}.weight", c.name), vec![c.outputs, c.inputs, 3, 3]));
-        for part in ["weight", "bias", "running_mean", "running_var"] {
-            params.push((format!("{}.{part}", c.norm), vec![c.outputs]));
-        }
-    }
+    let mut params: Vec<_> = convolutions(depth, widths).iter().flat_map(Convolution::params).collect();
     params.push(("linear.weight".into(), vec![classes, widths[2]]));
     params.push(("linear.bias".into(), vec![classes]));
     Layout::new(params)
+}
+
+/// The channels between a block's convolutions; those between blocks are tied through the shortcuts.
+pub(crate) fn hidden_groups(depth: usize, widths: &[usize; 3], layout: &Layout) -> Vec<HiddenGroup> {
+    let all = convolutions(depth, widths);
+    let group = |pair: &[Convolution]| {
+        let params = pair[0].rows().chain([pair[1].columns()]).collect::<Vec<_>>();
+        HiddenGroup::new(layout, pair[0].outputs, false, params)
+    };
+    all[1..].chunks_exact(2).map(group).collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Standardisation of weight vectors over a zoo, per parameter or per layer (the statistics go with the generator).
+//!
+//! Of the variances that normalisations store it is ln(variance + ε) that is standardised: what comes back is never
+//! negative, and an error of a decoded row is a factor.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_length};
-use crate::layout::Layout;
+use crate::layout::{Layout, NORM_EPSILON};
 use crate::vectorise::Vectorise;
 
 /// Over what the mean and the standard deviation are taken.
@@ -27,6 +30,27 @@ pub struct Standardisation {
     pub mean: Vec<f32>,
     /// Standard deviations, `[kinds × length]`, all positive.
     pub std: Vec<f32>,
+    /// Which values are variances, `[kinds × length]`; empty where there are none.
+    pub variances: Vec<bool>,
+}
+
+/// Largest logarithm of a variance that is taken back; 4.9e8.
+pub const LARGEST_LOG: f32 = 20.0;
+
+/// Which values of a layout are variances, `[d]`; empty where there are none.
+fn variances(layout: &Layout) -> Vec<bool> {
+    if !layout.params.iter().any(crate::ParamSpec::is_variance) {
+        return Vec::new();
+    }
+    layout.params.iter().flat_map(|p| std::iter::repeat_n(p.is_variance(), p.len())).collect()
+}
+
+fn log(variance: f32) -> f32 {
+    (variance.max(0.0) + NORM_EPSILON as f32).ln()
+}
+
+fn exp(log: f32) -> f32 {
+    (log.min(LARGEST_LOG).exp() - NORM_EPSILON as f32).max(0.0)
 }
 
 /// A weight that hardly moves over the zoo must not be blown up to unit variance.
@@ -42,12 +66,14 @@ impl Standardisation {
         if n == 0 || rows.len() != n * length {
             return Err(Error::Length { what: "the zoo matrix".into(), found: rows.len(), expected: length });
         }
+        let variances = variances(layout);
         if mode == StandardiseMode::None {
-            return Ok(Self { mean: vec![0.0; length], std: vec![1.0; length] });
+            return Ok(Self { mean: vec![0.0; length], std: vec![1.0; length], variances });
         }
         let (mut sum, mut square) = (vec![0.0f64; length], vec![0.0f64; length]);
         for row in rows.chunks_exact(length) {
             for (i, &v) in row.iter().enumerate() {
+                let v = if variances.get(i) == Some(&true) { log(v) } else { v };
                 sum[i] += f64::from(v);
                 square[i] += f64::from(v) * f64::from(v);
             }
@@ -68,7 +94,7 @@ impl Standardisation {
             .zip(&square)
             .map(|(s, q)| (((q / n - (s / n) * (s / n)).max(0.0)).sqrt() as f32).max(STD_FLOOR))
             .collect();
-        Ok(Self { mean, std })
+        Ok(Self { mean, std, variances })
     }
 
     /// These statistics of one architecture's flat vector (`[d]`) as those of its rows.
@@ -78,7 +104,30 @@ impl Standardisation {
     pub fn cut(&self, vectorise: &Vectorise, architecture: usize) -> Result<Self> {
         // Padding stays what it is.
         let (mean, std) = (vectorise.cut(architecture, &self.mean, 0.0)?, vectorise.cut(architecture, &self.std, 1.0)?);
-        Ok(Self { mean, std })
+        let mut variances = Vec::new();
+        if !self.variances.is_empty() {
+            let mask: Vec<f32> = self.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
+            variances = vectorise.cut(architecture, &mask, 0.0)?.iter().map(|&v| v > 0.0).collect();
+        }
+        Ok(Self { mean, std, variances })
+    }
+
+    /// Appends the statistics of further rows.
+    pub fn append(&mut self, other: &Self) {
+        // The mask is there for all rows or for none.
+        if !self.variances.is_empty() || !other.variances.is_empty() {
+            self.variances.resize(self.mean.len(), false);
+            self.variances.extend_from_slice(&other.variances);
+            self.variances.resize(self.mean.len() + other.mean.len(), false);
+        }
+        self.mean.extend_from_slice(&other.mean);
+        self.std.extend_from_slice(&other.std);
+    }
+
+    /// The network in the middle of the zoo, as rows: means, and of variances the geometric mean.
+    pub fn centre(&self) -> Vec<f32> {
+        let variance = |i: usize| self.variances.get(i) == Some(&true);
+        self.mean.iter().enumerate().map(|(i, &m)| if variance(i) { exp(m) } else { m }).collect()
     }
 
     /// The statistics of one architecture's rows, in their order.
@@ -95,7 +144,8 @@ impl Standardisation {
                 expected: range.end,
             })
         };
-        Ok(Self { mean: part(&self.mean)?, std: part(&self.std)? })
+        let variances = self.variances.get(range.clone()).map(<[bool]>::to_vec).unwrap_or_default();
+        Ok(Self { mean: part(&self.mean)?, std: part(&self.std)?, variances })
     }
 
     /// Standardises rows (`[n × length]`) in place.
@@ -103,7 +153,7 @@ impl Standardisation {
     /// # Errors
     /// [`Error::Length`] when the rows do not fit.
     pub fn apply(&self, rows: &mut [f32]) -> Result<()> {
-        self.each(rows, |v, mean, std| (v - mean) / std)
+        self.each(rows, |v, mean, std, variance| (if variance { log(v) } else { v } - mean) / std)
     }
 
     /// Inverse of [`Self::apply`].
@@ -111,17 +161,20 @@ impl Standardisation {
     /// # Errors
     /// [`Error::Length`] when the rows do not fit.
     pub fn invert(&self, rows: &mut [f32]) -> Result<()> {
-        self.each(rows, |v, mean, std| v * std + mean)
+        self.each(rows, |v, mean, std, variance| {
+            let v = v * std + mean;
+            if variance { exp(v) } else { v }
+        })
     }
 
-    fn each(&self, rows: &mut [f32], f: impl Fn(f32, f32, f32) -> f32) -> Result<()> {
+    fn each(&self, rows: &mut [f32], f: impl Fn(f32, f32, f32, bool) -> f32) -> Result<()> {
         let length = self.mean.len();
         if length == 0 || !rows.len().is_multiple_of(length) {
             check_length("the weight matrix", rows.len(), length)?;
         }
         for row in rows.chunks_exact_mut(length) {
-            for ((v, &mean), &std) in row.iter_mut().zip(&self.mean).zip(&self.std) {
-                *v = f(*v, mean, std);
+            for (i, ((v, &mean), &std)) in row.iter_mut().zip(&self.mean).zip(&self.std).enumerate() {
+                *v = f(*v, mean, std, self.variances.get(i) == Some(&true));
             }
         }
         Ok(())
@@ -173,6 +226,31 @@ mod tests {
         assert_eq!(s.mean[0], s.mean[1]);
         assert_eq!(s.std[2], s.std[4]);
         assert_ne!(s.mean[0], s.mean[2]);
+    }
+
+    #[test]
+    fn variances_are_standardised_by_their_logarithm_and_come_back_positive() {
+        let layout = Layout::new([("bn.running_mean", vec![1]), ("bn.running_var", vec![2])]);
+        let rows = [0.5, 1.0, 0.0, -0.5, 4.0, 2.0, 0.25, 2.0, 8.0];
+        for mode in [StandardiseMode::None, StandardiseMode::Layer, StandardiseMode::Parameter] {
+            let s = Standardisation::fit(&rows, 3, &layout, mode).unwrap();
+            assert_eq!(s.variances, [false, true, true]);
+            let mut x = rows.to_vec();
+            s.apply(&mut x).unwrap();
+            s.invert(&mut x).unwrap();
+            for (a, b) in rows.iter().zip(&x) {
+                assert!((a - b).abs() < 1e-4 * (1.0 + a), "{a} {b}");
+            }
+            // However far a decoded row is off.
+            let mut far = vec![-1e3, -1e3, 1e3];
+            s.invert(&mut far).unwrap();
+            assert!(far[1] == 0.0 && far[2] > 0.0 && far[2].is_finite(), "{far:?}");
+        }
+        let s = Standardisation::fit(&rows, 3, &layout, StandardiseMode::Parameter).unwrap();
+        assert!((s.centre()[1] - 2.0).abs() < 1e-3, "the geometric mean of 1, 4 and 2: {:?}", s.centre());
+        let mut both = Standardisation { mean: vec![0.0], std: vec![1.0], variances: Vec::new() };
+        both.append(&s);
+        assert_eq!(both.variances, [false, false, true, true]);
     }
 
     #[test]

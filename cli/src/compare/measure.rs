@@ -6,7 +6,7 @@ use datasets::Task;
 use rayon::prelude::*;
 use training::stages::fit::{self, Recipe, fit_and_score};
 use training::{Part, TaskData};
-use weights::{canonical, novelty};
+use weights::{Layout, canonical, novelty};
 
 use super::statistics::{disagreement, error_iou, mean_std};
 use super::{Arm, Comparison, Models};
@@ -68,7 +68,7 @@ impl ArmReport {
     }
 }
 
-/// The zoo in canonical form, for distances.
+/// The zoo in canonical form, for distances: those of weights, without the statistics that normalisations store.
 pub struct Space<'a> {
     of: &'a Comparison<'a>,
     reference: Vec<f32>,
@@ -83,12 +83,18 @@ impl<'a> Space<'a> {
         let rows = |checkpoints: &[usize]| -> Vec<f32> {
             checkpoints.iter().flat_map(|&c| of.aligned(c).iter().copied()).collect()
         };
-        let (learned, rows) = (rows(&of.vectors.train), rows(last));
+        let reference = training::stages::vectors::mean(&rows(&of.vectors.train), d);
+        let layout = of.zoo.architecture.layout();
+        let weights = |checkpoints: &[usize]| {
+            let mut rows = rows(checkpoints);
+            rows.chunks_exact_mut(d).for_each(|row| without_statistics(row, &layout));
+            rows
+        };
+        let (learned, rows) = (weights(&of.vectors.train), weights(last));
         let every = last.len().div_ceil(SPACING_SAMPLE).max(1);
         let zoo: Vec<usize> = (0..last.len()).step_by(every).collect();
         let nearest = |i: usize| novelty::nearest(&rows[i * d..(i + 1) * d], &rows, d, Some(i)).map(|(_, x)| x);
         let distances: Vec<f64> = zoo.into_par_iter().filter_map(nearest).collect();
-        let reference = training::stages::vectors::mean(&learned, d);
         Self { of, reference, learned, spacing: mean_std(distances).0 }
     }
 
@@ -96,8 +102,9 @@ impl<'a> Space<'a> {
     fn distance(&self, theta: &[f32]) -> Result<f64> {
         let architecture = &self.of.zoo.architecture;
         let (groups, sweeps) = (architecture.hidden_groups(), self.of.config.vectors.alignment_sweeps);
-        let mut theta = theta.to_vec();
-        canonical::align(&mut theta, &self.reference, &architecture.layout(), &groups, sweeps)?;
+        let (mut theta, layout) = (theta.to_vec(), architecture.layout());
+        canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
+        without_statistics(&mut theta, &layout);
         Ok(novelty::nearest(&theta, &self.learned, theta.len(), None).map_or(f64::NAN, |(_, distance)| distance))
     }
 
@@ -109,6 +116,11 @@ impl<'a> Space<'a> {
     pub fn mean_distance(&self, models: &[(usize, Vec<f32>)]) -> Result<f64> {
         Ok(mean_std(self.distances(models)?).0)
     }
+}
+
+/// Sets the stored statistics of normalisations to zero: their size is that of the data.
+fn without_statistics(theta: &mut [f32], layout: &Layout) {
+    layout.buffers().for_each(|buffer| theta[buffer.range()].fill(0.0));
 }
 
 /// Fine-tunes and scores the models of all arms together; `distance` is the generated weights' mean distance to the

@@ -187,7 +187,9 @@ impl Comparison<'_> {
         let space = measure::Space::new(self, &last);
         let generated = self.generated();
         let distance = space.mean_distance(&generated)?;
-        let sigma = distance / (self.zoo.parameters() as f64).sqrt();
+        let layout = self.zoo.architecture.layout();
+        let statistics: usize = layout.buffers().map(weights::ParamSpec::len).sum();
+        let sigma = distance / ((layout.parameters() - statistics) as f64).sqrt();
         // Tasks of reconstructed checkpoints need not be among those asked for.
         let mut tasks = self.tasks.to_vec();
         let mut arms = Vec::new();
@@ -199,9 +201,9 @@ impl Comparison<'_> {
                 Arm::Zoo => self.zoo_models()?,
                 Arm::Retrieval => self.retrieval(&last),
                 Arm::Scratch => self.scratch(),
-                Arm::Noise => self.noise(&last, sigma as f32),
-                Arm::Average => self.average(&last),
-                Arm::Gaussian => self.gaussian(),
+                Arm::Noise => self.measured(self.noise(&last, sigma as f32))?,
+                Arm::Average => self.measured(self.average(&last))?,
+                Arm::Gaussian => self.measured(self.gaussian())?,
                 Arm::Reconstruction => placed(&mut tasks, &self.reconstructions.held_out),
                 Arm::Shuffled => self.shuffled(),
                 Arm::ClosedFormRidge | Arm::ClosedFormCentroid | Arm::Adapted | Arm::Answer => {
@@ -358,6 +360,17 @@ impl Comparison<'_> {
             }
         }
         models
+    }
+
+    /// Models whose weights were moved, with the statistics that their normalisations then have on training images of
+    /// their tasks, as a trained model's: without that an arm would be measured by what it breaks.
+    fn measured(&self, models: Vec<(usize, Vec<f32>)>) -> Result<Vec<(usize, Vec<f32>)>> {
+        let architecture = &self.zoo.architecture;
+        let one = |(t, theta): (usize, Vec<f32>)| -> training::Result<_> {
+            let task = self.sources.task(&self.tasks[t], Part::Train)?;
+            Ok((t, fit::recalibrate_on(architecture, &theta, &task)?))
+        };
+        Ok(models.into_iter().map(one).collect::<training::Result<_>>()?)
     }
 
     /// Runs of the generator's zoo on a task.

@@ -137,6 +137,10 @@ pub struct Sampling {
     pub prior: f64,
     /// Steps of plain fine-tuning of the generated weights on the support images; 0 for none.
     pub tune: usize,
+    /// Whether the statistics that normalisations store are measured on the support images, in place of the generated
+    /// ones.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recalibrate: bool,
 }
 
 /// How models are fine-tuned.
@@ -160,6 +164,7 @@ impl Default for Sampling {
             refine: 0,
             prior: Refine::default().prior,
             tune: 0,
+            recalibrate: false,
         }
     }
 }

@@ -383,17 +383,24 @@ impl<'a> Run<'a> {
         let options = SampleOptions { count, ..self.sampling(made, seed) };
         let sampling = &made.part.variant.sampling;
         let mut latents = made.generator.sample(&embedding, &options, &mut |_, _| true)?;
-        if sampling.refine > 0 || sampling.tune > 0 {
-            let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+        if sampling.refine == 0 && sampling.tune == 0 && !sampling.recalibrate {
+            let weights = made.generator.decode(&latents)?;
+            return Ok((embedding, weights));
+        }
+        let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+        if sampling.refine > 0 {
             let mut proceed = || self.place.progress.check().is_ok();
             latents = made.generator.refine(&latents, &support, &sampling.refinement(), &mut proceed)?;
-            let weights = made.generator.decode(&latents)?;
-            let lr = self.experiment.fine_tuning.lr;
-            let tuned = fit::adapt(&made.generator.architecture().config, &support, weights, sampling.tune, lr)?;
-            return Ok((embedding, tuned));
         }
-        let weights = made.generator.decode(&latents)?;
-        Ok((embedding, weights))
+        let mut weights = made.generator.decode(&latents)?;
+        let architecture = &made.generator.architecture().config;
+        if sampling.recalibrate {
+            let images = support.gather(&(0..support.len()).collect::<Vec<_>>());
+            let measured = weights.iter().map(|theta| fit::recalibrate(architecture, theta, images.clone()));
+            weights = measured.collect::<training::Result<_>>()?;
+        }
+        let tuned = fit::adapt(architecture, &support, weights, sampling.tune, self.experiment.fine_tuning.lr)?;
+        Ok((embedding, tuned))
     }
 
     /// Validation images of a task's source, and the seed of its request: which of them are the support, and the noise.

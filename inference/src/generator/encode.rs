@@ -48,9 +48,9 @@ impl Generator {
         let (entry, mut theta) = (self.architecture(), theta.to_vec());
         let (d, groups) = (entry.parameters, entry.config.hidden_groups());
         check_length("the weights", theta.len(), d)?;
-        // Standardised per weight, the means are those of the aligned zoo.
+        // Standardised per weight, the middle is that of the aligned zoo.
         if self.manifest.standardise == StandardiseMode::Parameter && !groups.is_empty() {
-            let mean = self.manifest.vectorise.join(self.chosen, &self.target().standardisation.mean, d)?;
+            let mean = self.manifest.vectorise.join(self.chosen, &self.target().standardisation.centre(), d)?;
             weights::canonical::align(&mut theta, &mean, &entry.layout, &groups, SWEEPS)?;
         }
         Ok(theta)

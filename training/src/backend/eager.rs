@@ -1,6 +1,7 @@
 //! The backend that runs networks in candle.
 
 use candle_core::{D, Tensor};
+use weights::layout::NORM_EPSILON;
 
 use super::{Backend, Layers, Unary};
 use crate::error::{Error, Result};
@@ -32,9 +33,6 @@ pub(super) fn unary(x: &Tensor, f: Unary) -> Result<Tensor> {
         Unary::Square => x.sqr()?,
     })
 }
-
-/// ε of batch normalisation, as in PyTorch and ONNX.
-pub(super) const NORM_EPSILON: f64 = 1e-5;
 
 /// A convolution's weight and bias that do what it and its normalisation do: `[.., o, c, k, k]` and `[.., o]`.
 pub(super) fn folded([weight, scale, shift, mean, variance]: &[Tensor; 5]) -> Result<(Tensor, Tensor)> {

@@ -7,7 +7,7 @@ mod validate;
 use serde::{Deserialize, Serialize};
 use weights::manifest::Prediction;
 use weights::vectorise::VectoriseMode;
-use weights::{Activation, Architecture, StandardiseMode};
+use weights::{Activation, Architecture, Resnet, StandardiseMode};
 
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
@@ -95,8 +95,27 @@ pub enum ArchitectureConfig {
     },
     /// The tiny CNN on 28×28 images.
     TinyCnn,
+    /// ResNet for 32×32 colour images, with shortcuts without parameters.
+    ResnetCifar {
+        /// Layers with weights: 6n + 2.
+        depth: usize,
+        /// Channels of each stage.
+        #[serde(default = "cifar_widths")]
+        widths: [usize; 3],
+    },
+    /// Residual network of basic blocks, such as ResNet-18.
+    Resnet {
+        /// Blocks of each stage.
+        blocks: Vec<usize>,
+        /// Channels of each stage.
+        widths: Vec<usize>,
+    },
     /// Linear head on features.
     Head,
+}
+
+fn cifar_widths() -> [usize; 3] {
+    [16, 32, 64]
 }
 
 impl ArchitectureConfig {
@@ -112,9 +131,16 @@ impl ArchitectureConfig {
             }
             Self::TinyCnn => Architecture::TinyCnn { channels: input_shape[0], classes },
             Self::Head => Architecture::Head { features: inputs, classes },
+            Self::ResnetCifar { depth, widths } => {
+                Architecture::ResnetCifar { depth: *depth, widths: *widths, classes }
+            }
+            Self::Resnet { blocks, widths } => {
+                let (channels, side) = image_size(input_shape)?;
+                Architecture::Resnet(Resnet { channels, side, blocks: blocks.clone(), widths: widths.clone(), classes })
+            }
         };
         architecture.validate()?;
-        let image = matches!(architecture, Architecture::TinyCnn { .. });
+        let image = architecture.input_shape().len() == 3;
         if architecture.input_dim() != inputs || image && architecture.input_shape() != input_shape {
             let need = architecture.input_shape();
             return Err(Error::Config(format!(
@@ -123,6 +149,16 @@ impl ArchitectureConfig {
             )));
         }
         Ok(architecture)
+    }
+}
+
+/// Channels and side of square images.
+fn image_size(input_shape: &[usize]) -> Result<(usize, usize)> {
+    match input_shape {
+        [channels, height, width] if height == width => Ok((*channels, *height)),
+        _ => Err(Error::Config(format!(
+            "a convolutional network takes square images, the data has {input_shape:?}; set `resize` for each source"
+        ))),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Forward passes of the target architectures.
 
 use weights::architecture::{Activation, Architecture};
+use weights::basic_resnet::Resnet;
+use weights::convolution::{Convolution, PARAMS};
 use weights::resnet;
 
 use crate::backend::{Layers, Unary};
@@ -42,7 +44,30 @@ pub fn forward<L: Layers>(b: &mut L, architecture: &Architecture, params: &[L::T
             b.linear(&x, &params[8], &params[9])
         }
         Architecture::ResnetCifar { depth, widths, .. } => resnet_cifar(b, (*depth, widths), params, x),
+        Architecture::Resnet(net) => resnet(b, net, params, x),
         Architecture::Head { .. } => b.linear(x, &params[0], &params[1]),
+    }
+}
+
+/// Parameters in the order of a layout, taken layer by layer.
+struct Rest<'a, T> {
+    rest: &'a [T],
+}
+
+impl<'a, T: Clone> Rest<'a, T> {
+    /// The next `N` parameters.
+    fn take<const N: usize>(&mut self) -> Result<&'a [T; N]> {
+        let (next, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or_else(|| Error::Config("the network has more parameters than were given".into()))?;
+        self.rest = rest;
+        Ok(next)
+    }
+
+    /// A convolution and its normalisation.
+    fn conv_norm<L: Layers<T = T>>(&mut self, b: &mut L, c: &Convolution, x: &T) -> Result<T> {
+        b.conv_norm(x, self.take::<PARAMS>()?, c.stride, c.kernel / 2)
     }
 }
 
@@ -53,25 +78,42 @@ fn resnet_cifar<L: Layers>(
     params: &[L::T],
     x: &L::T,
 ) -> Result<L::T> {
-    let missing = || Error::Config(format!("a ResNet of depth {depth} has more parameters than were given"));
-    let (convolutions, head) = params.as_chunks::<5>();
-    let mut layers = resnet::convolutions(depth, widths).into_iter().zip(convolutions);
+    let mut params = Rest { rest: params };
     let x = b.standardise(x, &resnet::MEAN, &resnet::STD)?;
-    let (first, weights) = layers.next().ok_or_else(missing)?;
-    let x = b.conv_norm(&x, weights, first.stride, 1)?;
+    let all = resnet::convolutions(depth, widths);
+    let x = params.conv_norm(b, &all[0], &x)?;
     let mut x = b.unary(&x, Unary::Relu)?;
-    while let Some((layer, weights)) = layers.next() {
-        let y = b.conv_norm(&x, weights, layer.stride, 1)?;
+    for pair in all[1..].chunks_exact(2) {
+        let y = params.conv_norm(b, &pair[0], &x)?;
         let y = b.unary(&y, Unary::Relu)?;
-        let (_, weights) = layers.next().ok_or_else(missing)?;
-        let y = b.conv_norm(&y, weights, 1, 1)?;
-        if layer.stride == 2 {
-            x = b.shrink(&x, layer.outputs - layer.inputs)?;
+        let y = params.conv_norm(b, &pair[1], &y)?;
+        if pair[0].stride == 2 {
+            x = b.shrink(&x, pair[0].outputs - pair[0].inputs)?;
         }
         let sum = b.sum(&x, &y)?;
         x = b.unary(&sum, Unary::Relu)?;
     }
-    let [weight, bias] = head else { return Err(missing()) };
+    let [weight, bias] = params.take()?;
+    let x = b.mean_pool(&x)?;
+    b.linear(&x, weight, bias)
+}
+
+/// A residual network of basic blocks: see [`weights::basic_resnet`].
+fn resnet<L: Layers>(b: &mut L, net: &Resnet, params: &[L::T], x: &L::T) -> Result<L::T> {
+    let mut params = Rest { rest: params };
+    let x = params.conv_norm(b, &net.stem(), x)?;
+    let mut x = b.unary(&x, Unary::Relu)?;
+    for block in net.stages() {
+        let y = params.conv_norm(b, &block.first, &x)?;
+        let y = b.unary(&y, Unary::Relu)?;
+        let y = params.conv_norm(b, &block.second, &y)?;
+        if let Some(shortcut) = &block.shortcut {
+            x = params.conv_norm(b, shortcut, &x)?;
+        }
+        let sum = b.sum(&x, &y)?;
+        x = b.unary(&sum, Unary::Relu)?;
+    }
+    let [weight, bias] = params.take()?;
     let x = b.mean_pool(&x)?;
     b.linear(&x, weight, bias)
 }

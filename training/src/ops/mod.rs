@@ -1,9 +1,11 @@
 //! Operations that candle's CPU backend does slowly or not at all.
 
 mod conv;
+mod norm;
 mod pool;
 
 pub use conv::{conv2d, conv2d_models};
+pub use norm::batch_norm;
 pub use pool::max_pool2;
 
 use candle_core::{CpuStorage, Layout, bail};
@@ -17,10 +19,54 @@ fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Resul
     }
 }
 
+/// Sum of `f` over values `a`, with those of `b` (0 where it is empty) beside them; in lanes, so that it vectorises.
+fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    let (others, other) = b.as_chunks::<LANES>();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let beside = others.get(i).unwrap_or(&[0.0; LANES]);
+        for (lane, (a, b)) in lanes.iter_mut().zip(chunk.iter().zip(beside)) {
+            *lane += f(*a, *b);
+        }
+    }
+    let rest: f32 = rest.iter().enumerate().map(|(i, &a)| f(a, other.get(i).copied().unwrap_or(0.0))).sum();
+    f64::from(lanes.iter().sum::<f32>() + rest)
+}
+
 #[cfg(test)]
 mod tests {
     use crate::random;
-    use candle_core::{Device, Tensor};
+    use candle_core::{Device, Tensor, Var};
+
+    /// The gradients of a weighted sum of what `f` gives for inputs of these shapes, beside central differences.
+    pub(super) fn check_gradients(shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Tensor) {
+        let vars: Vec<Var> =
+            shapes.iter().enumerate().map(|(i, s)| Var::from_tensor(&random(s, &format!("v{i}"))).unwrap()).collect();
+        let value = |v: &[Tensor]| {
+            let y = f(v);
+            (&y * random(y.dims(), "g")).unwrap().sum_all().unwrap()
+        };
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let grads = value(&tensors).backward().unwrap();
+        for (i, var) in vars.iter().enumerate() {
+            let analytic: Vec<f32> = grads.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let flat: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
+            for at in 0..flat.len() {
+                let moved = |by: f32| {
+                    let mut flat = flat.clone();
+                    flat[at] += by;
+                    let mut v = tensors.clone();
+                    v[i] = Tensor::from_vec(flat, shapes[i], var.device()).unwrap();
+                    value(&v).to_scalar::<f32>().unwrap()
+                };
+                let numeric = (moved(5e-3) - moved(-5e-3)) / 1e-2;
+                let scale = 1.0 + numeric.abs();
+                assert!((numeric - analytic[at]).abs() < 2e-2 * scale, "input {i} at {at}: {numeric} {}", analytic[at]);
+            }
+        }
+    }
 
     pub(super) fn random(shape: &[usize], purpose: &str) -> Tensor {
         random::normal(shape, &Device::Cpu, &mut random::stream(3, purpose)).unwrap()

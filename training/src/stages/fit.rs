@@ -1,5 +1,8 @@
 //! Fits many models of one architecture at once, each on its own task: every parameter has a leading model axis, and
 //! one step advances all models. Used for the zoo and for fine-tuning generated weights.
+//!
+//! Batch normalisation is trained with the statistics of each batch. The statistics that a network stores are measured on
+//! training images where its weights are kept, so that what is kept is complete.
 
 use candle_core::{D, Device, Tensor, Var};
 use rand::seq::SliceRandom;
@@ -7,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use weights::architecture::{Activation, Architecture};
 use weights::layout::Layout;
 
-use crate::backend::{Calibrate, Models};
+use crate::backend::Models;
 use crate::data::TaskData;
 use crate::error::{Error, Result};
 use crate::networks::target;
@@ -47,7 +50,9 @@ pub struct Score {
 pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let relu = matches!(
         architecture,
-        Architecture::Mlp { activation: Activation::Relu, .. } | Architecture::ResnetCifar { .. }
+        Architecture::Mlp { activation: Activation::Relu, .. }
+            | Architecture::ResnetCifar { .. }
+            | Architecture::Resnet(_)
     );
     let layout = architecture.layout();
     let last = layout.params.len().saturating_sub(2);
@@ -78,19 +83,28 @@ pub fn recalibrate(architecture: &Architecture, theta: &[f32], images: Vec<f32>)
     if layout.buffers().next().is_none() {
         return Ok(theta);
     }
-    let params = layout
-        .params
-        .iter()
-        .map(|p| Ok(Tensor::from_slice(&theta[p.range()], p.shape.as_slice(), &Device::Cpu)?))
-        .collect::<Result<Vec<_>>>()?;
-    let n = images.len() / architecture.input_dim();
-    let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
-    let mut backend = Calibrate::default();
-    target::forward(&mut backend, architecture, &params, &Tensor::from_vec(images, shape, &Device::Cpu)?)?;
-    for (buffer, values) in layout.buffers().zip(backend.statistics.iter().flatten()) {
-        theta[buffer.range()].copy_from_slice(values);
+    let params = split(&Tensor::from_slice(&theta, (1, theta.len()), &Device::Cpu)?, &layout)?;
+    let mut backend = Models::measuring();
+    target::forward(&mut backend, architecture, &params, &inputs(architecture, images, 1, &Device::Cpu)?)?;
+    let statistics = backend.statistics();
+    for (buffer, values) in layout.buffers().zip(statistics.iter().flatten()) {
+        theta[buffer.range()].copy_from_slice(&values.flatten_all()?.to_vec1()?);
     }
     Ok(theta)
+}
+
+/// Images that the statistics of a network are measured on, shared evenly between the classes.
+const MEASURED_IMAGES: usize = 500;
+
+/// As [`recalibrate`], on the first examples of a task.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn recalibrate_on(architecture: &Architecture, theta: &[f32], task: &TaskData<'_>) -> Result<Vec<f32>> {
+    if architecture.layout().buffers().next().is_none() {
+        return Ok(theta.to_vec());
+    }
+    recalibrate(architecture, theta, task.first((MEASURED_IMAGES / task.classes().max(1)).max(1)))
 }
 
 /// Cuts flat vectors `theta [m, d]` into the parameters of `layout`, `[m, …shape]` each.
@@ -120,7 +134,7 @@ fn input_shape(architecture: &Architecture, models: usize, n: usize) -> Vec<usiz
 /// When shapes do not fit.
 pub fn logits(architecture: &Architecture, layout: &Layout, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
     let params = split(theta, layout)?;
-    target::forward(&mut Models, architecture, &params, x)
+    target::forward(&mut Models::default(), architecture, &params, x)
 }
 
 /// Inputs as a tensor `[m, n, …input]`.
@@ -239,7 +253,7 @@ impl<'a> Fit<'a> {
         let end = self.stops.last().copied().unwrap_or(0) * self.epoch();
         loop {
             if self.step.is_multiple_of(self.epoch()) && self.stops.contains(&(self.step / self.epoch())) {
-                self.kept.push(self.theta()?);
+                self.kept.push(self.complete()?);
             }
             if self.step >= end {
                 return Ok(self.kept);
@@ -257,7 +271,7 @@ impl<'a> Fit<'a> {
             order.fill(task, step, self.per_class, &mut x);
         }
         let x = inputs(self.architecture, x, models, &Device::Cpu)?;
-        let y = target::forward(&mut Models, self.architecture, &self.params, &x)?;
+        let y = target::forward(&mut Models::training(), self.architecture, &self.params, &x)?;
         // Summed over models: each has its own parameters, so each gets its own gradient.
         let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
         let n = (self.per_class * classes) as f64;
@@ -276,6 +290,18 @@ impl<'a> Fit<'a> {
     /// The weights now, `[m·d]`.
     fn theta(&self) -> Result<Vec<f32>> {
         join(&self.params, self.tasks.len())
+    }
+
+    /// The weights now, with the statistics that their normalisations have on training images; before the first step
+    /// those that they came with.
+    fn complete(&self) -> Result<Vec<f32>> {
+        let theta = self.theta()?;
+        if self.step == 0 || self.layout.buffers().next().is_none() {
+            return Ok(theta);
+        }
+        let models = theta.chunks_exact(self.layout.parameters()).zip(self.tasks);
+        let complete = models.map(|(theta, task)| recalibrate_on(self.architecture, theta, task));
+        Ok(complete.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Steps that were made.
@@ -363,14 +389,16 @@ pub fn adapt(
     let target = Tensor::from_vec(target, (1, n, classes), &device)?;
     let mut adam = AdamW::new(vars.clone(), AdamConfig::default());
     for step in 0..steps {
-        let y = target::forward(&mut Models, architecture, &params, &x)?;
+        // So few examples have no statistics of their own: those that are stored stay.
+        let y = target::forward(&mut Models::default(), architecture, &params, &x)?;
         let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
         let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / n as f64))?;
         if !loss.to_scalar::<f32>()?.is_finite() {
             return Err(Error::Diverged { stage: "fit", step });
         }
         let grads = loss.backward()?;
-        let grads: Vec<_> = vars.iter().map(|v| grads.get(v).cloned()).collect();
+        let trained = vars.iter().zip(&layout.params);
+        let grads: Vec<_> = trained.map(|(v, p)| grads.get(v).filter(|_| !p.is_buffer()).cloned()).collect();
         adam.step(&grads, lr)?;
     }
     Ok(join(&params, models)?.chunks_exact(layout.parameters()).map(<[f32]>::to_vec).collect())
@@ -398,7 +426,7 @@ pub fn fit_and_score(
     use rayon::prelude::*;
     let d = architecture.layout().parameters();
     let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
-    let group = (PASS_VALUES / (recipe.batch * architecture.input_dim()).max(1)).clamp(1, FIT_GROUP);
+    let group = (PASS_VALUES / (recipe.batch * architecture.activations()).max(1)).clamp(1, FIT_GROUP);
     let starts: Vec<usize> = (0..train.len()).step_by(group).collect();
     let groups = starts
         .par_iter()
@@ -421,7 +449,7 @@ fn join(params: &[Tensor], models: usize) -> Result<Vec<f32>> {
     Ok(Tensor::cat(&flat, 1)?.flatten_all()?.to_vec1()?)
 }
 
-/// Values of inputs that one pass may hold; bounds memory.
+/// Values that one pass may hold, of inputs or of the largest layer; bounds memory.
 const PASS_VALUES: usize = 1 << 21;
 
 /// Scores of models `theta` (`[m·d]`), one per task, on the first `per_class` examples of each class.
@@ -467,7 +495,7 @@ fn passes(
 ) -> Result<()> {
     let layout = architecture.layout();
     let d = layout.parameters();
-    let values = per_class * architecture.classes() * architecture.input_dim();
+    let values = per_class * architecture.classes() * architecture.activations();
     let group = (PASS_VALUES / values.max(1)).max(1);
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
         let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();

@@ -176,8 +176,12 @@ fn graphs(
     }
     let s = &vectors.standardisation;
     let length = [vectors.vectorise.kinds() * vectors.vectorise.length];
-    let statistics =
-        tensors::named_to_safetensors(&[("mean", &length, &s.mean), ("std", &length, &s.std)], &BTreeMap::new());
+    let mask: Vec<f32> = s.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
+    let mut statistics: Vec<(&str, &[usize], &[f32])> = vec![("mean", &length, &s.mean), ("std", &length, &s.std)];
+    if !mask.is_empty() {
+        statistics.push((files::VARIANCES, &length, &mask));
+    }
+    let statistics = tensors::named_to_safetensors(&statistics, &BTreeMap::new());
     out.insert(files::STANDARDISATION.into(), statistics);
     Ok(out)
 }
@@ -207,7 +211,10 @@ fn manifest(
     let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
     let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Manifest {
-        format: Manifest::format_of(&vectors.vectorise),
+        format: Manifest::format_of(
+            &vectors.vectorise,
+            zoo.architectures().any(|a| a.layout().buffers().next().is_some()),
+        ),
         name: config.name.clone(),
         description: config.description.clone(),
         modality: if input_shape.len() == 3 { Modality::Image } else { Modality::Features },

@@ -4,6 +4,7 @@
 
 use candle_core::{D, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
+use weights::layout::NORM_EPSILON;
 use weights::{Architecture, Layout};
 
 use super::course::{Course, Given};
@@ -33,6 +34,8 @@ pub struct Vae {
     /// Standardisation as tensors, `[kinds, length]` each.
     mean: Tensor,
     std: Tensor,
+    /// 1 where the value is a variance, of which the logarithm is standardised.
+    variances: Option<Tensor>,
 }
 
 impl Vae {
@@ -49,11 +52,15 @@ impl Vae {
             let text = format!("with vae.rows the first number of vae.latent must be that of the classes, {classes}");
             return Err(Error::Config(text));
         }
+        let s = &vectors.standardisation;
+        let mask: Vec<f32> = s.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
+        let of_rows = |values: &[f32]| Tensor::from_slice(values, (kinds, length), device);
         Ok(Self {
             shape: VaeShape { length, hidden, latent, form, index: vectors.vectorise.index_dim(), rows },
             params: Params::new(config.seed, device),
-            mean: Tensor::from_slice(&vectors.standardisation.mean, (kinds, length), device)?,
-            std: Tensor::from_slice(&vectors.standardisation.std, (kinds, length), device)?,
+            mean: of_rows(&s.mean)?,
+            std: of_rows(&s.std)?,
+            variances: if mask.is_empty() { None } else { Some(of_rows(&mask)?) },
         })
     }
 
@@ -86,10 +93,13 @@ impl Vae {
     /// Undoes the standardisation of rows `[n, length]`, which are these pieces.
     fn undo(&self, x: &Tensor, pieces: &[u32]) -> Result<Tensor> {
         if self.mean.dim(0)? == 1 {
-            return Ok(x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?);
+            let x = x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?;
+            return self.variances.as_ref().map_or_else(|| Ok(x.clone()), |mask| exponential(&x, mask));
         }
         let index = Tensor::new(pieces, x.device())?;
-        Ok(((x * self.std.index_select(&index, 0)?)? + self.mean.index_select(&index, 0)?)?)
+        let of_rows = |t: &Tensor| t.index_select(&index, 0);
+        let x = ((x * of_rows(&self.std)?)? + of_rows(&self.mean)?)?;
+        self.variances.as_ref().map_or_else(|| Ok(x.clone()), |mask| exponential(&x, &of_rows(mask)?))
     }
 
     /// Latent means of all rows of a zoo, `[rows, latent…]`.
@@ -291,6 +301,13 @@ impl Best {
         self.snapshot = snapshot.take_all("best", device)?;
         Ok(())
     }
+}
+
+/// Variances (`mask` 1, `[n or 1, length]`) of their logarithms in rows `x [n, length]`; other values stay.
+fn exponential(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    let largest = f64::from(weights::standardise::LARGEST_LOG);
+    let variances = x.broadcast_mul(mask)?.minimum(largest)?.exp()?.affine(1.0, -NORM_EPSILON)?.relu()?;
+    Ok((x.broadcast_mul(&mask.affine(-1.0, 1.0)?)? + variances.broadcast_mul(mask)?)?)
 }
 
 /// KL(q ‖ N(0, 1)) in nats, mean over batch and latent dimensions.

@@ -166,8 +166,7 @@ pub fn vectorise(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vect
         let rows: Vec<f32> = own.flat_map(|&c| theta(c).iter().copied()).collect();
         let flat = Standardisation::fit(&rows, layout.parameters(), layout, config.vectors.standardise)?;
         let part = flat.cut(&vectorise, architecture)?;
-        standardisation.mean.extend_from_slice(&part.mean);
-        standardisation.std.extend_from_slice(&part.std);
+        standardisation.append(&part);
         parts.push(part);
     }
     let kinds: Vec<usize> = (0..zoo.checkpoints.len()).map(|c| zoo.kind(c)).collect();
