@@ -31,7 +31,28 @@ fn resnet() -> Architecture {
 /// Networks that store statistics, or have layers of other kinds: small, with odd sides.
 fn deep() -> Vec<Architecture> {
     let (blocks, widths) = (vec![2, 1], vec![4, 6]);
-    vec![resnet(), Architecture::Resnet(weights::Resnet { channels: 2, side: 9, blocks, widths, classes: 3 })]
+    let mut all =
+        vec![resnet(), Architecture::Resnet(weights::Resnet { channels: 2, side: 9, blocks, widths, classes: 3 })];
+    let block =
+        |(kernel, expand, out, se, stride)| weights::InvertedResidual { kernel, expand, out, se, hswish: se, stride };
+    // With and without an expansion, a gate, a stride and an added input.
+    let blocks = [(3, 4, 4, false, 1), (5, 6, 6, true, 2), (3, 9, 6, true, 1)].map(block).to_vec();
+    let (channels, side, stem, stem_stride, last, hidden, classes) = (2, 9, 4, 1, 7, 5, 3);
+    all.push(Architecture::MobilenetV3(weights::MobilenetV3 {
+        channels,
+        side,
+        stem,
+        stem_stride,
+        blocks,
+        last,
+        hidden,
+        classes,
+    }));
+    for pool in [weights::Pool::ClassToken, weights::Pool::Mean] {
+        let (patch, width, depth, heads, mlp) = (3, 8, 2, 2, 6);
+        all.push(Architecture::Vit(weights::Vit { channels, side, patch, width, depth, heads, mlp, pool, classes }));
+    }
+    all
 }
 
 /// Logits of one model through the eager backend.

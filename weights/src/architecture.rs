@@ -7,7 +7,9 @@ use crate::basic_resnet::Resnet;
 use crate::canonical::HiddenGroup;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::mobilenet::MobilenetV3;
 use crate::resnet;
+use crate::vit::Vit;
 
 /// Activation between hidden layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -57,6 +59,10 @@ pub enum Architecture {
     },
     /// Residual network of basic blocks: see [`crate::basic_resnet`].
     Resnet(Resnet),
+    /// MobileNetV3: see [`crate::mobilenet`].
+    MobilenetV3(MobilenetV3),
+    /// Vision transformer: see [`crate::vit`].
+    Vit(Vit),
     /// Linear classifier on frozen features.
     Head {
         /// Feature dimension.
@@ -111,6 +117,14 @@ impl Architecture {
                 }
                 [net.channels, net.side].into_iter().chain(net.widths.iter().copied()).collect()
             }
+            Self::MobilenetV3(net) => match net.wrong() {
+                Some(reason) => return fail(reason),
+                None => net.sizes(),
+            },
+            Self::Vit(net) => match net.wrong() {
+                Some(reason) => return fail(reason),
+                None => net.sizes(),
+            },
         };
         if sizes.contains(&0) {
             return fail("every size must be at least 1");
@@ -135,6 +149,8 @@ impl Architecture {
                 format!("resnet-cifar-{depth}-{a}-{b}-{c}-{classes}")
             }
             Self::Resnet(net) => net.name(),
+            Self::MobilenetV3(net) => net.name(),
+            Self::Vit(net) => net.name(),
             Self::Head { features, classes } => format!("head-{features}-{classes}"),
         }
     }
@@ -147,6 +163,8 @@ impl Architecture {
             | Self::ResnetCifar { classes, .. }
             | Self::Head { classes, .. } => *classes,
             Self::Resnet(net) => net.classes,
+            Self::MobilenetV3(net) => net.classes,
+            Self::Vit(net) => net.classes,
         }
     }
 
@@ -157,6 +175,8 @@ impl Architecture {
             Self::TinyCnn { channels, .. } => vec![*channels, TINY_CNN_SIDE, TINY_CNN_SIDE],
             Self::ResnetCifar { .. } => vec![3, resnet::SIDE, resnet::SIDE],
             Self::Resnet(net) => vec![net.channels, net.side, net.side],
+            Self::MobilenetV3(net) => vec![net.channels, net.side, net.side],
+            Self::Vit(net) => vec![net.channels, net.side, net.side],
             Self::Head { features, .. } => vec![*features],
         }
     }
@@ -172,6 +192,8 @@ impl Architecture {
         let first_stage = match self {
             Self::ResnetCifar { depth, widths, .. } => 4 * widths[0] * resnet::blocks(*depth).unwrap_or(0) / 3,
             Self::Resnet(net) => 4 * net.widths.iter().zip(&net.blocks).map(|(w, b)| w * b).max().unwrap_or(0) / 3,
+            Self::MobilenetV3(net) => 2 * net.blocks.iter().map(|b| b.expand).max().unwrap_or(0).max(net.stem),
+            Self::Vit(net) => return self.input_dim().max(net.tokens() * (4 * net.width + net.mlp) * net.depth / 2),
             _ => return self.input_dim(),
         };
         let image: usize = self.input_shape()[1..].iter().product();
@@ -203,6 +225,8 @@ impl Architecture {
             ]),
             Self::ResnetCifar { depth, widths, classes } => resnet::layout(*depth, widths, *classes),
             Self::Resnet(net) => net.layout(),
+            Self::MobilenetV3(net) => net.layout(),
+            Self::Vit(net) => net.layout(),
             Self::Head { features, classes } => {
                 Layout::new([("weight", vec![*classes, *features]), ("bias", vec![*classes])])
             }
@@ -237,6 +261,8 @@ impl Architecture {
             ],
             Self::ResnetCifar { depth, widths, .. } => resnet::hidden_groups(*depth, widths, &layout),
             Self::Resnet(net) => net.hidden_groups(&layout),
+            Self::MobilenetV3(net) => net.hidden_groups(&layout),
+            Self::Vit(net) => net.hidden_groups(&layout),
             Self::Head { .. } => Vec::new(),
         }
     }
@@ -279,6 +305,22 @@ mod tests {
         };
         assert!(basic(&[1, 2], &[4, 3]).is_ok() && basic(&[1], &[4]).is_ok());
         assert!(basic(&[1, 2], &[4]).is_err() && basic(&[], &[]).is_err());
+        let vit = |patch, heads, mlp| {
+            let (channels, side, width, depth, classes) = (1, 9, 8, 1, 3);
+            let pool = crate::Pool::Mean;
+            Architecture::Vit(Vit { channels, side, patch, width, depth, heads, mlp, pool, classes }).validate()
+        };
+        assert!(vit(3, 2, 4).is_ok());
+        assert!(vit(2, 2, 4).is_err() && vit(3, 3, 4).is_err() && vit(3, 2, 0).is_err() && vit(0, 2, 4).is_err());
+        let mobilenet = |kernel, expand, stride| {
+            let block = crate::InvertedResidual { kernel, expand, out: 4, se: true, hswish: true, stride };
+            let (channels, side, stem, stem_stride, last, hidden, classes) = (1, 9, 4, 1, 8, 8, 3);
+            let blocks = vec![block];
+            Architecture::MobilenetV3(MobilenetV3 { channels, side, stem, stem_stride, blocks, last, hidden, classes })
+                .validate()
+        };
+        assert!(mobilenet(3, 8, 1).is_ok());
+        assert!(mobilenet(4, 8, 1).is_err() && mobilenet(3, 0, 1).is_err() && mobilenet(3, 8, 0).is_err());
         assert!(basic(&[1, 0], &[4, 4]).is_err() && basic(&[1, 2], &[4, 0]).is_err());
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 20] = [
+const BUILT_IN: [(&str, &str); 23] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
@@ -37,6 +37,9 @@ const BUILT_IN: [(&str, &str); 20] = [
     ("table-15", include_str!("../../../configs/report/table-15.toml")),
     ("table-10", include_str!("../../../configs/report/table-10.toml")),
     ("vectorising", include_str!("../../../configs/report/vectorising.toml")),
+    ("table-16", include_str!("../../../configs/report/table-16.toml")),
+    ("table-23", include_str!("../../../configs/report/table-23.toml")),
+    ("figure-9", include_str!("../../../configs/report/figure-9.toml")),
 ];
 
 /// What `base` may name in a built-in experiment.

@@ -1,9 +1,10 @@
 //! The backend that runs networks in candle.
 
 use candle_core::{D, Tensor};
+use weights::convolution::{Convolution, PARAMS};
 use weights::layout::NORM_EPSILON;
 
-use super::{Backend, Layers, Unary};
+use super::{Backend, Layers, Models, Unary};
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::{Init, Params};
@@ -27,6 +28,8 @@ pub(super) fn unary(x: &Tensor, f: Unary) -> Result<Tensor> {
         Unary::Silu => x.silu()?,
         Unary::Tanh => x.tanh()?,
         Unary::Relu => x.relu()?,
+        Unary::HardSwish => ops::hard_swish(x)?,
+        Unary::Gelu => x.gelu_erf()?,
         Unary::Sin => x.sin()?,
         Unary::Cos => x.cos()?,
         Unary::Sqrt => x.sqrt()?,
@@ -35,7 +38,7 @@ pub(super) fn unary(x: &Tensor, f: Unary) -> Result<Tensor> {
 }
 
 /// A convolution's weight and bias that do what it and its normalisation do: `[.., o, c, k, k]` and `[.., o]`.
-pub(super) fn folded([weight, scale, shift, mean, variance]: &[Tensor; 5]) -> Result<(Tensor, Tensor)> {
+pub(super) fn folded([weight, scale, shift, mean, variance]: &[Tensor; PARAMS]) -> Result<(Tensor, Tensor)> {
     let scale = (scale / variance.affine(1.0, NORM_EPSILON)?.sqrt()?)?;
     let shape: Vec<usize> = scale.dims().iter().copied().chain([1, 1, 1]).collect();
     Ok((weight.broadcast_mul(&scale.reshape(shape)?)?, (shift - (mean * scale)?)?))
@@ -84,6 +87,11 @@ pub(super) fn resolve(old: &[usize], shape: &[i64]) -> Result<Vec<usize>> {
     Ok(new)
 }
 
+/// What an operation over many models gives for one.
+fn alone(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    Ok(f(&x.unsqueeze(0)?)?.squeeze(0)?)
+}
+
 impl Layers for Eager<'_> {
     type T = Tensor;
 
@@ -104,9 +112,47 @@ impl Layers for Eager<'_> {
         unary(x, f)
     }
 
-    fn conv_norm(&mut self, x: &Tensor, params: &[Tensor; 5], stride: usize, pad: usize) -> Result<Tensor> {
+    fn conv_norm(&mut self, x: &Tensor, params: &[Tensor; PARAMS], c: &Convolution) -> Result<Tensor> {
+        if c.groups > 1 {
+            let params = params.each_ref().map(|p| p.unsqueeze(0));
+            let [a, b, c_, d, e] = params;
+            return alone(x, |x| Models::default().conv_norm(x, &[a?, b?, c_?, d?, e?], c));
+        }
         let (weight, bias) = folded(params)?;
-        self.conv2d(x, &weight, &bias, stride, pad)
+        self.conv2d(x, &weight, &bias, c.stride, c.kernel / 2)
+    }
+
+    fn squeeze_excite(&mut self, x: &Tensor, params: &[Tensor; 4]) -> Result<Tensor> {
+        let [a, b, c, d] = params.each_ref().map(|p| p.unsqueeze(0));
+        alone(x, |x| Models::default().squeeze_excite(x, &[a?, b?, c?, d?]))
+    }
+
+    fn tokens(&mut self, x: &Tensor) -> Result<Tensor> {
+        alone(x, |x| Models::default().tokens(x))
+    }
+
+    fn prepend(&mut self, x: &Tensor, token: &Tensor) -> Result<Tensor> {
+        alone(x, |x| Models::default().prepend(x, &token.unsqueeze(0)?))
+    }
+
+    fn sum_each(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok(x.broadcast_add(y)?)
+    }
+
+    fn layer_norm(&mut self, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        alone(x, |x| Models::default().layer_norm(x, &scale.unsqueeze(0)?, &shift.unsqueeze(0)?))
+    }
+
+    fn attention(&mut self, x: &Tensor, heads: usize, width: usize) -> Result<Tensor> {
+        alone(x, |x| Models::default().attention(x, heads, width))
+    }
+
+    fn first_token(&mut self, x: &Tensor) -> Result<Tensor> {
+        alone(x, |x| Models::default().first_token(x))
+    }
+
+    fn mean_tokens(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.mean(1)?)
     }
 
     fn standardise(&mut self, x: &Tensor, mean: &[f32], std: &[f32]) -> Result<Tensor> {

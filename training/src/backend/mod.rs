@@ -10,6 +10,8 @@ pub use eager::Eager;
 pub use models::Models;
 pub use onnx::Onnx;
 
+use weights::convolution::{Convolution, PARAMS};
+
 use crate::error::Result;
 use crate::params::Init;
 
@@ -26,6 +28,10 @@ pub enum Unary {
     Sin,
     /// Cosine.
     Cos,
+    /// x · min(max(x + 3, 0), 6) / 6.
+    HardSwish,
+    /// x · Φ(x), with the error function.
+    Gelu,
     /// Square root.
     Sqrt,
     /// x².
@@ -37,7 +43,7 @@ pub trait Layers {
     /// A tensor, or the name of a value in a graph.
     type T: Clone;
 
-    /// `x [n, i]`, `weight [o, i]`, `bias [o]` → `[n, o]`.
+    /// `x [n, i]` or `[n, t, i]`, `weight [o, i]`, `bias [o]` → `[n, o]` or `[n, t, o]`.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -57,12 +63,55 @@ pub trait Layers {
     /// # Errors
     /// When the device fails.
     fn unary(&mut self, x: &Self::T, f: Unary) -> Result<Self::T>;
-    /// Convolution without bias and with batch normalisation by stored statistics: `x [n, c, h, w]`, `params`: weight
-    /// `[o, c, k, k]`, scale, shift, running mean and running variance `[o]` each → `[n, o, h', w']`.
+    /// Convolution `c`, without bias and with batch normalisation: `x [n, i, h, w]`, `params`: weight
+    /// `[o, i, k, k]` (`[o, 1, k, k]` where it is depthwise), scale, shift, running mean and running variance `[o]` each →
+    /// `[n, o, h', w']`.
     ///
     /// # Errors
     /// When shapes do not fit.
-    fn conv_norm(&mut self, x: &Self::T, params: &[Self::T; 5], stride: usize, pad: usize) -> Result<Self::T>;
+    fn conv_norm(&mut self, x: &Self::T, params: &[Self::T; PARAMS], c: &Convolution) -> Result<Self::T>;
+    /// Squeeze-and-excitation: `x [n, c, h, w]` times a gate for each channel, made of the channels' means by two linear
+    /// maps with ReLU between and a hard sigmoid behind. `params`: `[s, c, 1, 1]`, `[s]`, `[c, s, 1, 1]`, `[c]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn squeeze_excite(&mut self, x: &Self::T, params: &[Self::T; 4]) -> Result<Self::T>;
+    /// Positions of an image as tokens: `[n, c, h, w]` → `[n, h · w, c]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn tokens(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// A token before those of each example: `x [n, t, d]`, `token [1, 1, d]` → `[n, t + 1, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn prepend(&mut self, x: &Self::T, token: &Self::T) -> Result<Self::T>;
+    /// The same added to each example: `x [n, t, d]`, `y [1, t, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn sum_each(&mut self, x: &Self::T, y: &Self::T) -> Result<Self::T>;
+    /// Layer normalisation of `x [n, t, d]` over the last dimension, with scale and shift `[d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn layer_norm(&mut self, x: &Self::T, scale: &Self::T, shift: &Self::T) -> Result<Self::T>;
+    /// Self-attention of `heads` heads between the tokens of an example: queries, keys and values `x [n, t, 3 · width]` →
+    /// `[n, t, width]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn attention(&mut self, x: &Self::T, heads: usize, width: usize) -> Result<Self::T>;
+    /// The first token: `[n, t, d]` → `[n, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn first_token(&mut self, x: &Self::T) -> Result<Self::T>;
+    /// Mean of the tokens: `[n, t, d]` → `[n, d]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn mean_tokens(&mut self, x: &Self::T) -> Result<Self::T>;
     /// (x − mean) / std of each channel of `x [n, c, h, w]`.
     ///
     /// # Errors

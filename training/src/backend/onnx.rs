@@ -1,6 +1,7 @@
 //! The backend that records a network as an ONNX graph (opset 17).
 
 use prost::Message;
+use weights::convolution::{Convolution, PARAMS};
 
 use super::proto::{
     AttributeProto, Dimension, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -8,6 +9,7 @@ use super::proto::{
 };
 use super::{Backend, Layers, Unary};
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::params::{Init, Params};
 
 const FLOAT: i32 = 1;
@@ -119,6 +121,10 @@ fn attr_int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), i: Some(i), kind: 2, ..Default::default() }
 }
 
+fn attr_float(name: &str, f: f32) -> AttributeProto {
+    AttributeProto { name: name.into(), f: Some(f), kind: 1, ..Default::default() }
+}
+
 fn attr_string(name: &str, s: &str) -> AttributeProto {
     AttributeProto { name: name.into(), s: Some(s.as_bytes().to_vec()), kind: 3, ..Default::default() }
 }
@@ -149,6 +155,13 @@ impl Layers for Onnx<'_> {
             }
             Unary::Tanh => self.node("Tanh", &[x], vec![]),
             Unary::Relu => self.node("Relu", &[x], vec![]),
+            Unary::HardSwish => self.node("HardSwish", &[x], vec![]),
+            Unary::Gelu => {
+                let scaled = self.affine(x, std::f64::consts::FRAC_1_SQRT_2, 0.0)?;
+                let erf = self.node("Erf", &[&scaled], vec![]);
+                let gate = self.affine(&erf, 0.5, 0.5)?;
+                self.node("Mul", &[x, &gate], vec![])
+            }
             Unary::Sin => self.node("Sin", &[x], vec![]),
             Unary::Cos => self.node("Cos", &[x], vec![]),
             Unary::Sqrt => self.node("Sqrt", &[x], vec![]),
@@ -156,12 +169,70 @@ impl Layers for Onnx<'_> {
         })
     }
 
-    fn conv_norm(&mut self, x: &String, params: &[String; 5], stride: usize, pad: usize) -> Result<String> {
+    fn conv_norm(&mut self, x: &String, params: &[String; PARAMS], c: &Convolution) -> Result<String> {
         let [weight, scale, shift, mean, variance] = params;
-        let attributes = vec![attr_ints("strides", &[stride; 2]), attr_ints("pads", &[pad; 4])];
+        let mut attributes = vec![attr_ints("strides", &[c.stride; 2]), attr_ints("pads", &[c.kernel / 2; 4])];
+        if c.groups > 1 {
+            attributes.push(attr_int("group", c.groups as i64));
+        }
         let y = self.node("Conv", &[x, weight], attributes);
         // Its ε is 1e-5 where none is given.
         Ok(self.node("BatchNormalization", &[&y, scale, shift, mean, variance], vec![]))
+    }
+
+    fn squeeze_excite(&mut self, x: &String, [squeeze, bias, excite, shift]: &[String; 4]) -> Result<String> {
+        let gate = self.node("GlobalAveragePool", &[x], vec![]);
+        let gate = self.node("Conv", &[&gate, squeeze, bias], vec![]);
+        let gate = self.node("Relu", &[&gate], vec![]);
+        let gate = self.node("Conv", &[&gate, excite, shift], vec![]);
+        let attributes = vec![attr_float("alpha", 1.0 / 6.0), attr_float("beta", 0.5)];
+        let gate = self.node("HardSigmoid", &[&gate], attributes);
+        self.mul(x, &gate)
+    }
+
+    fn tokens(&mut self, x: &String) -> Result<String> {
+        let y = self.reshape(x, &[0, 0, -1])?;
+        self.permute(&y, &[0, 2, 1])
+    }
+
+    fn prepend(&mut self, x: &String, token: &String) -> Result<String> {
+        let token = self.expand_first(token, 3, x)?;
+        self.concat(&[&token, x], 1)
+    }
+
+    fn sum_each(&mut self, x: &String, y: &String) -> Result<String> {
+        self.add(x, y)
+    }
+
+    fn layer_norm(&mut self, x: &String, scale: &String, shift: &String) -> Result<String> {
+        let attributes = vec![attr_int("axis", -1), attr_float("epsilon", ops::LAYER_NORM_EPSILON as f32)];
+        Ok(self.node("LayerNormalization", &[x, scale, shift], attributes))
+    }
+
+    fn attention(&mut self, x: &String, heads: usize, width: usize) -> Result<String> {
+        let split = [0, 0, heads as i64, (width / heads.max(1)) as i64];
+        let mut part = |i: usize, order: &[usize]| {
+            let part = self.slice_last(x, i * width, width)?;
+            let part = self.reshape(&part, &split)?;
+            self.permute(&part, order)
+        };
+        let (q, k, v) = (part(0, &[0, 2, 1, 3])?, part(1, &[0, 2, 3, 1])?, part(2, &[0, 2, 1, 3])?);
+        let scores = self.matmul(&q, &k)?;
+        let scores = self.affine(&scores, (heads as f64 / width as f64).sqrt(), 0.0)?;
+        let shares = self.softmax(&scores)?;
+        let y = self.matmul(&shares, &v)?;
+        let y = self.permute(&y, &[0, 2, 1, 3])?;
+        self.reshape(&y, &[0, 0, width as i64])
+    }
+
+    fn first_token(&mut self, x: &String) -> Result<String> {
+        let (from, to, axis) = (self.ints(&[0]), self.ints(&[1]), self.ints(&[1]));
+        let y = self.node("Slice", &[x, &from, &to, &axis], vec![]);
+        self.reshape(&y, &[0, -1])
+    }
+
+    fn mean_tokens(&mut self, x: &String) -> Result<String> {
+        Ok(self.node("ReduceMean", &[x], vec![attr_ints("axes", &[1]), attr_int("keepdims", 0)]))
     }
 
     fn standardise(&mut self, x: &String, mean: &[f32], std: &[f32]) -> Result<String> {

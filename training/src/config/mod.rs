@@ -6,8 +6,9 @@ mod validate;
 
 use serde::{Deserialize, Serialize};
 use weights::manifest::Prediction;
+use weights::mobilenet::stem_stride;
 use weights::vectorise::VectoriseMode;
-use weights::{Activation, Architecture, Resnet, StandardiseMode};
+use weights::{Activation, Architecture, InvertedResidual, MobilenetV3, Pool, Resnet, StandardiseMode, Vit};
 
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
@@ -110,6 +111,36 @@ pub enum ArchitectureConfig {
         /// Channels of each stage.
         widths: Vec<usize>,
     },
+    /// MobileNetV3.
+    MobilenetV3 {
+        /// Channels of the first convolution.
+        stem: usize,
+        /// Its stride.
+        #[serde(default = "stem_stride")]
+        stem_stride: usize,
+        /// The inverted residuals.
+        blocks: Vec<InvertedResidual>,
+        /// Channels of the last convolution.
+        last: usize,
+        /// Units of the classifier's hidden layer.
+        hidden: usize,
+    },
+    /// Vision transformer.
+    Vit {
+        /// Height and width of a patch.
+        patch: usize,
+        /// Width of a token.
+        width: usize,
+        /// Blocks.
+        depth: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Hidden units of a block's MLP.
+        mlp: usize,
+        /// What the classifier sees.
+        #[serde(default)]
+        pool: Pool,
+    },
     /// Linear head on features.
     Head,
 }
@@ -137,6 +168,26 @@ impl ArchitectureConfig {
             Self::Resnet { blocks, widths } => {
                 let (channels, side) = image_size(input_shape)?;
                 Architecture::Resnet(Resnet { channels, side, blocks: blocks.clone(), widths: widths.clone(), classes })
+            }
+            Self::MobilenetV3 { stem, stem_stride, blocks, last, hidden } => {
+                let (channels, side) = image_size(input_shape)?;
+                let (stem, stem_stride, last, hidden) = (*stem, *stem_stride, *last, *hidden);
+                let blocks = blocks.clone();
+                Architecture::MobilenetV3(MobilenetV3 {
+                    channels,
+                    side,
+                    stem,
+                    stem_stride,
+                    blocks,
+                    last,
+                    hidden,
+                    classes,
+                })
+            }
+            Self::Vit { patch, width, depth, heads, mlp, pool } => {
+                let (channels, side) = image_size(input_shape)?;
+                let (patch, width, depth, heads, mlp) = (*patch, *width, *depth, *heads, *mlp);
+                Architecture::Vit(Vit { channels, side, patch, width, depth, heads, mlp, pool: *pool, classes })
             }
         };
         architecture.validate()?;
@@ -578,6 +629,31 @@ mod tests {
         let config = Config::parse(MINIMAL).unwrap();
         assert_eq!(config.zoo, ZooConfig::default());
         assert_eq!(config.diffusion.timesteps, 1000);
+    }
+
+    #[test]
+    fn full_networks_are_built_for_square_images() {
+        let build = |architecture: &str, shape: &[usize]| {
+            let text = MINIMAL.replace("kind = \"mlp\"\n        hidden = [32]", architecture);
+            let built = Config::parse(&text).map(|config| config.build_architectures(shape, 5));
+            built.and_then(|built| built).map(|all| all[0].name()).map_err(|e| e.to_string())
+        };
+        let resnet = "kind = \"resnet\"\nblocks = [1, 2]\nwidths = [4, 8]";
+        assert_eq!(build(resnet, &[1, 8, 8]).unwrap(), "resnet-1-8-1-2-4-8-5");
+        assert!(build(resnet, &[1, 8, 9]).unwrap_err().contains("square images"));
+        assert!(build(resnet, &[64]).unwrap_err().contains("square images"));
+        let cifar = "kind = \"resnet_cifar\"\ndepth = 8";
+        assert_eq!(build(cifar, &[3, 32, 32]).unwrap(), "resnet-cifar-8-16-32-64-5");
+        assert!(build(cifar, &[1, 8, 8]).unwrap_err().contains("[3, 32, 32]"));
+        let vit = "kind = \"vit\"\npatch = 4\nwidth = 8\ndepth = 1\nheads = 2\nmlp = 16\npool = \"mean\"";
+        assert_eq!(build(vit, &[3, 8, 8]).unwrap(), "vit-3-8-4-8-1-2-16-5-mean");
+        assert!(build(vit, &[3, 10, 10]).unwrap_err().contains("patch must divide"));
+        let mobilenet = "kind = \"mobilenet_v3\"\nstem = 4\nlast = 8\nhidden = 8\n\
+                         blocks = [{ kernel = 3, expand = 8, out = 8, se = true }]";
+        assert!(build(mobilenet, &[3, 8, 8]).unwrap().starts_with("mobilenet-v3-3-8-5-"));
+        let even = mobilenet.replace("kernel = 3", "kernel = 2");
+        assert!(build(&even, &[3, 8, 8]).unwrap_err().contains("odd number"));
+        assert!(build(&mobilenet.replace("se =", "sse ="), &[3, 8, 8]).unwrap_err().contains("sse"));
     }
 
     #[test]

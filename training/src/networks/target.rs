@@ -3,7 +3,7 @@
 use weights::architecture::{Activation, Architecture};
 use weights::basic_resnet::Resnet;
 use weights::convolution::{Convolution, PARAMS};
-use weights::resnet;
+use weights::{MobilenetV3, Pool, Vit, resnet};
 
 use crate::backend::{Layers, Unary};
 use crate::error::{Error, Result};
@@ -45,6 +45,8 @@ pub fn forward<L: Layers>(b: &mut L, architecture: &Architecture, params: &[L::T
         }
         Architecture::ResnetCifar { depth, widths, .. } => resnet_cifar(b, (*depth, widths), params, x),
         Architecture::Resnet(net) => resnet(b, net, params, x),
+        Architecture::MobilenetV3(net) => mobilenet(b, net, params, x),
+        Architecture::Vit(net) => vit(b, net, params, x),
         Architecture::Head { .. } => b.linear(x, &params[0], &params[1]),
     }
 }
@@ -67,7 +69,7 @@ impl<'a, T: Clone> Rest<'a, T> {
 
     /// A convolution and its normalisation.
     fn conv_norm<L: Layers<T = T>>(&mut self, b: &mut L, c: &Convolution, x: &T) -> Result<T> {
-        b.conv_norm(x, self.take::<PARAMS>()?, c.stride, c.kernel / 2)
+        b.conv_norm(x, self.take::<PARAMS>()?, c)
     }
 }
 
@@ -115,5 +117,67 @@ fn resnet<L: Layers>(b: &mut L, net: &Resnet, params: &[L::T], x: &L::T) -> Resu
     }
     let [weight, bias] = params.take()?;
     let x = b.mean_pool(&x)?;
+    b.linear(&x, weight, bias)
+}
+
+/// A MobileNetV3: see [`weights::mobilenet`].
+fn mobilenet<L: Layers>(b: &mut L, net: &MobilenetV3, params: &[L::T], x: &L::T) -> Result<L::T> {
+    let mut params = Rest { rest: params };
+    let x = params.conv_norm(b, &net.stem(), x)?;
+    let mut x = b.unary(&x, Unary::HardSwish)?;
+    for block in net.blocks() {
+        let f = if block.hswish { Unary::HardSwish } else { Unary::Relu };
+        let mut y = x.clone();
+        for convolution in block.expand.iter().chain([&block.depthwise]) {
+            let z = params.conv_norm(b, convolution, &y)?;
+            y = b.unary(&z, f)?;
+        }
+        if block.gate.is_some() {
+            y = b.squeeze_excite(&y, params.take()?)?;
+        }
+        y = params.conv_norm(b, &block.project, &y)?;
+        x = if block.residual { b.sum(&x, &y)? } else { y };
+    }
+    let x = params.conv_norm(b, &net.last(), &x)?;
+    let x = b.unary(&x, Unary::HardSwish)?;
+    let x = b.mean_pool(&x)?;
+    let [weight, bias] = params.take()?;
+    let x = b.linear(&x, weight, bias)?;
+    let x = b.unary(&x, Unary::HardSwish)?;
+    let [weight, bias] = params.take()?;
+    b.linear(&x, weight, bias)
+}
+
+/// A vision transformer: see [`weights::vit`].
+fn vit<L: Layers>(b: &mut L, net: &Vit, params: &[L::T], x: &L::T) -> Result<L::T> {
+    let mut params = Rest { rest: params };
+    let token = if net.pool == Pool::ClassToken { Some(params.take::<1>()?) } else { None };
+    let [weight, bias, positions] = params.take()?;
+    let x = b.conv2d(x, weight, bias, net.patch, 0)?;
+    let mut x = b.tokens(&x)?;
+    if let Some([token]) = token {
+        x = b.prepend(&x, token)?;
+    }
+    x = b.sum_each(&x, positions)?;
+    for _ in 0..net.depth {
+        let [scale, shift, project, project_bias, out, out_bias] = params.take()?;
+        let y = b.layer_norm(&x, scale, shift)?;
+        let y = b.linear(&y, project, project_bias)?;
+        let y = b.attention(&y, net.heads, net.width)?;
+        let y = b.linear(&y, out, out_bias)?;
+        x = b.sum(&x, &y)?;
+        let [scale, shift, first, first_bias, second, second_bias] = params.take()?;
+        let y = b.layer_norm(&x, scale, shift)?;
+        let y = b.linear(&y, first, first_bias)?;
+        let y = b.unary(&y, Unary::Gelu)?;
+        let y = b.linear(&y, second, second_bias)?;
+        x = b.sum(&x, &y)?;
+    }
+    let [scale, shift, weight, bias] = params.take()?;
+    let x = b.layer_norm(&x, scale, shift)?;
+    let x = match net.pool {
+        Pool::ClassToken => b.first_token(&x)?,
+        Pool::Mean => b.mean_tokens(&x)?,
+    };
     b.linear(&x, weight, bias)
 }

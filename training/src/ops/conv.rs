@@ -31,7 +31,7 @@ pub fn conv2d_models(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, 
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     m: usize,
     n: usize,
     c: usize,
@@ -39,14 +39,20 @@ struct Sizes {
     w: usize,
     o: usize,
     k: usize,
-    stride: usize,
+    pub(super) stride: usize,
     pad: usize,
-    oh: usize,
-    ow: usize,
+    pub(super) oh: usize,
+    pub(super) ow: usize,
 }
 
 impl Sizes {
-    fn new(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> candle_core::Result<Self> {
+    pub(super) fn new(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        stride: usize,
+        pad: usize,
+    ) -> candle_core::Result<Self> {
         let (m, n, c, h, w) = x.dims5()?;
         let (wm, o, wc, k, kw) = weight.dims5()?;
         if (wm, wc, kw) != (m, c, k) || bias.dims() != [m, o] || k == 0 || stride == 0 {
@@ -59,15 +65,15 @@ impl Sizes {
         Ok(Self { m, n, c, h, w, o, k, stride, pad, oh, ow })
     }
 
-    fn patch(&self) -> usize {
+    pub(super) fn patch(&self) -> usize {
         self.c * self.k * self.k
     }
 
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.oh * self.ow
     }
 
-    fn image(&self) -> usize {
+    pub(super) fn image(&self) -> usize {
         self.c * self.h * self.w
     }
 
@@ -81,7 +87,7 @@ impl Sizes {
 
     /// Calls `f(index in the image, index in the patch matrix [patch × positions], run)` for each horizontal run of
     /// positions that one kernel tap reads; neighbours in the image are `stride` apart.
-    fn runs(&self, mut f: impl FnMut(usize, usize, usize)) {
+    pub(super) fn runs(&self, mut f: impl FnMut(usize, usize, usize)) {
         for tap in 0..self.patch() {
             let (c, ky, kx) = (tap / (self.k * self.k), tap / self.k % self.k, tap % self.k);
             // Output columns whose input column ox · stride + kx − pad lies inside the image.
@@ -176,9 +182,9 @@ fn product(a: Matrix<'_>, b: Matrix<'_>, out: &mut [f32], accumulate: bool) {
 
 struct Conv(Sizes);
 
-type Three<'a> = [(&'a CpuStorage, &'a Layout); 3];
+pub(super) type Three<'a> = [(&'a CpuStorage, &'a Layout); 3];
 
-fn slices(inputs: Three<'_>) -> candle_core::Result<[&[f32]; 3]> {
+pub(super) fn slices(inputs: Three<'_>) -> candle_core::Result<[&[f32]; 3]> {
     let [a, b, c] = inputs;
     Ok([f32_slice(a.0, a.1)?, f32_slice(b.0, b.1)?, f32_slice(c.0, c.1)?])
 }
@@ -235,7 +241,7 @@ impl CustomOp3 for Conv {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Of {
+pub(super) enum Of {
     Input,
     Weight,
     Bias,

@@ -1,11 +1,17 @@
 //! Operations that candle's CPU backend does slowly or not at all.
 
 mod conv;
+mod depthwise;
+mod layer_norm;
 mod norm;
+mod pointwise;
 mod pool;
 
 pub use conv::{conv2d, conv2d_models};
+pub use depthwise::depthwise_models;
+pub use layer_norm::{LAYER_NORM_EPSILON, layer_norm_models};
 pub use norm::batch_norm;
+pub use pointwise::{hard_sigmoid, hard_swish};
 pub use pool::max_pool2;
 
 use candle_core::{CpuStorage, Layout, bail};

@@ -53,6 +53,7 @@ pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32>
         Architecture::Mlp { activation: Activation::Relu, .. }
             | Architecture::ResnetCifar { .. }
             | Architecture::Resnet(_)
+            | Architecture::MobilenetV3(_)
     );
     let layout = architecture.layout();
     let last = layout.params.len().saturating_sub(2);
