@@ -344,6 +344,7 @@ fn inference_status(error: &inference::Error) -> StatusCode {
         E::ModalityMismatch { .. }
         | E::ShapeMismatch { .. }
         | E::ClassesMismatch { .. }
+        | E::ClassesOutside { .. }
         | E::UnknownSampler(_)
         | E::UnknownArchitecture { .. }
         | E::Extractor { .. }

@@ -27,7 +27,8 @@ pub struct Args {
     /// Classes in the order of the head's rows; without it all, in the data's order.
     #[arg(long, value_delimiter = ',')]
     classes: Vec<String>,
-    /// Architecture of the networks, by its name in the manifest; the first without it.
+    /// Architecture of the networks, by its name in the manifest; without it the first, or where heads have any number of
+    /// classes that of the classes given.
     #[arg(long)]
     architecture: Option<String>,
     /// Number of samples.
@@ -92,6 +93,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     let data = datasets::load_source(&args.data)?;
     let classes = labels(&data, &args.classes)?;
+    if generator.any_number() && args.architecture.is_none() {
+        generator = generator.for_classes(classes.len())?;
+    }
     let embedding = generator.embed(&generator.features(&data, &classes, args.data_seed)?)?;
     let support = generator.gather_support(&data, &classes, args.data_seed)?.whole();
     let generated = generator.generate_on(&embedding, &options, Some(&support.data), &mut |_, _| true)?.weights;

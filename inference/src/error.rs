@@ -102,6 +102,16 @@ pub enum Error {
         /// The number needed.
         expected: usize,
     },
+    /// A number of classes that a generator for any number of classes does not take.
+    #[error("{found} classes were given; this generator takes any number from {least} to {most}")]
+    ClassesOutside {
+        /// Classes found.
+        found: usize,
+        /// The smallest number.
+        least: usize,
+        /// The largest number.
+        most: usize,
+    },
     /// NaN or an infinity.
     #[error("{what} hold a value that is not finite at position {position}; every value must be a finite number")]
     NonFinite {
@@ -169,7 +179,7 @@ impl Error {
             Self::Graph { .. } => "graph_failed",
             Self::ModalityMismatch { .. } => "modality_mismatch",
             Self::ShapeMismatch { .. } => "shape_mismatch",
-            Self::ClassesMismatch { .. } => "classes_mismatch",
+            Self::ClassesMismatch { .. } | Self::ClassesOutside { .. } => "classes_mismatch",
             Self::NonFinite { .. } => "non_finite",
             Self::Length { .. } => "length_mismatch",
             Self::Option { .. } => "option_invalid",

@@ -8,6 +8,7 @@ use weights::manifest::Modality;
 
 use crate::error::{Error, Result, check_finite};
 use crate::extractor::Extractor;
+use crate::generator::classes::check_classes as check_number;
 
 /// Indices `[classes × images_per_class]` of `images_per_class` examples of each of `classes`.
 ///
@@ -37,15 +38,8 @@ pub(crate) fn gather(extractor: Option<&Extractor>, dataset: &Dataset, indices: 
 }
 
 fn check(manifest: &Manifest, dataset: &Dataset, classes: &[u32]) -> Result<()> {
-    let encoder = &manifest.encoder;
     check_examples(manifest, dataset)?;
-    if classes.len() != encoder.classes {
-        return Err(Error::ClassesMismatch {
-            found: classes.len(),
-            needs: "this generator",
-            expected: encoder.classes,
-        });
-    }
+    check_number(&manifest.encoder, classes.len())?;
     check_classes(dataset, classes)
 }
 

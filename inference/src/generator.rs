@@ -1,5 +1,6 @@
 //! A bundle ready to run: dataset encoder, denoiser, VAE and forward graphs on pools of sessions.
 
+pub(crate) mod classes;
 mod encode;
 
 use std::borrow::Cow;
@@ -36,6 +37,8 @@ pub struct Embedding {
     pub dataset: Vec<f32>,
     /// The denoiser's condition, `[condition_dim]`.
     pub condition: Vec<f32>,
+    /// Number of classes of the dataset.
+    pub classes: usize,
 }
 
 /// Wall-clock time of a generation's parts, in milliseconds.
@@ -224,10 +227,10 @@ impl Generator {
         }
     }
 
-    /// Encodes features as [`Self::features`] gives them.
+    /// Encodes features as [`Self::features`] gives them, of as many classes as they are.
     ///
     /// # Errors
-    /// [`Error::Length`], [`Error::NonFinite`] or [`Error::Graph`].
+    /// [`Error::Length`], [`Error::ClassesOutside`], [`Error::NonFinite`] or [`Error::Graph`].
     pub fn embed(&self, features: &[f32]) -> Result<Embedding> {
         self.embed_batch(&[features])?.pop().ok_or_else(|| self.encoder.failed("it gave no embedding"))
     }
@@ -248,22 +251,37 @@ impl Generator {
     fn embed_batch(&self, features: &[&[f32]]) -> Result<Vec<Embedding>> {
         let contract = &self.manifest.encoder;
         let shape = [contract.classes, contract.images_per_class, contract.feature_dim];
-        for row in features {
-            check_length("the features", row.len(), shape.iter().product())?;
-            check_finite("the features", row)?;
+        let mut joined = Vec::with_capacity(features.len() * shape.iter().product::<usize>());
+        let (mut classes, mut presence) = (Vec::with_capacity(features.len()), Vec::new());
+        for (row, features) in features.iter().enumerate() {
+            check_finite("the features", features)?;
+            let own = self.classes_of(features)?;
+            joined.extend_from_slice(features);
+            // Classes that the dataset does not have.
+            joined.resize((row + 1) * shape.iter().product::<usize>(), 0.0);
+            presence.extend(self.presence(own));
+            classes.push(own);
         }
         let rows = features.len();
-        let joined = features.concat();
         let input = batch_view(&self.encoder, rows, &shape, &joined)?;
+        let mut inputs = vec![("features", input.into())];
+        if self.any_number() {
+            inputs.push(("presence", batch_view(&self.encoder, rows, &[contract.classes], &presence)?.into()));
+        }
         let mut lease = self.encoder.lease()?;
-        let outputs = lease.run(vec![("features", input.into())])?;
+        let outputs = lease.run(inputs)?;
         let (wide, long) = (contract.embedding_dim, contract.condition_dim);
         let dataset = output(&self.encoder, &outputs, "dataset", rows * wide)?;
         let condition = output(&self.encoder, &outputs, "condition", rows * long)?;
         check_finite("the dataset embeddings", dataset)?;
         check_finite("the conditions", condition)?;
-        let pairs = dataset.chunks_exact(wide).zip(condition.chunks_exact(long));
-        Ok(pairs.map(|(d, c)| Embedding { dataset: d.to_vec(), condition: c.to_vec() }).collect())
+        let each = dataset.chunks_exact(wide).zip(condition.chunks_exact(long)).zip(classes);
+        let embedding = |((d, c), classes): ((&[f32], &[f32]), usize)| Embedding {
+            dataset: d.to_vec(),
+            condition: c.to_vec(),
+            classes,
+        };
+        Ok(each.map(embedding).collect())
     }
 
     /// Samples latents (`[rows × latent]` each, in the VAE's scale) for an embedding: those of all rows of a network.
@@ -271,7 +289,8 @@ impl Generator {
     /// `progress(step, total)` is called after each step; sampling stops when it gives false.
     ///
     /// # Errors
-    /// [`Error::Option`], [`Error::Length`], [`Error::NonFinite`], [`Error::Graph`] or [`Error::Cancelled`].
+    /// [`Error::Option`], [`Error::Length`], [`Error::NonFinite`], [`Error::Graph`] or [`Error::Cancelled`];
+    /// [`Error::ClassesMismatch`] where the architecture's classes are not the dataset's.
     pub fn sample(
         &self,
         embedding: &Embedding,
@@ -283,6 +302,10 @@ impl Generator {
         options.validate_for(schedule, self.manifest.guidance, self.manifest.quality.is_some())?;
         check_length("the condition's values", embedding.condition.len(), self.manifest.encoder.condition_dim)?;
         check_finite("the condition's values", &embedding.condition)?;
+        if self.any_number() && embedding.classes != self.classes() {
+            let (found, expected) = (embedding.classes, self.classes());
+            return Err(Error::ClassesMismatch { found, needs: "the architecture that was chosen", expected });
+        }
         let plan = samplers::plan(schedule, options);
         let networks = (BATCH / self.rows()).max(1);
         let starts: Vec<usize> = (0..options.count).step_by(networks).collect();
@@ -331,13 +354,15 @@ impl Generator {
         let rows = if guided { 2 * samples } else { samples };
         // The null condition is the zero vector; its rows follow the conditional ones. What a row is stays known there.
         let (index, kinds) = (self.index(indices.len()), self.manifest.vectorise.index_dim());
-        let width = condition.len() + kinds;
+        let presence = self.presence(self.classes());
+        let width = condition.len() + kinds + presence.len();
         let mut conditions = vec![0.0; rows * width];
         for (i, row) in conditions.chunks_exact_mut(width).enumerate() {
             if i < samples {
                 row[..condition.len()].copy_from_slice(condition);
             }
-            row[condition.len()..].copy_from_slice(&index[(i % samples) * kinds..][..kinds]);
+            row[condition.len()..][..kinds].copy_from_slice(&index[(i % samples) * kinds..][..kinds]);
+            row[condition.len() + kinds..].copy_from_slice(&presence);
         }
         let condition = batch_view(pool, rows, &[width], &conditions)?;
         let mut doubled = if guided { vec![0.0; rows * dim] } else { Vec::new() };
@@ -493,18 +518,14 @@ fn check_graphs(
         let index = (kinds > 0).then(|| Slot::batch("index", &[kinds]));
         std::iter::once(first).chain(index).collect::<Vec<_>>()
     };
-    check(
-        encoder,
-        &[Slot::batch("features", &features)],
-        &[Slot::batch("dataset", &[contract.embedding_dim]), condition()],
-    )?;
+    let presence = contract.min_classes.map(|_| contract.classes);
+    let mut datasets = vec![Slot::batch("features", &features)];
+    datasets.extend(presence.map(|classes| Slot::batch("presence", &[classes])));
+    let told = contract.condition_dim + kinds + presence.unwrap_or_default() + usize::from(manifest.quality.is_some());
+    check(encoder, &datasets, &[Slot::batch("dataset", &[contract.embedding_dim]), condition()])?;
     check(
         denoiser,
-        &[
-            Slot::batch("latent", latent),
-            Slot::timestep("timestep"),
-            Slot::batch("condition", &[contract.condition_dim + kinds + usize::from(manifest.quality.is_some())]),
-        ],
+        &[Slot::batch("latent", latent), Slot::timestep("timestep"), Slot::batch("condition", &[told])],
         &[Slot::batch("prediction", latent)],
     )?;
     check(decoder, &with_index(Slot::batch("latent", latent)), &[Slot::batch("weights", &length)])?;

@@ -106,6 +106,8 @@ struct Place<'a> {
     examples: &'a Examples,
     prior: f64,
     start: &'a [f32],
+    /// Values at its beginning that the network depends on.
+    live: usize,
     /// Deviation of a latent's dimension.
     unit: f32,
     /// How far it is from the start, in deviations.
@@ -119,8 +121,8 @@ impl<'a> Place<'a> {
     fn new(generator: &'a Generator, examples: &'a Examples, prior: f64, start: &'a [f32]) -> Result<Self> {
         let unit = 1.0 / generator.manifest().latent.scale;
         let moved = vec![0.0; start.len()];
-        let mut place =
-            Self { generator, examples, prior, start, unit, moved, logits: Vec::new(), loss: 0.0, damping: 1e-3 };
+        let (live, logits, loss, damping) = (generator.live_latents().min(start.len()), Vec::new(), 0.0, 1e-3);
+        let mut place = Self { generator, examples, prior, start, live, unit, moved, logits, loss, damping };
         (place.logits, place.loss) = place.try_at(&place.moved)?;
         Ok(place)
     }
@@ -155,7 +157,8 @@ impl<'a> Place<'a> {
 
     /// One step; false when none makes it better.
     fn step(&mut self, rng: &mut ChaCha8Rng) -> Result<bool> {
-        let directions = directions(self.start.len(), rng);
+        let mut directions = directions(self.live, rng);
+        directions.iter_mut().for_each(|direction| direction.resize(self.start.len(), 0.0));
         let (hessian, gradient) = self.quadratic(&directions)?;
         for _ in 0..TRIES {
             let mut damped = hessian.clone();

@@ -1,12 +1,14 @@
 //! The labelled data of a configuration, split once, and the batches drawn from it.
 
+mod tasks;
+
 use datasets::{Dataset, Split, Task};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use weights::manifest::{ExtractorSpec, ExtractorUse};
 
-use crate::config::{Config, Role, SourceConfig, TasksConfig};
+use crate::config::{Config, Role, SourceConfig};
 use crate::error::{Error, Result};
 use crate::random;
 
@@ -83,16 +85,6 @@ impl Source {
         let mut data = self.data.take(&indices);
         data.name = format!("{}-{part}", self.name);
         data
-    }
-
-    /// All classes in their own order.
-    fn whole(&self) -> Task {
-        Task { source: self.name.clone(), classes: (0..self.data.classes() as u32).collect() }
-    }
-
-    fn class_sets(&self, classes: usize) -> Result<Vec<Vec<u32>>> {
-        check_sets(&self.name, self.data.classes(), classes)?;
-        Ok(datasets::class_sets(self.data.classes(), classes))
     }
 }
 
@@ -208,74 +200,10 @@ impl Sources {
         Ok(TaskData { source, classes, data: &source.data })
     }
 
-    /// The tasks of a configuration: those of the zoo, and those that stay unseen.
-    ///
-    /// # Errors
-    /// When there are fewer class sets than asked for.
-    pub fn tasks(&self, config: &Config) -> Result<(Vec<Task>, Vec<Task>)> {
-        let mut rng = random::stream(config.seed, "tasks");
-        let (mut seen, mut unseen) = (Vec::new(), Vec::new());
-        for source in self.of(Role::Zoo) {
-            match &config.tasks {
-                TasksConfig::Sources => seen.push(source.whole()),
-                TasksConfig::ClassSets { classes, seen: n, orders } => {
-                    let mut sets = source.class_sets(*classes)?;
-                    if sets.len() < *n {
-                        return Err(Error::Config(format!(
-                            "source {} has {} sets of {classes} classes, tasks.seen asks for {n}",
-                            source.name,
-                            sets.len()
-                        )));
-                    }
-                    sets.shuffle(&mut rng);
-                    seen.extend(datasets::ordered_tasks(&source.name, &sets[..*n], *orders, &mut rng));
-                    unseen.extend(datasets::ordered_tasks(&source.name, &sets[*n..], 1, &mut rng));
-                }
-            }
-        }
-        Ok((seen, unseen))
-    }
-
-    /// The tasks of the sources that are left out: neither backbone nor zoo nor generator saw them.
-    ///
-    /// # Errors
-    /// When a source has too few classes.
-    pub fn left_out(&self, config: &Config) -> Result<Vec<Task>> {
-        let mut rng = random::stream(config.seed, "left out tasks");
-        let mut tasks = Vec::new();
-        for source in self.of(Role::LeftOut) {
-            match &config.tasks {
-                TasksConfig::Sources => tasks.push(source.whole()),
-                TasksConfig::ClassSets { classes, .. } => {
-                    let mut sets = source.class_sets(*classes)?;
-                    sets.shuffle(&mut rng);
-                    tasks.extend(datasets::ordered_tasks(&source.name, &sets, 1, &mut rng));
-                }
-            }
-        }
-        Ok(tasks)
-    }
-
     /// The sources of one role.
     pub fn of(&self, role: Role) -> impl Iterator<Item = &Source> {
         self.list.iter().filter(move |source| source.role == role)
     }
-}
-
-/// Class sets that a source may have: all of them are listed and shuffled.
-const MAX_SETS: u64 = 1_000_000;
-
-/// Refuses more class sets than can be listed.
-fn check_sets(source: &str, n: usize, k: usize) -> Result<()> {
-    let mut sets = 1u64;
-    for i in 0..k.min(n.saturating_sub(k)) as u64 {
-        sets = sets.saturating_mul(n as u64 - i) / (i + 1);
-        if sets > MAX_SETS {
-            let text = format!("source {source} has more than {MAX_SETS} sets of {k} of its {n} classes; choose fewer");
-            return Err(Error::Config(text));
-        }
-    }
-    Ok(())
 }
 
 fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<Source> {
@@ -448,10 +376,10 @@ mod tests {
         let names = |tasks: &[Task]| tasks.iter().map(|t| t.source.clone()).collect::<std::collections::BTreeSet<_>>();
         let (seen, unseen) = left.1.tasks(&left.0).unwrap();
         assert_eq!((names(&seen), names(&unseen)), (["a".to_owned()].into(), ["a".to_owned()].into()));
-        let out = left.1.left_out(&left.0).unwrap();
+        let out = left.1.left_out(&left.0);
         assert_eq!((names(&out), out.len()), (["b".to_owned()].into(), 120));
         assert_eq!(names(&whole.1.tasks(&whole.0).unwrap().0).len(), 2);
-        assert!(whole.1.left_out(&whole.0).unwrap().is_empty() && only.1.left_out(&only.0).unwrap().is_empty());
+        assert!(whole.1.left_out(&whole.0).is_empty() && only.1.left_out(&only.0).is_empty());
         // The images of what is left out change nothing; those of the others do.
         let (a, b, c) = (backbone(&left), backbone(&whole), backbone(&only));
         assert!(a.onnx != b.onnx && a.onnx != c.onnx && b.onnx != c.onnx);

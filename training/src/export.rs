@@ -7,11 +7,13 @@ use weights::manifest::files;
 
 use crate::backend::Eager;
 use crate::backend::onnx::{BATCH, Onnx};
+use crate::config::FEWEST;
 use crate::error::Result;
+use crate::networks::dataset_encoder::EncoderShape;
 use crate::networks::{dataset_encoder, denoiser, predictor, target, vae};
 use crate::random;
 use crate::stages::diffusion::Denoiser;
-use crate::stages::encoder::Encoder;
+use crate::stages::encoder::{Encoder, Supports};
 use crate::stages::fit;
 use crate::stages::predictor::Predictor;
 use crate::stages::vae::Vae;
@@ -98,7 +100,8 @@ pub fn dataset_encoder(e: &Encoder) -> Result<Vec<u8>> {
     let s = &e.shape;
     let mut graph = Onnx::new("dataset_encoder", Some(&e.params));
     let x = graph.input("features", &[BATCH, s.classes, s.images, s.feature_dim]);
-    let (dataset, condition) = dataset_encoder::encode(&mut graph, s, &x)?;
+    let presence = s.any_number.then(|| graph.input("presence", &[BATCH, s.classes]));
+    let (dataset, condition) = dataset_encoder::encode(&mut graph, s, &x, presence.as_ref())?;
     graph.output(&dataset, "dataset", &[BATCH, s.embedding_dim]);
     graph.output(&condition, "condition", &[BATCH, s.condition_dim()]);
     Ok(graph.finish())
@@ -159,7 +162,7 @@ pub fn predictor_probes(p: &mut Predictor) -> Result<Vec<Probe>> {
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[&Architecture]) -> Result<Vec<Probe>> {
+pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[Architecture]) -> Result<Vec<Probe>> {
     let device = Device::Cpu;
     let mut rng = random::stream(0, "probes");
     let mut random = |shape: &[usize]| random::normal(shape, &device, &mut rng);
@@ -186,24 +189,33 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[&
             outputs: vec![named("weights", &v.decode(&z, &pieces)?)?],
         });
         let s = e.shape.clone();
-        let x = random(&[n, s.classes, s.images, s.feature_dim])?;
-        let (dataset, condition) = e.encode(&x)?;
+        let features = random(&[n, s.classes, s.images, s.feature_dim])?;
+        let supports = Supports { features, presence: any_presence(&s, n)? };
+        let (dataset, condition) = e.encode(&supports)?;
+        let presence = supports.presence.as_ref();
+        let mut inputs = vec![named("features", &supports.features)?];
+        inputs.extend(presence.map(|presence| named("presence", presence)).transpose()?);
         probes.push(Probe {
             graph: files::DATASET_ENCODER.into(),
-            inputs: vec![named("features", &x)?],
+            inputs,
             outputs: vec![named("dataset", &dataset)?, named("condition", &condition)?],
         });
         let steps = d.schedule.steps.max(1);
         let t: Vec<f32> = (0..n).map(|i| ((i * 379) % steps) as f32).collect();
         let t = Tensor::from_vec(t, n, &device)?;
         // Before z_D comes the quality, where the denoiser is told of it.
-        let before = d.shape.condition_dim - s.condition_dim() - v.shape.index;
+        let after = v.shape.index + presence.map_or(0, |_| s.classes);
+        let before = d.shape.condition_dim - s.condition_dim() - after;
         let condition = match before {
             0 => condition,
             _ => Tensor::cat(&[&random(&[n, before])?, &condition], 1)?,
         };
         let condition = match &index {
             Some(index) => Tensor::cat(&[&condition, index], 1)?,
+            None => condition,
+        };
+        let condition = match presence {
+            Some(presence) => Tensor::cat(&[&condition, presence], 1)?,
             None => condition,
         };
         let y = d.denoise(&z, &t, &condition)?;
@@ -217,6 +229,16 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[&
         }
     }
     Ok(probes)
+}
+
+/// Different numbers of classes, where a dataset has any number.
+fn any_presence(shape: &EncoderShape, n: usize) -> Result<Option<Tensor>> {
+    if !shape.any_number {
+        return Ok(None);
+    }
+    let own = |i: usize| FEWEST + i % (shape.classes + 1 - FEWEST);
+    let of = |i: usize| (0..shape.classes).map(move |class| f32::from(u8::from(class < own(i))));
+    Ok(Some(Tensor::from_vec((0..n).flat_map(of).collect::<Vec<_>>(), (n, shape.classes), &Device::Cpu)?))
 }
 
 /// A probe of an architecture's forward graph with random weights.

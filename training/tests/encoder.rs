@@ -21,6 +21,7 @@ fn shape() -> EncoderShape {
         embedding_dim: 10,
         kind: EncoderKind::SetTransformer,
         condition: Condition::Tokens,
+        any_number: false,
     }
 }
 
@@ -30,7 +31,7 @@ fn run(features: &Tensor) -> (Vec<f32>, Vec<f32>) {
 
 fn run_as(shape: &EncoderShape, features: &Tensor) -> (Vec<f32>, Vec<f32>) {
     let mut params = Params::new(1, &Device::Cpu);
-    let (dataset, condition) = encode(&mut Eager::new(&mut params), shape, features).unwrap();
+    let (dataset, condition) = encode(&mut Eager::new(&mut params), shape, features, None).unwrap();
     assert_eq!(condition.dims(), [features.dim(0).unwrap(), shape.condition_dim()]);
     (dataset.flatten_all().unwrap().to_vec1().unwrap(), condition.flatten_all().unwrap().to_vec1().unwrap())
 }
@@ -83,5 +84,30 @@ fn the_mlp_sees_order_everywhere() {
         let index = Tensor::new(&[1u32, 0, 2, 3], &Device::Cpu).unwrap();
         let index = if axis == 1 { index } else { Tensor::new(&[1u32, 0, 2, 3, 4], &Device::Cpu).unwrap() };
         assert!(difference(&before, &run_as(&mlp, &features().index_select(&index, axis).unwrap()).1) > 1e-3);
+    }
+}
+
+#[test]
+fn classes_that_are_not_there_change_nothing() {
+    let shape = EncoderShape { any_number: true, ..shape() };
+    let presence = Tensor::new(&[[1f32, 1.0, 1.0, 0.0]], &Device::Cpu).unwrap();
+    let mut params = Params::new(1, &Device::Cpu);
+    let mut run = |features: &Tensor, presence: &Tensor| {
+        let (dataset, condition) = encode(&mut Eager::new(&mut params), &shape, features, Some(presence)).unwrap();
+        let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (values(dataset), values(condition))
+    };
+    let (own, other) = (features(), random::normal(&[1, 1, 5, 12], &Device::Cpu, &mut random::stream(9, "x")).unwrap());
+    let changed = Tensor::cat(&[&own.narrow(1, 0, 3).unwrap(), &other.affine(100.0, 0.0).unwrap()], 1).unwrap();
+    let (dataset, condition) = run(&own, &presence);
+    assert_eq!((dataset.clone(), condition.clone()), run(&changed, &presence));
+    assert!(condition[10 + 3 * 6..].iter().all(|v| *v == 0.0), "the token of an absent class is zero: {condition:?}");
+    let all = Tensor::ones((1, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(difference(&dataset, &run(&own, &all).0) > 1e-3, "a class more is another dataset");
+    // Another order of the classes that are there is that order of their tokens.
+    let index = Tensor::new(&[2u32, 0, 1, 3], &Device::Cpu).unwrap();
+    let (_, permuted) = run(&own.index_select(&index, 1).unwrap(), &presence);
+    for (row, source) in [2, 0, 1].into_iter().enumerate() {
+        assert!(difference(&permuted[10 + row * 6..][..6], &condition[10 + source * 6..][..6]) < 1e-5);
     }
 }

@@ -67,7 +67,7 @@ fn the_vae_sees_each_row_by_itself() {
 #[test]
 fn the_denoiser_gives_the_rows_in_the_order_of_the_tokens() {
     let config = DenoiserConfig::Rows { width: 16, blocks: 2, heads: 2 };
-    let shape = DenoiserShape { latent: vec![4, 5], condition_dim: 7 + 4 * 3, token_dim: 3, config };
+    let shape = DenoiserShape { latent: vec![4, 5], condition_dim: 7 + 4 * 3, token_dim: 3, any_number: false, config };
     let mut params = Params::new(1, &Device::Cpu);
     let mut run = |z: &Tensor, tokens: &Tensor, dataset: &Tensor| {
         let t = Tensor::new(&[10f32, 500.0], &Device::Cpu).unwrap();
@@ -80,4 +80,36 @@ fn the_denoiser_gives_the_rows_in_the_order_of_the_tokens() {
     let other = run(&permuted(&z), &permuted(&tokens), &normal(&[2, 7], "another z_D"));
     assert!(difference(&other, &permuted(&y)) < 1e-5);
     assert!(difference(&y, &run(&z, &permuted(&tokens), &dataset)) > 1e-4, "tokens do not matter");
+}
+
+#[test]
+fn rows_that_are_not_there_change_nothing() {
+    let config = DenoiserConfig::Rows { width: 16, blocks: 2, heads: 2 };
+    let condition_dim = 7 + 4 * 3 + 4;
+    let shape = DenoiserShape { latent: vec![4, 5], condition_dim, token_dim: 3, any_number: true, config };
+    let mut params = Params::new(1, &Device::Cpu);
+    let presence = Tensor::new(&[[1f32, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]], &Device::Cpu).unwrap();
+    let mut run = |z: &Tensor, tokens: &Tensor| {
+        let t = Tensor::new(&[10f32, 500.0], &Device::Cpu).unwrap();
+        let tokens = tokens.reshape((2, 12)).unwrap();
+        let condition = Tensor::cat(&[&normal(&[2, 7], "z_D"), &tokens, &presence], 1).unwrap();
+        denoise(&mut Eager::new(&mut params), &shape, z, &t, &condition).unwrap()
+    };
+    let (z, tokens) = (normal(&[2, 4, 5], "latents"), normal(&[2, 4, 3], "tokens"));
+    let y = run(&z, &tokens);
+    // The rows that there are, with others in place of those that there are not.
+    let others = |x: &Tensor, name: &str| {
+        let there = presence.reshape((2, 4, 1)).unwrap();
+        let absent = there.affine(-1.0, 1.0).unwrap();
+        let noise = normal(x.dims(), name).affine(100.0, 0.0).unwrap();
+        (x.broadcast_mul(&there).unwrap() + noise.broadcast_mul(&absent).unwrap()).unwrap()
+    };
+    let other = run(&others(&z, "other latents"), &others(&tokens, "other tokens"));
+    assert_eq!(difference(&y, &other), 0.0);
+    let absent = y.narrow(1, 2, 2).unwrap().narrow(0, 0, 1).unwrap();
+    assert_eq!(absent.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+    // Another order of the rows that there are is that order of the prediction.
+    let swap = |x: &Tensor| x.index_select(&Tensor::new(&[1u32, 0, 2, 3], &Device::Cpu).unwrap(), 1).unwrap();
+    assert!(difference(&run(&swap(&z), &swap(&tokens)), &swap(&y)) < 1e-5);
+    assert!(difference(&y, &swap(&y)) > 1e-3, "all rows look alike");
 }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+use crate::architecture::Architecture;
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::manifest::{FORMAT, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest, files};
+use crate::manifest::{FORMAT, FORMAT_CLASS_ROWS, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest, files};
 use crate::standardise::Standardisation;
 use crate::tensors;
 
@@ -50,9 +51,9 @@ impl Bundle {
             .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_STATISTICS)).contains(&f)) {
+        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_CLASS_ROWS)).contains(&f)) {
             let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
-            let reads = format!("this version reads formats {FORMAT} to {FORMAT_STATISTICS}");
+            let reads = format!("this version reads formats {FORMAT} to {FORMAT_CLASS_ROWS}");
             return Err(Error::Bundle(format!("manifest format is {found}; {reads}")));
         }
         let manifest =
@@ -166,6 +167,7 @@ impl Bundle {
             return fail(format!("{name} is not in the manifest"));
         }
         let Some(first) = self.manifest.architectures.first() else { return fail("it has no architecture".into()) };
+        let any_number = self.manifest.vectorise.rows.is_some();
         for entry in &self.manifest.architectures {
             entry.config.validate()?;
             if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
@@ -174,7 +176,7 @@ impl Bundle {
             if self.manifest.vectorise.pieces.is_empty() && entry.parameters > self.manifest.vectorise.length {
                 return fail(format!("{} has more parameters than the vectors", entry.name));
             }
-            if entry.config.classes() != first.config.classes() {
+            if !any_number && entry.config.classes() != first.config.classes() {
                 return fail(format!("{} and {} differ in the number of classes", entry.name, first.name));
             }
             if self.manifest.architectures.iter().filter(|other| other.name == entry.name).count() > 1 {
@@ -189,7 +191,10 @@ impl Bundle {
         if self.manifest.has_statistics() && self.manifest.format < FORMAT_STATISTICS {
             return fail(format!("a network with stored statistics is of format {FORMAT_STATISTICS}"));
         }
-        if self.manifest.encoder.classes != first.config.classes() {
+        if any_number {
+            self.verify_class_rows()?;
+        } else if self.manifest.encoder.classes != first.config.classes() || self.manifest.encoder.min_classes.is_some()
+        {
             return fail("encoder and architecture differ in the number of classes".into());
         }
         let scale = self.manifest.latent.scale;
@@ -200,12 +205,38 @@ impl Bundle {
         let valid = schedule.steps > 0 && schedule.beta_start > 0.0 && schedule.beta_end < 1.0;
         if valid { Ok(()) } else { fail("the noise schedule needs steps > 0 and 0 < beta < 1".into()) }
     }
+
+    /// A generator for any number of classes has the head of each number, in order, and latents with a row a class.
+    fn verify_class_rows(&self) -> Result<()> {
+        let manifest = &self.manifest;
+        let fail = |reason: String| Err(Error::Bundle(reason));
+        let most = manifest.encoder.classes;
+        let Some(least) = manifest.encoder.min_classes.filter(|least| (2..=most).contains(least)) else {
+            return fail(format!(
+                "its heads have any number of classes up to {most}: encoder.min_classes must say from which"
+            ));
+        };
+        if manifest.format < FORMAT_CLASS_ROWS {
+            return fail(format!("heads of any number of classes are of format {FORMAT_CLASS_ROWS}"));
+        }
+        let heads = (least..=most).map(Some);
+        let found = manifest.architectures.iter().map(|entry| match entry.config {
+            Architecture::Head { classes, .. } => Some(classes),
+            _ => None,
+        });
+        if !found.eq(heads) || manifest.vectorise.most_classes() != Some(most) {
+            return fail(format!("it must have the heads of {least} to {most} classes, each once and in order"));
+        }
+        match manifest.latent.shape.first() == Some(&most) {
+            true => Ok(()),
+            false => fail(format!("the first number of latent.shape must be that of the class rows, {most}")),
+        }
+    }
 }
 
 /// A small valid manifest for tests of other crates and of this one.
 #[cfg(test)]
 pub(crate) fn sample_manifest() -> Manifest {
-    use crate::architecture::Architecture;
     use crate::manifest::{ArchitectureEntry, EncoderContract, Latent, Modality, Prediction, Schedule};
     let config = Architecture::Head { features: 4, classes: 3 };
     let layout = config.layout();
@@ -230,6 +261,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             input_shape: vec![4],
             feature_dim: 4,
             classes: 3,
+            min_classes: None,
             images_per_class: 5,
             embedding_dim: 8,
             condition_dim: 32,
@@ -300,6 +332,49 @@ mod tests {
         let mut manifest = sample_manifest();
         manifest.schedule.beta_end = 1.5;
         assert!(Bundle::new(manifest, BTreeMap::new()).is_err());
+    }
+
+    /// Heads of 2 and 3 classes in one generator.
+    fn any_number() -> Manifest {
+        let mut manifest = sample_manifest();
+        let three = manifest.architectures[0].clone();
+        let config = Architecture::Head { features: 4, classes: 2 };
+        let (name, layout) = (config.name(), config.layout());
+        let two = crate::manifest::ArchitectureEntry {
+            parameters: layout.parameters(),
+            forward: files::forward(&name),
+            name,
+            layout,
+            config,
+        };
+        manifest.architectures = vec![two, three];
+        manifest.vectorise = crate::vectorise::Vectorise::class_rows(4, vec![2, 3], 3).unwrap();
+        manifest.format = Manifest::format_of(&manifest.vectorise, false);
+        manifest.encoder.min_classes = Some(2);
+        manifest.latent.shape = vec![3, 8];
+        manifest
+    }
+
+    #[test]
+    fn heads_of_any_number_of_classes_are_of_a_format_of_their_own() {
+        let good = Bundle::new(any_number(), BTreeMap::new()).unwrap();
+        assert_eq!(Bundle::from_files(good.manifest_json.clone(), BTreeMap::new()).unwrap(), good);
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = any_number();
+            change(&mut manifest);
+            Bundle::new(manifest, BTreeMap::new()).unwrap_err().to_string()
+        };
+        assert!(refused(&|m| m.format = 3).contains("format 4"));
+        assert!(refused(&|m| m.encoder.min_classes = None).contains("min_classes"));
+        assert!(refused(&|m| m.architectures.truncate(1)).contains("class rows"));
+        assert!(refused(&|m| m.latent.shape = vec![8]).contains("latent.shape"));
+        assert!(refused(&|m| m.encoder.classes = 4).contains("heads of 2 to 4 classes"));
+        let mut fixed = sample_manifest();
+        fixed.encoder.min_classes = Some(2);
+        assert!(Bundle::new(fixed, BTreeMap::new()).is_err());
+        // What does not vary says nothing of it.
+        let text = serde_json::to_string(&sample_manifest()).unwrap();
+        assert!(!text.contains("min_classes") && !text.contains("rows"), "{text}");
     }
 
     #[test]

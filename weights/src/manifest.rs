@@ -17,6 +17,9 @@ pub const FORMAT_PIECES: u32 = 2;
 /// Version of the bundle format of a generator whose networks store statistics of batch normalisations: of their
 /// variances the logarithm is standardised, and `standardisation.safetensors` says which they are.
 pub const FORMAT_STATISTICS: u32 = 3;
+/// Version of the bundle format of a generator of linear heads of any number of classes up to a largest: the dataset
+/// encoder and the denoiser are told which class rows there are.
+pub const FORMAT_CLASS_ROWS: u32 = 4;
 
 /// Names of the files in a bundle.
 pub mod files {
@@ -27,9 +30,10 @@ pub mod files {
     /// `latent [batch, latent…]` (and `index`, as in the encoder) → `weights [batch, length]`, standardised.
     pub const VAE_DECODER: &str = "vae_decoder.onnx";
     /// `latent [batch, latent…]`, `timestep [batch]`, `condition [batch, condition_dim + index_dim]` → `prediction`, as
-    /// latent.
+    /// latent. Of class rows the condition ends with their presence, `[batch, classes]`.
     pub const DENOISER: &str = "denoiser.onnx";
-    /// `features [batch, classes, images, feature_dim]` → `dataset [batch, embedding_dim]` and
+    /// `features [batch, classes, images, feature_dim]` (and `presence [batch, classes]`, 1 for a class that there is and 0
+    /// for one that there is not, where the number of classes is the request's) → `dataset [batch, embedding_dim]` and
     /// `condition [batch, condition_dim]`.
     pub const DATASET_ENCODER: &str = "dataset_encoder.onnx";
     /// Tensors `mean` and `std`, `[kinds × length]` each; and [`VARIANCES`], where networks store statistics.
@@ -213,8 +217,11 @@ pub struct EncoderContract {
     pub input_shape: Vec<usize>,
     /// Features per example after the extractor.
     pub feature_dim: usize,
-    /// Number of classes, in the order of the head's rows.
+    /// Number of classes, in the order of the head's rows; with `min_classes` the largest.
     pub classes: usize,
+    /// The smallest number of classes, where the request has any number from this to `classes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_classes: Option<usize>,
     /// Examples taken of each class.
     pub images_per_class: usize,
     /// Width of the dataset embedding z_D.
@@ -250,10 +257,11 @@ pub struct FileEntry {
 impl Manifest {
     /// The version that its format has; `statistics`: a network stores statistics of normalisations.
     pub fn format_of(vectorise: &Vectorise, statistics: bool) -> u32 {
-        match (statistics, vectorise.pieces.is_empty()) {
-            (true, _) => FORMAT_STATISTICS,
-            (false, true) => FORMAT,
-            (false, false) => FORMAT_PIECES,
+        match (&vectorise.rows, statistics, vectorise.pieces.is_empty()) {
+            (Some(_), ..) => FORMAT_CLASS_ROWS,
+            (None, true, _) => FORMAT_STATISTICS,
+            (None, false, true) => FORMAT,
+            (None, false, false) => FORMAT_PIECES,
         }
     }
 

@@ -97,6 +97,40 @@ impl Standardisation {
         Ok(Self { mean, std, variances })
     }
 
+    /// Statistics of heads (`[classes · (features + 1)]` each) of any number of classes, the same for every class row: over
+    /// all class rows of all heads. As those of the largest head's row, `[length]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when there is no head, or its classes are not whole; [`Error::Vectorise`] when networks do not
+    /// lie in class rows.
+    pub fn fit_class_rows<'a>(
+        heads: impl Iterator<Item = &'a [f32]>,
+        vectorise: &Vectorise,
+        mode: StandardiseMode,
+    ) -> Result<Self> {
+        let (Some(rows), Some(most)) = (&vectorise.rows, vectorise.most_classes()) else {
+            return Err(Error::Vectorise("networks do not lie in class rows".into()));
+        };
+        let (features, row) = (rows.features, rows.features + 1);
+        let mut all = Vec::new();
+        for head in heads {
+            check_length("a head", head.len(), head.len() / row * row)?;
+            let (weights, biases) = head.split_at(head.len() / row * features);
+            for (weights, bias) in weights.chunks_exact(features).zip(biases) {
+                all.extend_from_slice(weights);
+                all.push(*bias);
+            }
+        }
+        let layout = Layout::new([("weight", vec![features]), ("bias", vec![1])]);
+        let one = Self::fit(&all, row, &layout, mode)?;
+        let spread = |values: &[f32]| {
+            let mut whole = values[..features].repeat(most);
+            whole.extend(std::iter::repeat_n(values[features], most));
+            whole
+        };
+        Ok(Self { mean: spread(&one.mean), std: spread(&one.std), variances: Vec::new() })
+    }
+
     /// These statistics of one architecture's flat vector (`[d]`) as those of its rows.
     ///
     /// # Errors
@@ -130,7 +164,7 @@ impl Standardisation {
         self.mean.iter().enumerate().map(|(i, &m)| if variance(i) { exp(m) } else { m }).collect()
     }
 
-    /// The statistics of one architecture's rows, in their order.
+    /// The statistics of one architecture's rows, in their order. Padding stays what it is.
     ///
     /// # Errors
     /// [`Error::Length`] when there are fewer.
@@ -145,7 +179,12 @@ impl Standardisation {
             })
         };
         let variances = self.variances.get(range.clone()).map(<[bool]>::to_vec).unwrap_or_default();
-        Ok(Self { mean: part(&self.mean)?, std: part(&self.std)?, variances })
+        let mut own = Self { mean: part(&self.mean)?, std: part(&self.std)?, variances };
+        if let Some(mask) = vectorise.mask(architecture) {
+            own.mean.iter_mut().zip(&mask).for_each(|(mean, there)| *mean *= there);
+            own.std.iter_mut().zip(&mask).filter(|(_, there)| **there == 0.0).for_each(|(std, _)| *std = 1.0);
+        }
+        Ok(own)
     }
 
     /// Standardises rows (`[n × length]`) in place.
@@ -251,6 +290,27 @@ mod tests {
         let mut both = Standardisation { mean: vec![0.0], std: vec![1.0], variances: Vec::new() };
         both.append(&s);
         assert_eq!(both.variances, [false, false, true, true]);
+    }
+
+    #[test]
+    fn class_rows_share_their_statistics() {
+        let vectorise = Vectorise::class_rows(1, vec![2, 3], 3).unwrap();
+        // Class rows (weight, bias): (1, 10), (3, 10), then (2, 13), (5, 14), (4, 13).
+        let heads: [&[f32]; 2] = [&[1.0, 3.0, 10.0, 10.0], &[2.0, 5.0, 4.0, 13.0, 14.0, 13.0]];
+        let all = Standardisation::fit_class_rows(heads.into_iter(), &vectorise, StandardiseMode::Parameter).unwrap();
+        assert_eq!(all.mean, [3.0, 3.0, 3.0, 12.0, 12.0, 12.0]);
+        let std = [2f32.sqrt(), 2f32.sqrt(), 2f32.sqrt(), 2.8f32.sqrt(), 2.8f32.sqrt(), 2.8f32.sqrt()];
+        assert!(all.std.iter().zip(std).all(|(found, right)| (found - right).abs() < 1e-5), "{:?}", all.std);
+        let two = all.of(&vectorise, 0).unwrap();
+        assert_eq!((two.mean[2], two.mean[5], two.std[2], two.std[5]), (0.0, 0.0, 1.0, 1.0));
+        let mut rows = vectorise.cut(0, heads[0], 0.0).unwrap();
+        two.apply(&mut rows).unwrap();
+        assert_eq!((rows[2], rows[5]), (0.0, 0.0));
+        two.invert(&mut rows).unwrap();
+        let back = vectorise.join(0, &rows, 4).unwrap();
+        assert!(back.iter().zip(heads[0]).all(|(a, b)| (a - b).abs() < 1e-5), "{back:?}");
+        let none = std::iter::empty();
+        assert!(Standardisation::fit_class_rows(none, &vectorise, StandardiseMode::Parameter).is_err());
     }
 
     #[test]

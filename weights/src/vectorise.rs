@@ -59,6 +59,27 @@ impl Piece {
     }
 }
 
+/// Linear heads of several numbers of classes as rows of one length: each is the head of the most classes, whose further
+/// class rows are padding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassRows {
+    /// Features; a class row is one weight for each, and a bias.
+    pub features: usize,
+    /// Number of classes of each architecture.
+    pub classes: Vec<usize>,
+}
+
+/// Values of a network that lie together in one of its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Which of the network's rows.
+    pub row: usize,
+    /// Index of its first value in the row.
+    pub place: usize,
+    /// Range of its values in the network's flat vector.
+    pub range: Range<usize>,
+}
+
 /// Vectorising of a zoo: the mode, the length of a row and the table of pieces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vectorise {
@@ -70,13 +91,66 @@ pub struct Vectorise {
     /// each network is one row and there is one architecture.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pieces: Vec<Piece>,
+    /// Where the architectures are linear heads that differ in the number of classes: how they lie in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<ClassRows>,
 }
 
 impl Vectorise {
     /// Model-wise rows of one architecture, for networks with these numbers of parameters.
     pub fn model_wise(parameters: &[usize]) -> Self {
         let length = parameters.iter().copied().max().unwrap_or(0);
-        Self { mode: VectoriseMode::ModelWise, length, pieces: Vec::new() }
+        Self { mode: VectoriseMode::ModelWise, length, pieces: Vec::new(), rows: None }
+    }
+
+    /// Rows of linear heads on `features` features whose architectures have these numbers of classes, of at most `most`.
+    ///
+    /// # Errors
+    /// [`Error::Vectorise`] when a number is below 2 or above `most`, or there is none.
+    pub fn class_rows(features: usize, classes: Vec<usize>, most: usize) -> Result<Self> {
+        let length = features.checked_add(1).and_then(|row| row.checked_mul(most)).filter(|_| features > 0);
+        let Some(length) = length else {
+            return Err(Error::Vectorise(format!("there are no heads of {most} classes on {features} features")));
+        };
+        let rows = Some(ClassRows { features, classes });
+        let vectorise = Self { mode: VectoriseMode::ModelWise, length, pieces: Vec::new(), rows };
+        vectorise.check_class_rows()?;
+        Ok(vectorise)
+    }
+
+    /// The most classes of a head, where architectures differ in the number of classes.
+    pub fn most_classes(&self) -> Option<usize> {
+        self.rows.as_ref().map(|rows| self.length / (rows.features + 1))
+    }
+
+    /// Of each class row whether a network of the architecture has it, 1 or 0, `[most classes]`; empty where networks do
+    /// not differ in the number of classes.
+    pub fn presence(&self, architecture: usize) -> Vec<f32> {
+        let own = self.rows.as_ref().and_then(|rows| rows.classes.get(architecture)).copied().unwrap_or_default();
+        (0..self.most_classes().unwrap_or_default()).map(|class| f32::from(u8::from(class < own))).collect()
+    }
+
+    /// Of each value of a row whether a network of the architecture has it, 1 or 0, `[length]`; none where networks do not
+    /// differ in the number of classes.
+    pub fn mask(&self, architecture: usize) -> Option<Vec<f32>> {
+        let rows = self.rows.as_ref()?;
+        let classes = rows.classes.get(architecture)?;
+        self.cut(architecture, &vec![1.0; classes * (rows.features + 1)], 0.0).ok()
+    }
+
+    fn check_class_rows(&self) -> Result<()> {
+        let Some(rows) = &self.rows else { return Ok(()) };
+        let row = rows.features.saturating_add(1);
+        let most = self.length / row;
+        let fits = !rows.classes.is_empty() && rows.classes.iter().all(|k| (2..=most).contains(k));
+        let whole = self.mode == VectoriseMode::ModelWise && self.pieces.is_empty();
+        match whole && rows.features > 0 && self.length == most * row && fits {
+            true => Ok(()),
+            false => Err(Error::Vectorise(format!(
+                "heads of {:?} classes on {} features do not lie in rows of {} values: each has from 2 to {most} classes",
+                rows.classes, rows.features, self.length
+            ))),
+        }
     }
 
     /// The rows of a zoo of these architectures. `chunk` is the length of a row where vectors are cut.
@@ -115,7 +189,7 @@ impl Vectorise {
         if mode == VectoriseMode::ModelWise && layouts.len() == 1 {
             pieces.clear();
         }
-        Ok(Self { mode, length, pieces })
+        Ok(Self { mode, length, pieces, rows: None })
     }
 
     /// Entries of the index that says which piece a row is; 0 where all rows are of one kind.
@@ -137,12 +211,21 @@ impl Vectorise {
         start..self.pieces.partition_point(|p| p.architecture <= architecture)
     }
 
-    /// Where the values of each row of an architecture lie in a flat vector of `parameters` values.
-    pub fn ranges(&self, architecture: usize, parameters: usize) -> Vec<Range<usize>> {
-        match self.pieces.is_empty() {
-            true => std::iter::once(0..parameters).collect(),
-            false => self.pieces[self.pieces_of(architecture)].iter().map(Piece::range).collect(),
+    /// Where the values of a network of an architecture, of `parameters` values, lie in its rows: in the order of the flat
+    /// vector, of which they are all.
+    pub fn segments(&self, architecture: usize, parameters: usize) -> Vec<Segment> {
+        if let Some(rows) = &self.rows {
+            // All weights of the head, then all biases, each at the beginning of those of the largest head.
+            let weights = parameters / (rows.features + 1) * rows.features;
+            let biases = self.length / (rows.features + 1) * rows.features;
+            let segment = |place, range| Segment { row: 0, place, range };
+            return vec![segment(0, 0..weights), segment(biases, weights..parameters)];
         }
+        if self.pieces.is_empty() {
+            return vec![Segment { row: 0, place: 0, range: 0..parameters }];
+        }
+        let pieces = self.pieces[self.pieces_of(architecture)].iter().enumerate();
+        pieces.map(|(row, piece)| Segment { row, place: 0, range: piece.range() }).collect()
     }
 
     /// Checks that the pieces of each architecture, of these numbers of parameters, are all of it and none twice.
@@ -154,7 +237,13 @@ impl Vectorise {
         if self.pieces.len() > MAX_PIECES || !self.pieces.is_sorted_by_key(|p| p.architecture) {
             return refuse(format!("the table of pieces is not in order, or has more than {MAX_PIECES}"));
         }
-        if self.pieces.is_empty() && parameters.len() > 1 {
+        self.check_class_rows()?;
+        if let Some(rows) = &self.rows {
+            let of = rows.classes.iter().map(|classes| classes * (rows.features + 1));
+            if !of.eq(parameters.iter().copied()) {
+                return refuse("the class rows are not those of the architectures".into());
+            }
+        } else if self.pieces.is_empty() && parameters.len() > 1 {
             return refuse("several architectures need a table of pieces".into());
         }
         if let Some(piece) = self.pieces.iter().find(|p| p.architecture >= parameters.len()) {
@@ -162,8 +251,8 @@ impl Vectorise {
         }
         for (architecture, &d) in parameters.iter().enumerate() {
             let mut end = 0;
-            for range in self.ranges(architecture, d) {
-                if range.start != end || range.is_empty() || range.len() > self.length || range.end > d {
+            for Segment { place, range, .. } in self.segments(architecture, d) {
+                if range.start != end || range.is_empty() || place + range.len() > self.length || range.end > d {
                     let text = format!("piece {}..{} of architecture {architecture}", range.start, range.end);
                     return refuse(format!("{text} does not follow on {end}, or is no row of {}", self.length));
                 }
@@ -181,15 +270,15 @@ impl Vectorise {
     /// # Errors
     /// [`crate::Error::Length`] when `theta` is not what the pieces are cut from.
     pub fn cut(&self, architecture: usize, theta: &[f32], padding: f32) -> Result<Vec<f32>> {
-        let ranges = self.ranges(architecture, theta.len());
-        let end = ranges.last().map_or(0, |r| r.end);
-        check_length("the weight vector", theta.len(), end)?;
-        let mut rows = vec![padding; ranges.len() * self.length];
-        for (row, range) in rows.chunks_exact_mut(self.length.max(1)).zip(ranges) {
-            if range.len() > self.length {
-                check_length("the weight vector", range.len(), self.length)?;
+        let segments = self.segments(architecture, theta.len());
+        check_length("the weight vector", theta.len(), segments.last().map_or(0, |s| s.range.end))?;
+        let mut rows = vec![padding; (segments.last().map_or(0, |s| s.row) + 1) * self.length];
+        for Segment { row, place, range } in segments {
+            let end = place + range.len();
+            if end > self.length {
+                check_length("the weight vector", end, self.length)?;
             }
-            row[..range.len()].copy_from_slice(&theta[range]);
+            rows[row * self.length + place..row * self.length + end].copy_from_slice(&theta[range]);
         }
         Ok(rows)
     }
@@ -199,15 +288,17 @@ impl Vectorise {
     /// # Errors
     /// [`crate::Error::Length`] when the rows are not those of a network of so many parameters.
     pub fn join(&self, architecture: usize, rows: &[f32], parameters: usize) -> Result<Vec<f32>> {
-        let ranges = self.ranges(architecture, parameters);
-        check_length("the rows of a network", rows.len(), ranges.len() * self.length)?;
-        check_length("the pieces of a network", ranges.last().map_or(0, |r| r.end), parameters)?;
+        let segments = self.segments(architecture, parameters);
+        let count = segments.last().map_or(0, |s| s.row) + 1;
+        check_length("the rows of a network", rows.len(), count * self.length)?;
+        check_length("the pieces of a network", segments.last().map_or(0, |s| s.range.end), parameters)?;
         let mut theta = Vec::with_capacity(parameters);
-        for (row, range) in rows.chunks_exact(self.length.max(1)).zip(ranges) {
-            let values = row.get(..range.len()).ok_or_else(|| Error::Length {
+        for Segment { row, place, range } in segments {
+            let row = &rows[row * self.length..(row + 1) * self.length];
+            let values = row.get(place..place + range.len()).ok_or_else(|| Error::Length {
                 what: "the padded vector".to_owned(),
                 found: row.len(),
-                expected: range.len(),
+                expected: place + range.len(),
             })?;
             theta.extend_from_slice(values);
         }
@@ -301,6 +392,25 @@ mod tests {
         assert_eq!((one.index_dim(), one.kinds()), (0, 1));
         let two = Vectorise::new(VectoriseMode::ModelWise, None, &[mlp(2, 4), mlp(1, 1)]).unwrap();
         assert_eq!((two.index_dim(), two.length, two.pieces_of(1)), (2, 27, 1..2));
+    }
+
+    #[test]
+    fn heads_of_fewer_classes_lie_in_the_rows_of_the_largest() {
+        let rows = Vectorise::class_rows(2, vec![2, 4], 4).unwrap();
+        assert_eq!((rows.length, rows.kinds(), rows.index_dim(), rows.most_classes()), (12, 1, 0, Some(4)));
+        let theta = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let cut = rows.cut(0, &theta, 0.0).unwrap();
+        assert_eq!(cut, [1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 0.0, 0.0]);
+        assert_eq!(rows.join(0, &cut, 6).unwrap(), theta);
+        assert_eq!(rows.presence(0), [1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rows.mask(0).unwrap(), cut.iter().map(|v| f32::from(u8::from(*v > 0.0))).collect::<Vec<_>>());
+        let whole: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        assert_eq!(rows.cut(1, &whole, 0.0).unwrap(), whole);
+        rows.check(&[6, 12]).unwrap();
+        assert!(rows.check(&[6, 9]).is_err() && rows.check(&[6]).is_err());
+        assert!(Vectorise::class_rows(2, vec![2, 5], 4).is_err() && Vectorise::class_rows(2, vec![1], 4).is_err());
+        assert!(Vectorise::class_rows(0, vec![2], 4).is_err() && Vectorise::class_rows(2, vec![], 4).is_err());
+        assert_eq!(Vectorise::model_wise(&[3]).presence(0), Vec::<f32>::new());
     }
 
     #[test]

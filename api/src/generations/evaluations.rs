@@ -188,7 +188,7 @@ pub(crate) async fn run(state: &AppState, attempt: Attempt) -> Result<()> {
     let shown = attempt.clone();
     let (dataset_id, results, digest, classes) = blocking(move || {
         let (data, labels) = input.read(Some(&recorded.classes), &limits)?;
-        let head = generator.manifest().encoder.classes;
+        let head = generator.classes();
         if labels.len() != head {
             let needs = "the generated head";
             let error = inference::Error::ClassesMismatch { found: labels.len(), needs, expected: head };

@@ -102,18 +102,30 @@ pub(super) async fn make(
     if let Some(name) = &new.architecture {
         generator = std::sync::Arc::new(generator.with_architecture(name)?);
     }
-    recorded.architecture = Some(generator.architecture().name.clone());
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
     let retriever = Retriever::new(state, caller, &version, &generator, options.count);
-    let job =
-        Job { generator, generator_name, dataset, evaluates, evaluation, plan, validation, retriever, options, limits };
+    let named = new.architecture.is_some();
+    let job = Job {
+        generator,
+        named,
+        generator_name,
+        dataset,
+        evaluates,
+        evaluation,
+        plan,
+        validation,
+        retriever,
+        options,
+        limits,
+    };
     let mut made = match (place, attempt.cloned()) {
         (Some(place), _) => limits::run(place, move |cancel| job.run(cancel, &|_, _| {})).await?,
         (None, attempt) => limits::blocking(move || as_attempt(job, attempt)).await?,
     };
     made.timings.parse_ms += fetch_ms;
+    recorded.architecture = Some(std::mem::take(&mut made.architecture));
     recorded.classes = std::mem::take(&mut made.classes);
     recorded.evaluation_digest = made.evaluation_digest.take();
     recorded.validation_digest = made.validation_digest.take();

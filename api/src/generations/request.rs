@@ -20,7 +20,8 @@ pub(crate) struct NewGeneration {
     /// The labelled data to make weights for.
     #[schema(value_type = DatasetInputSchema)]
     pub(crate) dataset: DatasetInput,
-    /// The architecture of the networks, by its name in the generator's manifest; the generator's first by default.
+    /// The architecture of the networks, by its name in the generator's manifest; by default the generator's first, or of a
+    /// generator for any number of classes the head of the dataset's number.
     #[schema(example = "mlp-64-32-5")]
     pub(crate) architecture: Option<String>,
     /// Number of samples; 1 by default. The server's limit is in the error of a greater one.

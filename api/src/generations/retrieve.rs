@@ -6,7 +6,7 @@ use inference::{Generator, RETRIEVED};
 use registry::embeddings::SubjectKind;
 use registry::generators::GeneratorVersion;
 use registry::nearest::{self, Search};
-use registry::{Caller, CheckpointId, checkpoints};
+use registry::{Caller, CheckpointId, MAX_LIMIT, checkpoints};
 use tokio::runtime::Handle;
 use weights::Layout;
 
@@ -20,7 +20,11 @@ pub(super) struct Retriever {
     caller: Caller,
     version: GeneratorVersion,
     layout: Layout,
+    /// Where heads differ in the number of classes: runs of this many are looked at.
+    classes: Option<usize>,
     runtime: Handle,
+    /// Most checkpoints of such runs.
+    few: usize,
     limit: u32,
     /// None: not a network of this layout.
     known: HashMap<CheckpointId, Option<Vec<f32>>>,
@@ -41,11 +45,21 @@ impl Retriever {
             caller: caller.clone(),
             version: version.clone(),
             layout: generator.architecture().layout.clone(),
+            classes: None,
+            few: count.clamp(RETRIEVED.0, RETRIEVED.1),
             runtime: Handle::current(),
             // Of a mixed zoo only some are of the architecture.
-            limit: u32::try_from(count.clamp(RETRIEVED.0, RETRIEVED.1) * architectures.max(1)).unwrap_or(u32::MAX),
+            limit: u32::try_from(count.clamp(RETRIEVED.0, RETRIEVED.1) * architectures.max(1))
+                .map_or(MAX_LIMIT, |limit| limit.min(MAX_LIMIT)),
             known: HashMap::new(),
         }
+    }
+
+    /// Only heads of as many classes as the generator's are retrieved.
+    pub(super) fn of_heads(&mut self, generator: &Generator) {
+        self.layout = generator.architecture().layout.clone();
+        self.classes = Some(generator.classes());
+        self.known.clear();
     }
 
     /// The generator version, as `name@version`.
@@ -69,10 +83,15 @@ impl Retriever {
         let search = Search { version, kind, query: embedding, except: None, limit: self.limit };
         let found = nearest::search(self.state.registry(), &self.caller, &search).await?;
         let mut near = Vec::new();
-        for id in found.neighbours.into_iter().filter_map(|run| run.checkpoint_id) {
+        let fits = |run: &nearest::Near| self.classes.is_none_or(|classes| classes == run.classes.len());
+        let fitting: Vec<_> = found.neighbours.into_iter().filter(fits).filter_map(|run| run.checkpoint_id).collect();
+        for id in fitting {
             let id = CheckpointId::from(id);
             if let Some(theta) = self.read(id).await? {
                 near.push((id, theta));
+            }
+            if self.classes.is_some() && near.len() == self.few {
+                break;
             }
         }
         Ok(near)

@@ -77,6 +77,8 @@ impl Input {
 /// A generation to do.
 pub(crate) struct Job {
     pub(crate) generator: Arc<Generator>,
+    /// Whether the request names the networks' architecture.
+    pub(crate) named: bool,
     /// `name@version`.
     pub(crate) generator_name: String,
     pub(crate) dataset: Input,
@@ -94,6 +96,8 @@ pub(crate) struct Job {
 pub(crate) struct Made {
     pub(crate) dataset_id: Option<DatasetId>,
     pub(crate) dataset_digest: String,
+    /// Name of the networks' architecture.
+    pub(crate) architecture: String,
     pub(crate) classes: Vec<String>,
     /// How far the dataset is from the zoo's, in units of their own spread, where that is known.
     pub(crate) distance: Option<f64>,
@@ -116,10 +120,12 @@ impl Job {
     pub(crate) fn run(mut self, cancel: &Cancel, report: &dyn Fn(usize, usize)) -> Result<Made> {
         let mut clock = Clock::start();
         let mut timings = Timings::default();
-        let generator = self.generator.clone();
         let (data, labels) = self.dataset.read(None, &self.limits)?;
         let classes: Vec<String> = names(&data, &labels);
-        let support = in_dataset(generator.gather_support(&data, &labels, self.dataset.seed))?;
+        // Refused first where it is no dataset for this generator at all.
+        let support = in_dataset(self.generator.gather_support(&data, &labels, self.dataset.seed))?;
+        self.choose(labels.len())?;
+        let generator = self.generator.clone();
         let evaluation = match self.evaluates {
             true => Some(self.evaluation_data(&data, &labels, &classes)?),
             false => None,
@@ -149,6 +155,7 @@ impl Job {
         Ok(Made {
             dataset_id: self.dataset.id,
             dataset_digest,
+            architecture: generator.architecture().name.clone(),
             classes,
             distance,
             samples,
@@ -159,6 +166,21 @@ impl Job {
             warnings: ranked.warnings,
             timings,
         })
+    }
+
+    /// Of a generator for any number of classes, the head of the dataset's number is what is made.
+    fn choose(&mut self, classes: usize) -> Result<()> {
+        if !self.generator.any_number() {
+            return Ok(());
+        }
+        if self.named && self.generator.classes() != classes {
+            let (needs, expected) = ("the architecture that is asked for", self.generator.classes());
+            let mismatch = inference::Error::ClassesMismatch { found: classes, needs, expected };
+            return Err(Error::from(mismatch).in_field("architecture"));
+        }
+        self.generator = Arc::new(in_dataset(self.generator.for_classes(classes))?);
+        self.retriever.of_heads(&self.generator);
+        Ok(())
     }
 
     /// Refuses, before any work, to retrieve where the client asks for it and there is nothing.
@@ -264,9 +286,11 @@ pub(super) fn nothing_to_retrieve(version: &str) -> Error {
 fn in_dataset<T>(result: inference::Result<T>) -> Result<T> {
     use inference::Error as E;
     result.map_err(|error| match error {
-        E::ModalityMismatch { .. } | E::ShapeMismatch { .. } | E::ClassesMismatch { .. } | E::Dataset(_) => {
-            Error::from(error).in_field("dataset")
-        }
+        E::ModalityMismatch { .. }
+        | E::ShapeMismatch { .. }
+        | E::ClassesMismatch { .. }
+        | E::ClassesOutside { .. }
+        | E::Dataset(_) => Error::from(error).in_field("dataset"),
         other => other.into(),
     })
 }

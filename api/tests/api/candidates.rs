@@ -61,11 +61,12 @@ const CONFIG: &str = r#"
     width = 64
 "#;
 
-struct Heads {
-    bundle: Bundle,
-    zoo: Zoo,
+/// A generator with its zoo.
+pub(crate) struct Heads {
+    pub(crate) bundle: Bundle,
+    pub(crate) zoo: Zoo,
     /// An embedding a run.
-    embeddings: Vec<Vec<f32>>,
+    pub(crate) embeddings: Vec<Vec<f32>>,
 }
 
 /// A generator of 3-way linear heads on the pixels of the digits, and its zoo: trained once for all tests.
@@ -98,9 +99,15 @@ fn heads() -> &'static Heads {
 /// Registers the zoo, the generator as `heads`, and the embeddings of the runs; gives the version and the id of the
 /// digits.
 pub(crate) async fn publish(app: &App) -> (GeneratorVersion, Value) {
-    let Heads { bundle, zoo, embeddings } = heads();
+    publish_as(app, "heads", heads()).await
+}
+
+/// As [`publish`], of any generator of heads.
+pub(crate) async fn publish_as(app: &App, name: &str, heads: &Heads) -> (GeneratorVersion, Value) {
+    let Heads { bundle, zoo, embeddings } = heads;
     let dataset = app.digits().await;
     let layout = zoo.architecture.layout();
+    let of = |checkpoint| zoo.architectures().nth(zoo.kind(checkpoint)).unwrap().layout();
     let new = architectures::NewArchitecture {
         name: zoo.architecture.name(),
         config: serde_json::to_value(&zoo.architecture).unwrap(),
@@ -110,7 +117,7 @@ pub(crate) async fn publish(app: &App) -> (GeneratorVersion, Value) {
         about: NewAbout::default(),
     };
     let files = (0..zoo.checkpoints.len())
-        .map(|i| weights::tensors::to_safetensors(&layout, zoo.weights(i), &Default::default()).unwrap().into())
+        .map(|i| weights::tensors::to_safetensors(&of(i), zoo.weights(i), &Default::default()).unwrap().into())
         .collect();
     let artifacts = app.registry.artifacts().put_many(files, "application/vnd.safetensors").await.unwrap();
     let mut new_runs: Vec<NewRun> = (0..)
@@ -137,7 +144,7 @@ pub(crate) async fn publish(app: &App) -> (GeneratorVersion, Value) {
     let mut write = app.registry.write(&Caller::system("test")).await.unwrap();
     let architecture = architectures::create(&mut write, &new).await.unwrap();
     let new_zoo = NewZoo {
-        name: "heads".into(),
+        name: name.into(),
         architecture_id: Some(architecture.id),
         config: json!({}),
         digest: Some(zoo.digest.clone()),
@@ -145,7 +152,7 @@ pub(crate) async fn publish(app: &App) -> (GeneratorVersion, Value) {
     };
     let row = zoos::create_with_runs(&mut write, &new_zoo, &new_runs).await.unwrap();
     let version = generators::NewVersion {
-        name: "heads".into(),
+        name: name.into(),
         about: NewAbout::default(),
         digest: bundle.digest(),
         modality: "image".into(),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod access;
+mod any_number;
 mod authorization;
 mod candidates;
 mod catalogue;
@@ -19,3 +20,7 @@ mod refusals;
 mod serving;
 mod support;
 mod uploads;
+
+#[path = "../../../inference/tests/support/any_number.rs"]
+#[allow(dead_code)]
+mod train;

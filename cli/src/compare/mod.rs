@@ -331,9 +331,10 @@ impl Comparison<'_> {
         let mean = |&t: &usize| {
             let near = self.near[t].iter().take(AVERAGED);
             let rows: Vec<f32> = near.flat_map(|&run| self.aligned(last[run]).iter().copied()).collect();
-            (t, vectors::mean(&rows, self.zoo.parameters()))
+            // Nothing is near where the zoo has nothing of this number of classes.
+            (!rows.is_empty()).then(|| (t, vectors::mean(&rows, self.zoo.parameters())))
         };
-        self.targets.iter().map(mean).collect()
+        self.targets.iter().filter_map(mean).collect()
     }
 
     /// Mean and deviation of each parameter over the task's training checkpoints; over those of the nearest runs

@@ -107,6 +107,11 @@ struct Served {
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     let config = crate::zoo::load_config(args.config.as_ref())?;
+    if config.most_classes().is_some() {
+        let text = "the demo compares networks of one number of classes: give one tasks.classes, or measure a generator for \
+                    any number with `weightsmith report`";
+        return Err(Error::input("config_invalid", text));
+    }
     let mut clock = Clock::default();
     let sources = clock.time("data", || Ok(Sources::load(&config)?))?;
     // What is missing or in use is said before minutes are spent.

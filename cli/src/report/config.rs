@@ -6,7 +6,7 @@ use inference::Refine;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::Config;
-use training::config::{Role, TasksConfig};
+use training::config::{FEWEST, Role, TasksConfig};
 
 use super::overrides;
 use crate::compare::Arm;
@@ -16,9 +16,10 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 23] = [
+const BUILT_IN: [(&str, &str); 24] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
+    ("table-2", include_str!("../../../configs/report/table-2.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
     ("table-20-predictor", include_str!("../../../configs/report/table-20-predictor.toml")),
@@ -74,6 +75,8 @@ struct File {
     #[serde(default)]
     left_out_tasks: usize,
     #[serde(default)]
+    target_classes: Vec<usize>,
+    #[serde(default)]
     leave_out: bool,
     #[serde(default)]
     timing: bool,
@@ -103,6 +106,7 @@ struct Quick {
     seen_tasks: Option<usize>,
     unseen_tasks: Option<usize>,
     left_out_tasks: Option<usize>,
+    target_classes: Option<Vec<usize>>,
     overrides: Table,
 }
 
@@ -231,6 +235,9 @@ pub struct Experiment {
     pub unseen_tasks: usize,
     /// Tasks of sources with the role `left_out` that are measured, at most.
     pub left_out_tasks: usize,
+    /// Numbers of classes that are measured, of a generator for any number: so many tasks of each. Empty: those of the zoo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub target_classes: Vec<usize>,
     /// Whether each source in turn is unseen.
     pub leave_out: bool,
     /// Whether the seconds for one model of each task are measured: generated, and trained.
@@ -316,13 +323,15 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
     if quick {
         generator =
             overrides::apply(&generator, &file.quick.overrides).map_err(|e| invalid(name, format!("quick: {e}")))?;
-        let Quick { seeds, epochs, samples, seen_tasks, unseen_tasks, left_out_tasks, .. } = file.quick.clone();
+        let Quick { seeds, epochs, samples, seen_tasks, unseen_tasks, left_out_tasks, target_classes, .. } =
+            file.quick.clone();
         file.seeds = seeds.unwrap_or(file.seeds);
         file.epochs = epochs.unwrap_or(file.epochs);
         file.samples = samples.unwrap_or(file.samples);
         file.seen_tasks = seen_tasks.unwrap_or(file.seen_tasks);
         file.unseen_tasks = unseen_tasks.unwrap_or(file.unseen_tasks);
         file.left_out_tasks = left_out_tasks.unwrap_or(file.left_out_tasks);
+        file.target_classes = target_classes.unwrap_or(file.target_classes);
     }
     let experiment = Experiment {
         name: name.to_owned(),
@@ -338,6 +347,7 @@ fn parse(name: &str, text: &str, quick: bool, base: &dyn Fn(&str) -> Result<Stri
         seen_tasks: file.seen_tasks,
         unseen_tasks: file.unseen_tasks,
         left_out_tasks: file.left_out_tasks,
+        target_classes: file.target_classes,
         leave_out: file.leave_out,
         timing: file.timing,
         weights_figure: file.weights_figure,
@@ -426,6 +436,16 @@ impl Experiment {
         need(tasks > 0, "seen_tasks, unseen_tasks or left_out_tasks must be at least 1")?;
         let left_out = self.generator.data.sources.iter().any(|s| s.role == Role::LeftOut);
         need(self.left_out_tasks == 0 || left_out, "left_out_tasks needs a source with role = \"left_out\"")?;
+        let most = self.generator.most_classes();
+        need(
+            self.target_classes.is_empty() || most.is_some(),
+            "target_classes is for a generator of any number of classes: tasks.classes must be a list or a range",
+        )?;
+        let inside = |k: &usize| (FEWEST..=most.unwrap_or_default()).contains(k);
+        need(
+            self.target_classes.iter().all(inside) && self.target_classes.windows(2).all(|pair| pair[0] < pair[1]),
+            "target_classes are numbers in ascending order, from 2 to the largest of tasks.classes",
+        )?;
         if self.leave_out {
             need(self.generator.tasks == TasksConfig::Sources, "leave_out needs tasks of the kind sources")?;
             need(self.generator.data.sources.len() >= 2, "leave_out needs at least two sources")?;
@@ -531,6 +551,7 @@ mod tests {
         assert!(variant("sets = 1.5").contains("sets"));
         assert!(variant("sampling = { guidance = 99.0 }").contains("guidance"));
         assert!(refused("like = 3").contains("like"));
+        assert!(refused(&format!("{head}target_classes = [3]")).contains("any number of classes"));
         assert!(refused(&format!("{head}[quick]\noverrides = {{ \"vae.x\" = 0 }}")).contains("quick"));
     }
 }

@@ -1,6 +1,7 @@
 //! Runs an experiment: one zoo, a generator for each variant, seed and left-out source, all measured.
 
 mod made;
+mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,9 +10,10 @@ use std::time::Instant;
 use datasets::{Dataset, Task};
 use inference::{ClosedForm, Embedding, Generator, Maker, Origin, RankBy, Runtime, SampleOptions, Support};
 use training::progress::Progress;
+use training::stages;
 use training::stages::fit;
+use training::stages::vectors::{self, Vectors};
 use training::stages::zoo::Zoo;
-use training::stages::{self, vectors};
 use training::{Config, Part, Sources};
 
 use super::cache::{Cache, Seconds};
@@ -24,6 +26,7 @@ use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 use crate::{extractor, publish};
 use made::Made;
+use targets::Target;
 
 /// Reconstructed checkpoints of a group whose tasks are not those that are measured.
 const RECONSTRUCTED: usize = 48;
@@ -181,15 +184,17 @@ impl<'a> Run<'a> {
 
     /// The runs that a generator learns from: a share of each task's, without those of a source.
     fn zoo(&self, part: &Member<'_>) -> Result<Zoo> {
-        let of_architecture = self.whole.runs.len() / (1 + self.whole.further.len());
-        let tasks = of_architecture / self.experiment.generator.zoo.runs_per_task;
-        let first = kept(self.experiment.generator.zoo.runs_per_task, part.variant.share) * tasks;
+        let per_task = self.experiment.generator.zoo.runs_per_task;
         let sets = first_sets(&self.sources.tasks(&self.experiment.generator)?.0, part.variant.sets);
         let wanted = |run: &stages::zoo::Run| {
             part.left_out != Some(run.task.source.as_str()) && sets.contains(&set_of(&run.task))
         };
-        // Runs of each architecture lie in rounds of one a task.
-        let zoo = self.whole.subset(|i, run| i % of_architecture < first && wanted(run));
+        // Runs of each architecture lie together, in rounds of one a task.
+        let runs = |architecture| self.whole.runs.iter().filter(move |run| run.architecture == architecture).count();
+        let sizes: Vec<usize> = (0..=self.whole.further.len()).map(runs).collect();
+        let first = |architecture: usize| kept(per_task, part.variant.share) * (sizes[architecture] / per_task);
+        let place = |i: usize, architecture: usize| i - sizes[..architecture].iter().sum::<usize>();
+        let zoo = self.whole.subset(|i, run| place(i, run.architecture) < first(run.architecture) && wanted(run));
         zoo.ok_or_else(|| Error::Internal("no run is left of the zoo".into()))
     }
 
@@ -227,47 +232,45 @@ impl<'a> Run<'a> {
         };
         let bundle_bytes = tar.len();
         drop(tar);
-        let (seen, unseen) = self.sources.tasks(&self.experiment.generator)?;
-        for (index, architecture) in zoo.architectures().enumerate() {
-            let only = |zoo: &Zoo| zoo.of_architecture(index);
-            let (Some((own_zoo, checkpoints)), Some((whole, _))) = (only(&zoo), only(&self.whole)) else { continue };
-            let own = own.only(&zoo, index, &checkpoints);
-            let of_it = zoo.runs.iter().zip(&embedded).filter(|(run, _)| run.architecture == index);
+        for target in targets::of(self.experiment, &zoo) {
+            let (Some((own_zoo, checkpoints)), Some((whole, _))) = (target.only(&zoo)?, target.only(&self.whole)?)
+            else {
+                continue;
+            };
+            let vectors = |vectors: &Vectors| target.vectors(vectors, &zoo, &checkpoints);
+            let own = vectors(&own);
+            let of_it = zoo.runs.iter().zip(&embedded).filter(|(run, _)| target.index == Some(run.architecture));
             let made = Made {
                 part,
                 config: &config,
                 base: &base,
-                label: if zoo.further.is_empty() { String::new() } else { format!("{}, ", architecture.name()) },
+                label: target.label.clone(),
                 reference: vectors::mean(&own.aligned, own_zoo.parameters()),
-                canonical: canonical.only(&zoo, index, &checkpoints),
+                canonical: vectors(&canonical),
                 zoo: own_zoo,
                 whole,
                 bundle_bytes,
-                generator: generator.with_architecture(&architecture.name())?,
+                generator: generator.with_architecture(&target.architecture.name())?,
                 embedded: of_it.map(|(_, embedding)| embedding.clone()).collect(),
+                everything: if target.any_number { Some(&embedded) } else { None },
                 own,
             };
-            self.sets(&made, &seen, &unseen)?;
+            self.sets(&made, &target)?;
         }
         Ok(())
     }
 
-    /// Measures one generator for one architecture on all its sets of tasks.
-    fn sets(&mut self, made: &Made<'_>, seen: &[Task], unseen: &[Task]) -> Result<()> {
-        let e = self.experiment;
+    /// Measures one generator for one architecture, or number of classes, on all its sets of tasks.
+    fn sets(&mut self, made: &Made<'_>, target: &Target) -> Result<()> {
         match made.part.left_out {
             Some(source) => {
-                let target = seen.iter().position(|task| task.source == source);
-                let target = target.ok_or_else(|| Error::Internal(format!("no task of {source}")))?;
-                self.set(made, "left out", seen, &[target])?;
+                let (seen, _) = self.sources.tasks(&self.experiment.generator)?;
+                let of_it = seen.iter().position(|task| task.source == source);
+                let of_it = of_it.ok_or_else(|| Error::Internal(format!("no task of {source}")))?;
+                self.set(made, "left out", &seen, &[of_it])?;
             }
             None => {
-                let left_out = self.sources.left_out(&e.generator)?;
-                for (name, tasks) in [
-                    ("seen", spread(seen, e.seen_tasks)),
-                    ("unseen", spread(unseen, e.unseen_tasks)),
-                    ("left out", spread(&left_out, e.left_out_tasks)),
-                ] {
+                for (name, tasks) in target.tasks(self.experiment, &self.sources)? {
                     let targets: Vec<usize> = (0..tasks.len()).collect();
                     if !tasks.is_empty() {
                         self.set(made, name, &tasks, &targets)?;

@@ -41,19 +41,20 @@ fn spacing(embedded: &[Vec<f32>]) -> Option<f64> {
 pub struct AnsweringZoo<'a> {
     zoo: &'a Zoo,
     embedded: &'a [Vec<f32>],
+    all: &'a [Vec<f32>],
     last: Vec<usize>,
     spacing: Option<f64>,
 }
 
 impl<'a> AnsweringZoo<'a> {
-    /// With the embeddings of its runs.
-    pub fn new(zoo: &'a Zoo, embedded: &'a [Vec<f32>]) -> Self {
-        Self { zoo, embedded, last: zoo.last_checkpoints(), spacing: spacing(embedded) }
+    /// With the embeddings of its runs, which are retrieved, and of all runs that distances are taken to.
+    pub fn new(zoo: &'a Zoo, embedded: &'a [Vec<f32>], all: &'a [Vec<f32>]) -> Self {
+        Self { zoo, embedded, all, last: zoo.last_checkpoints(), spacing: spacing(all) }
     }
 
     /// How far an embedding is, in units of the zoo's own spread.
     pub fn distance(&self, embedding: &[f32]) -> Option<f64> {
-        let (_, nearest) = runs(embedding, self.embedded, 1).into_iter().next()?;
+        let (_, nearest) = runs(embedding, self.all, 1).into_iter().next()?;
         Some(nearest.max(0.0) / self.spacing?)
     }
 }

@@ -66,6 +66,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
             input_shape: vec![FEATURES],
             feature_dim: FEATURES,
             classes: CLASSES,
+            min_classes: None,
             images_per_class: IMAGES,
             embedding_dim: FEATURES,
             condition_dim: CLASSES * FEATURES,

@@ -2,6 +2,7 @@
 
 mod data;
 mod predictor;
+mod tasks;
 mod validate;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ pub use crate::networks::conv_vae::ConvVaeConfig;
 pub use crate::networks::dataset_encoder::{Condition, EncoderKind};
 pub use data::{BACKBONE, BackboneConfig, DataConfig, REGISTERED, Role, SourceConfig};
 pub use predictor::PredictorConfig;
+pub use tasks::{ClassRange, Classes, FEWEST, TasksConfig};
 
 /// Everything that decides a generator. Sections have defaults; unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,23 +65,6 @@ pub struct Config {
     /// What the demo measures.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
-}
-
-/// Which tasks the zoo is trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum TasksConfig {
-    /// Each source with all its classes in their own order is one task.
-    Sources,
-    /// Ordered choices of some classes of each source.
-    ClassSets {
-        /// Classes of a task.
-        classes: usize,
-        /// Class sets of each source in the zoo; all others stay unseen.
-        seen: usize,
-        /// Random orders of each set.
-        orders: usize,
-    },
 }
 
 /// Network whose weights are generated; inputs and classes follow from the data.
@@ -340,7 +325,7 @@ pub struct VaeConfig {
     pub conv: ConvVaeConfig,
     /// Hidden widths of the encoder, of the linear one.
     pub hidden: Vec<usize>,
-    /// Latent shape; with `rows` the first number is that of the classes.
+    /// Latent shape; with `rows` the first number is that of the classes, or the largest.
     pub latent: Vec<usize>,
     /// Each row of a linear head, which is one class, has a latent of its own, and all rows share the VAE.
     #[serde(skip_serializing_if = "is_default")]
@@ -662,6 +647,37 @@ mod tests {
         for key in ["backbone", "role", "fit", "\"rows\""] {
             assert!(!text.contains(key), "{key} changes the digests of what was made before: {text}");
         }
+    }
+
+    #[test]
+    fn numbers_of_classes_are_one_a_list_or_a_range() {
+        let head = "kind = \"head\"\n[vae]\nrows = true\nlatent = [5, 8]";
+        let rows = MINIMAL
+            .replace("kind = \"mlp\"\n        hidden = [32]", head)
+            .replace("kind = \"mlp\"\n        width = 64", "kind = \"rows\"\nheads = 2\nwidth = 64");
+        let with = |classes: &str| Config::parse(&rows.replace("classes = 5", &format!("classes = {classes}")));
+        let one = with("5").unwrap();
+        assert_eq!(one.most_classes(), None);
+        assert!(serde_json::to_string(&one).unwrap().contains("\"classes\":5,"), "as ever");
+        for classes in ["[2, 3, 5]", "{ min = 2, max = 5 }", "[5]"] {
+            assert_eq!(with(classes).unwrap().most_classes(), Some(5), "{classes}");
+        }
+        let error = |classes: &str| with(classes).unwrap_err().to_string();
+        for (classes, text) in [
+            ("[3, 2, 5]", "ascending"),
+            ("[1, 5]", "at least 2"),
+            ("[]", "ascending"),
+            ("{ min = 1, max = 5 }", "min ≤ max"),
+            ("{ min = 2, most = 5 }", "a range such as"),
+            ("\"five\"", "a range such as"),
+            ("[2, 4]", "the largest of tasks.classes"),
+        ] {
+            assert!(error(classes).contains(text), "{classes}: {}", error(classes));
+        }
+        let mlp = MINIMAL.replace("classes = 5", "classes = [2, 5]");
+        assert!(Config::parse(&mlp).unwrap_err().to_string().contains("vae.rows = true"));
+        let predicts = format!("{}\n[predictor]\nsteps = 5", rows.replace("classes = 5", "classes = [2, 5]"));
+        assert!(Config::parse(&predicts).unwrap_err().to_string().contains("predictor.steps 0"));
     }
 
     #[test]

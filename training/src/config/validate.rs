@@ -1,11 +1,11 @@
 //! Checks a configuration's values, so that a mistake is named before minutes are spent.
 
-use super::{ArchitectureConfig, BackboneConfig, Condition, Config, EncoderKind, Role, TasksConfig, VaeKind, ZooFit};
+use super::{ArchitectureConfig, BackboneConfig, Condition, Config, EncoderKind, Role, VaeKind, ZooFit};
 use crate::error::{Error, Result};
 use crate::networks::denoiser::DenoiserConfig;
 use weights::vectorise::VectoriseMode;
 
-fn need(ok: bool, text: impl Into<String>) -> Result<()> {
+pub(super) fn need(ok: bool, text: impl Into<String>) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::Config(text.into())) }
 }
 
@@ -37,9 +37,7 @@ impl Config {
         need(zoo, "data.sources needs at least one source whose role is zoo, or that has none")?;
         let backbone = self.data.sources.iter().any(|s| s.role == Role::Backbone);
         need(!backbone || self.data.backbone.is_some(), "a source with the role backbone needs data.backbone")?;
-        let TasksConfig::ClassSets { classes, seen, orders } = &self.tasks else { return Ok(()) };
-        need(*classes >= 2, "tasks.classes must be at least 2")?;
-        need(*seen > 0 && *orders > 0, "tasks.seen and tasks.orders must be at least 1")
+        self.validate_tasks()
     }
 
     fn validate_extractor(&self) -> Result<()> {
@@ -227,6 +225,7 @@ impl Config {
         need(latent > 0, "vae.latent must have at least one value")?;
         self.validate_vae()?;
         self.validate_rows()?;
+        self.validate_class_rows()?;
         match &self.denoiser {
             DenoiserConfig::Unet(unet) => unet.validate(&self.vae.latent),
             DenoiserConfig::Mlp { width, .. } => need(*width > 0, "denoiser.width must be at least 1"),
@@ -262,13 +261,6 @@ impl Config {
         need(self.only_heads(), "vae.rows is for linear heads: architecture.kind must be head")?;
         need(self.vae.kind == VaeKind::Linear, "vae.rows needs vae.kind = \"linear\"")?;
         need(self.vectors.mode == VectoriseMode::ModelWise, "vae.rows needs vectors.mode = \"model_wise\"")?;
-        need(self.vae.latent.len() == 2, "vae.rows needs a latent of shape [classes, width of a row]")?;
-        match &self.tasks {
-            TasksConfig::ClassSets { classes, .. } => need(
-                self.vae.latent[0] == *classes,
-                "with vae.rows the first number of vae.latent must be tasks.classes",
-            ),
-            TasksConfig::Sources => Ok(()),
-        }
+        need(self.vae.latent.len() == 2, "vae.rows needs a latent of shape [classes, width of a row]")
     }
 }

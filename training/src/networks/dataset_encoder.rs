@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::{attention_block, layer_norm, linear};
+use super::layers::{attention_block, layer_norm, linear, masked_attention_block};
 use crate::backend::{Backend, Unary};
 use crate::error::Result;
 use crate::params::Init;
@@ -57,6 +57,9 @@ pub struct EncoderShape {
     pub kind: EncoderKind,
     /// What the condition is made of.
     pub condition: Condition,
+    /// Whether a dataset has any number of classes up to `classes`: the encoder is told which there are, the token of one
+    /// that there is not is zero, and nothing depends on what stands in its place.
+    pub any_number: bool,
 }
 
 impl EncoderShape {
@@ -67,12 +70,19 @@ impl EncoderShape {
     }
 }
 
-/// Pools `x [n, l, width]` to `[n, width]` by attention of one learned seed (PMA).
-fn pool<B: Backend>(b: &mut B, name: &str, x: &B::T, l: usize, shape: &EncoderShape) -> Result<B::T> {
+/// Pools `x [n, l, width]`, of which those count whose presence is 1, to `[n, width]` by attention of one learned seed (PMA).
+fn pool<B: Backend>(
+    b: &mut B,
+    name: &str,
+    x: &B::T,
+    l: usize,
+    shape: &EncoderShape,
+    presence: Option<&B::T>,
+) -> Result<B::T> {
     let (width, heads) = (shape.width, shape.heads);
     let seed = b.param(&format!("{name}.seed"), &[1, 1, width], Init::Normal(0.1))?;
     let seed = b.expand_first(&seed, 3, x)?;
-    let pooled = attention_block(b, name, &seed, x, [1, l, width, heads])?;
+    let pooled = masked_attention_block(b, name, &seed, x, [1, l, width, heads], presence)?;
     b.reshape(&pooled, &[0, width as i64])
 }
 
@@ -86,13 +96,19 @@ fn mlp<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<B
     layer_norm(b, "mlp.norm", &x, shape.embedding_dim)
 }
 
-/// `features [n, classes, images, feature_dim]` → (z_D `[n, embedding_dim]`, condition `[n, condition_dim]`).
+/// `features [n, classes, images, feature_dim]` (and `presence [n, classes]`, 1 for a class that there is and 0 for one that
+/// there is not, where the shape says so) → (z_D `[n, embedding_dim]`, condition `[n, condition_dim]`).
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn encode<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<(B::T, B::T)> {
+pub fn encode<B: Backend>(
+    b: &mut B,
+    shape: &EncoderShape,
+    features: &B::T,
+    presence: Option<&B::T>,
+) -> Result<(B::T, B::T)> {
     let (dataset, tokens) = match shape.kind {
-        EncoderKind::SetTransformer => set_transformer(b, shape, features)?,
+        EncoderKind::SetTransformer => set_transformer(b, shape, features, presence)?,
         EncoderKind::Mlp => {
             let dataset = mlp(b, shape, features)?;
             (dataset.clone(), dataset)
@@ -107,7 +123,12 @@ pub fn encode<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> R
 }
 
 /// (z_D `[n, embedding_dim]`, tokens in class order `[n, classes · token_dim]`).
-fn set_transformer<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T) -> Result<(B::T, B::T)> {
+fn set_transformer<B: Backend>(
+    b: &mut B,
+    shape: &EncoderShape,
+    features: &B::T,
+    presence: Option<&B::T>,
+) -> Result<(B::T, B::T)> {
     let (classes, images, width, heads) = (shape.classes, shape.images, shape.width, shape.heads);
     let x = b.reshape(features, &[-1, images as i64, shape.feature_dim as i64])?;
     let x = linear(b, "image.0", &x, shape.feature_dim, width, Init::Scaled(2.0))?;
@@ -116,19 +137,24 @@ fn set_transformer<B: Backend>(b: &mut B, shape: &EncoderShape, features: &B::T)
     for i in 0..shape.blocks {
         x = attention_block(b, &format!("within.{i}"), &x, &x, [images, images, width, heads])?;
     }
-    let pooled = pool(b, "within.pool", &x, images, shape)?;
+    let pooled = pool(b, "within.pool", &x, images, shape, None)?;
     let tokens = layer_norm(b, "token.norm", &pooled, width)?;
     let tokens = linear(b, "token.out", &tokens, width, shape.token_dim, Init::Scaled(1.0))?;
     let tokens = layer_norm(b, "token.out_norm", &tokens, shape.token_dim)?;
-    let tokens = b.reshape(&tokens, &[-1, classes as i64, shape.token_dim as i64])?;
+    let mut tokens = b.reshape(&tokens, &[-1, classes as i64, shape.token_dim as i64])?;
+    if let Some(presence) = presence {
+        let there = b.reshape(presence, &[0, classes as i64, 1])?;
+        tokens = b.mul(&tokens, &there)?;
+    }
 
     let position = b.param("over.position", &[classes, width], Init::Normal(0.5))?;
     let mut y = linear(b, "over.in", &tokens, shape.token_dim, width, Init::Scaled(1.0))?;
     y = b.add(&y, &position)?;
     for i in 0..shape.blocks {
-        y = attention_block(b, &format!("over.{i}"), &y, &y, [classes, classes, width, heads])?;
+        let sizes = [classes, classes, width, heads];
+        y = masked_attention_block(b, &format!("over.{i}"), &y, &y, sizes, presence)?;
     }
-    let pooled = pool(b, "over.pool", &y, classes, shape)?;
+    let pooled = pool(b, "over.pool", &y, classes, shape, presence)?;
     let pooled = layer_norm(b, "over.norm", &pooled, width)?;
     let dataset = linear(b, "over.out", &pooled, width, shape.embedding_dim, Init::Scaled(1.0))?;
     let dataset = layer_norm(b, "over.out_norm", &dataset, shape.embedding_dim)?;

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::{attention_block, layer_norm, linear, timestep_embedding};
+use super::layers::{attention_block, layer_norm, linear, masked_attention_block, timestep_embedding};
 use super::unet::{self, UnetConfig};
 use crate::backend::{Backend, Unary};
 use crate::error::Result;
@@ -53,8 +53,12 @@ pub struct DenoiserShape {
     pub latent: Vec<usize>,
     /// Width of the condition.
     pub condition_dim: usize,
-    /// Width of a class token; the condition ends with the tokens in class order.
+    /// Width of a class token; the condition ends with the tokens in class order, and where there is any number of classes
+    /// with the presence of each after them.
     pub token_dim: usize,
+    /// Whether a head has any number of classes up to that of the rows: only those rows are seen whose presence is 1, and
+    /// the prediction of others is 0.
+    pub any_number: bool,
     /// Which network.
     pub config: DenoiserConfig,
 }
@@ -126,9 +130,18 @@ struct RowsShape {
 /// No position: nothing but its own token tells a row which class it is, and z_D, which knows the order, is not looked
 /// at. Permuted tokens with permuted latents give the permuted prediction.
 fn rows<B: Backend>(b: &mut B, shape: &DenoiserShape, s: &RowsShape, [z, t, condition]: [&B::T; 3]) -> Result<B::T> {
-    let z = b.reshape(z, &[0, s.classes as i64, s.row as i64])?;
+    let mut z = b.reshape(z, &[0, s.classes as i64, s.row as i64])?;
     let tokens = shape.token_dim * s.classes;
-    let tokens = b.slice_last(condition, shape.condition_dim - tokens, tokens)?;
+    let after = if shape.any_number { s.classes } else { 0 };
+    let presence = match shape.any_number {
+        true => Some(b.slice_last(condition, shape.condition_dim - s.classes, s.classes)?),
+        false => None,
+    };
+    let there = presence.as_ref().map(|p| b.reshape(p, &[0, s.classes as i64, 1])).transpose()?;
+    if let Some(there) = &there {
+        z = b.mul(&z, there)?;
+    }
+    let tokens = b.slice_last(condition, shape.condition_dim - tokens - after, tokens)?;
     let tokens = b.reshape(&tokens, &[0, s.classes as i64, shape.token_dim as i64])?;
     let c = linear(b, "condition.0", &tokens, shape.token_dim, s.width, Init::Scaled(1.0))?;
     let c = b.unary(&c, Unary::Silu)?;
@@ -142,10 +155,14 @@ fn rows<B: Backend>(b: &mut B, shape: &DenoiserShape, s: &RowsShape, [z, t, cond
     for i in 0..s.blocks {
         let c = linear(b, &format!("block.{i}.context"), &context, s.width, s.width, Init::Scaled(1.0))?;
         x = b.add(&x, &c)?;
-        x = attention_block(b, &format!("block.{i}"), &x, &x, [s.classes, s.classes, s.width, s.heads])?;
+        let sizes = [s.classes, s.classes, s.width, s.heads];
+        x = masked_attention_block(b, &format!("block.{i}"), &x, &x, sizes, presence.as_ref())?;
     }
     let x = layer_norm(b, "out.norm", &x, s.width)?;
-    let x = linear(b, "out", &x, s.width, s.row, Init::Scaled(0.01))?;
+    let mut x = linear(b, "out", &x, s.width, s.row, Init::Scaled(0.01))?;
+    if let Some(there) = &there {
+        x = b.mul(&x, there)?;
+    }
     unflatten(b, &x, &shape.latent)
 }
 

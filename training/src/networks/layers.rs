@@ -68,12 +68,24 @@ pub fn conv<B: Backend>(b: &mut B, name: &str, x: &B::T, [i, o, k, stride]: [usi
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn attention_block<B: Backend>(
+pub fn attention_block<B: Backend>(b: &mut B, name: &str, q: &B::T, kv: &B::T, sizes: [usize; 4]) -> Result<B::T> {
+    masked_attention_block(b, name, q, kv, sizes, None)
+}
+
+/// What is added to the scores of keys that are not there: their share of the attention is exactly 0.
+const ABSENT: f64 = 1e9;
+
+/// As [`attention_block`]; of `kv` only those are seen whose `presence [n, lk]` is 1, and not those where it is 0.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn masked_attention_block<B: Backend>(
     b: &mut B,
     name: &str,
     q: &B::T,
     kv: &B::T,
     [lq, lk, d, heads]: [usize; 4],
+    presence: Option<&B::T>,
 ) -> Result<B::T> {
     let qn = layer_norm(b, &format!("{name}.norm_q"), q, d)?;
     let kvn = layer_norm(b, &format!("{name}.norm_kv"), kv, d)?;
@@ -89,7 +101,14 @@ pub fn attention_block<B: Backend>(
     let keys = split(b, "key", &kvn, lk, &[0, 2, 3, 1])?;
     let values = split(b, "value", &kvn, lk, &[0, 2, 1, 3])?;
     let scores = b.matmul(&queries, &keys)?;
-    let scores = b.affine(&scores, 1.0 / (head as f64).sqrt(), 0.0)?;
+    let mut scores = b.affine(&scores, 1.0 / (head as f64).sqrt(), 0.0)?;
+    if let Some(presence) = presence {
+        let absent = b.affine(presence, ABSENT, -ABSENT)?;
+        let absent = b.reshape(&absent, &[0, 1, 1, lk as i64])?;
+        scores = b.reshape(&scores, &[-1, heads as i64, lq as i64, lk as i64])?;
+        scores = b.add(&scores, &absent)?;
+        scores = b.reshape(&scores, &[-1, lq as i64, lk as i64])?;
+    }
     let attention = b.softmax(&scores)?;
     let mixed = b.matmul(&attention, &values)?;
     let mixed = b.reshape(&mixed, &[-1, heads as i64, lq as i64, head as i64])?;

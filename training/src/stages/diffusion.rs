@@ -1,14 +1,15 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{D, Device, Tensor, Var};
 use rand::Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
 use super::encoder::Encoder;
 use super::shards::{self, Shard};
-use super::vectors::{Vectors, one_hot};
+use super::vae::present;
+use super::vectors::{Vectors, masked_mean, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::Config;
@@ -36,7 +37,7 @@ pub struct Denoiser {
 
 impl Denoiser {
     /// Prediction for noisy latents `[n, latent…]`, timesteps `[n]`, conditions `[n, condition_dim]`, which end with the
-    /// index of the piece where there are several.
+    /// index of the piece where there are several, and with the presence of each class where there is any number.
     ///
     /// # Errors
     /// When shapes do not fit.
@@ -54,7 +55,10 @@ fn schedule(config: &Config) -> Schedule {
 /// 1 / standard deviation of all values of the training latents.
 fn unit_scale(latents: &Tensor, vectors: &Vectors) -> Result<f32> {
     let index = vectors.batch(vectors.train.iter().copied()).rows;
-    let z = latents.index_select(&Tensor::new(index.as_slice(), latents.device())?, 0)?;
+    let mut z = latents.index_select(&Tensor::new(index.as_slice(), latents.device())?, 0)?;
+    if let Some(presence) = vectors.presence(&vectors.train, latents.device())? {
+        z = present(&z, &presence)?;
+    }
     let mean = z.mean_all()?.to_scalar::<f32>()?;
     let variance = z.affine(1.0, -f64::from(mean))?.sqr()?.mean_all()?.to_scalar::<f32>()?;
     Ok(1.0 / variance.sqrt().max(1e-6))
@@ -118,8 +122,10 @@ pub fn train(
             latent: latent.clone(),
             condition_dim: usize::from(qualities.is_some())
                 + encoder.shape.condition_dim()
-                + vectors.vectorise.index_dim(),
+                + vectors.vectorise.index_dim()
+                + vectors.vectorise.most_classes().unwrap_or_default(),
             token_dim: encoder.shape.token_dim,
+            any_number: encoder.shape.any_number,
             config: config.denoiser.clone(),
         },
         params: Params::new(config.seed ^ 0xd1f5, device),
@@ -230,8 +236,8 @@ impl Batches<'_> {
         let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
         let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
-        let features = encoder.support(self.sources, tasks, Part::Train, rng)?;
-        let (_, condition) = encoder.encode(&features)?;
+        let supports = encoder.support(self.sources, tasks, Part::Train, rng)?;
+        let (_, condition) = encoder.encode(&supports)?;
         let mut condition = if self.joint { condition } else { condition.detach() };
         let device = self.latents.device();
         if let Some(qualities) = self.qualities {
@@ -247,7 +253,12 @@ impl Batches<'_> {
         if let Some(index) = one_hot(&pieces, self.vectors.vectorise.index_dim(), device)? {
             condition = Tensor::cat(&[&condition, &index], 1)?;
         }
+        // So do the class rows that there are.
+        if let Some(presence) = &supports.presence {
+            condition = Tensor::cat(&[&condition, presence], 1)?;
+        }
         let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
-        Ok((prediction - &batch.target)?.sqr()?.mean_all()?)
+        let there = supports.presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
+        masked_mean(&(prediction - &batch.target)?.sqr()?, there.as_ref())
     }
 }

@@ -32,7 +32,7 @@ impl Encoder {
         let e = &config.encoder;
         let shape = EncoderShape {
             feature_dim: sources.feature_dim(),
-            classes: zoo.architecture.classes(),
+            classes: config.most_classes().unwrap_or_else(|| zoo.architecture.classes()),
             images: e.images,
             width: e.width,
             heads: e.heads,
@@ -41,19 +41,21 @@ impl Encoder {
             embedding_dim: e.embedding_dim,
             kind: e.kind,
             condition: e.condition,
+            any_number: config.most_classes().is_some(),
         };
         Self { shape, params: Params::new(config.seed ^ 0xe2c0, device) }
     }
 
-    /// (z_D, condition) of features `[n, classes, images, feature_dim]`.
+    /// (z_D, condition) of datasets.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn encode(&mut self, features: &Tensor) -> Result<(Tensor, Tensor)> {
-        encode(&mut Eager::new(&mut self.params), &self.shape, features)
+    pub fn encode(&mut self, supports: &Supports) -> Result<(Tensor, Tensor)> {
+        let Supports { features, presence } = supports;
+        encode(&mut Eager::new(&mut self.params), &self.shape, features, presence.as_ref())
     }
 
-    /// Features of support images of these tasks, drawn from `part`: `[n, classes, images, feature_dim]`.
+    /// Support images of these tasks, drawn from `part`.
     ///
     /// # Errors
     /// When a task does not exist.
@@ -63,15 +65,32 @@ impl Encoder {
         tasks: impl IntoIterator<Item = &'a Task>,
         part: Part,
         rng: &mut ChaCha8Rng,
-    ) -> Result<Tensor> {
-        let mut features = Vec::new();
+    ) -> Result<Supports> {
+        let (s, device) = (&self.shape, self.params.device());
+        let (mut features, mut presence, mut n) = (Vec::new(), Vec::new(), 0);
         for task in tasks {
-            sources.task(task, part)?.for_encoder().draw(self.shape.images, rng, &mut features);
+            n += 1;
+            sources.task(task, part)?.for_encoder().draw(s.images, rng, &mut features);
+            if s.any_number {
+                // Classes that the task does not have.
+                features.resize(n * s.classes * s.images * s.feature_dim, 0.0);
+                presence.extend((0..s.classes).map(|class| f32::from(u8::from(class < task.classes.len()))));
+            }
         }
-        let s = &self.shape;
-        let n = features.len() / (s.classes * s.images * s.feature_dim);
-        Ok(Tensor::from_vec(features, (n, s.classes, s.images, s.feature_dim), self.params.device())?)
+        Ok(Supports {
+            features: Tensor::from_vec(features, (n, s.classes, s.images, s.feature_dim), device)?,
+            presence: s.any_number.then(|| Tensor::from_vec(presence, (n, s.classes), device)).transpose()?,
+        })
     }
+}
+
+/// Datasets as the encoder takes them.
+#[derive(Debug, Clone)]
+pub struct Supports {
+    /// `[n, classes, images, feature_dim]`; zeros in place of classes that a dataset does not have.
+    pub features: Tensor,
+    /// Of each class whether a dataset has it, 1 or 0, `[n, classes]`; none where the number of classes is one and the same.
+    pub presence: Option<Tensor>,
 }
 
 /// Trains the encoder against latents `[rows, latent…]` of all checkpoints.
@@ -128,8 +147,8 @@ impl Batches<'_> {
         let (encoder, rng, device) = (&mut shard.networks, &mut shard.rng, self.latents.device());
         let picked = shards::pick(&self.vectors.train, self.config.encoder.batch, rng);
         let tasks: Vec<&Task> = picked.iter().map(|&i| self.zoo.task(i as usize)).collect();
-        let features = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
-        let (dataset, _) = encoder.encode(&features)?;
+        let supports = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
+        let (dataset, _) = encoder.encode(&supports)?;
         let (rows, pieces) = self.vectors.draw(&picked, rng);
         let mut z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         if let Some(index) = one_hot(&pieces, self.vectors.vectorise.index_dim(), device)? {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use serde_json::json;
 use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, PredictorContract, QualityContract, files};
-use weights::{Bundle, Manifest, tensors};
+use weights::vectorise::Vectorise;
+use weights::{Architecture, Bundle, Manifest, tensors};
 
 use super::course::Given;
 use super::diffusion::{self, Denoiser};
@@ -15,7 +16,7 @@ use super::predictor;
 use super::vae::{self, Vae};
 use super::vectors::{self, Vectors};
 use super::zoo::Zoo;
-use crate::config::Config;
+use crate::config::{Config, FEWEST};
 use crate::curve::{self, Curve};
 use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
@@ -53,6 +54,7 @@ pub fn train(
 ) -> Result<Trained> {
     sources.check_extractor(config)?;
     check_runs(zoo)?;
+    check_classes(config, zoo)?;
     let mut seconds = Vec::new();
     let mut timed = Timed { seconds: &mut seconds };
     let mut vectors = timed.run("align", || vectors::vectorise(config, zoo, progress))?;
@@ -83,7 +85,8 @@ pub fn train(
     };
     let mut curve = vec![vae_curve, encoder_curve, denoiser_curve];
     let mut metrics = metrics(zoo, &vectors, sources, &mut vae)?;
-    let mut files = graphs(zoo, &vectors, &vae, &encoder, &denoiser)?;
+    let architectures = targets(config, zoo);
+    let mut files = graphs(&architectures, &vectors, &vae, &encoder, &denoiser)?;
     if let Some((_, guide_curve, judged)) = guide {
         curve.insert(0, guide_curve);
         metrics["guide"] = judged;
@@ -100,9 +103,9 @@ pub fn train(
     if let Some(extractor) = sources.extractor() {
         files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
     }
-    let architectures: Vec<&weights::Architecture> = zoo.architectures().collect();
     let mut probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
     let mut manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
+    manifest.architectures = architectures.iter().map(entry).collect();
     manifest.quality = qualities.map(|q| QualityContract { default: measure::high(&given, &q) });
     if let Some(predictor) = &mut predictor {
         probes.extend(export::predictor_probes(predictor)?);
@@ -133,6 +136,19 @@ fn check_runs(zoo: &Zoo) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a zoo of several numbers of classes where the configuration does not say so.
+fn check_classes(config: &Config, zoo: &Zoo) -> Result<()> {
+    let classes = zoo.architecture.classes();
+    let other = zoo.architectures().find(|architecture| architecture.classes() != classes);
+    match other.filter(|_| config.most_classes().is_none()) {
+        Some(other) => Err(Error::Config(format!(
+            "the zoo has networks of {classes} and of {} classes: name all numbers in tasks.classes",
+            other.classes()
+        ))),
+        None => Ok(()),
+    }
+}
+
 struct Timed<'a> {
     seconds: &'a mut Vec<(&'static str, f64)>,
 }
@@ -161,8 +177,28 @@ fn metrics(zoo: &Zoo, vectors: &Vectors, sources: &Sources, vae: &mut Vae) -> Re
     }))
 }
 
+/// What a generator makes networks of: the zoo's architectures, or the heads of any number of classes, also of those that
+/// no network of the zoo has.
+fn targets(config: &Config, zoo: &Zoo) -> Vec<Architecture> {
+    match config.most_classes() {
+        Some(most) => {
+            let features = zoo.architecture.input_dim();
+            (FEWEST..=most).map(|classes| Architecture::Head { features, classes }).collect()
+        }
+        None => zoo.architectures().cloned().collect(),
+    }
+}
+
+/// How the networks of [`targets`] lie in rows.
+fn all_rows(vectors: &Vectors) -> Result<Vectorise> {
+    match (&vectors.vectorise.rows, vectors.vectorise.most_classes()) {
+        (Some(rows), Some(most)) => Ok(Vectorise::class_rows(rows.features, (FEWEST..=most).collect(), most)?),
+        _ => Ok(vectors.vectorise.clone()),
+    }
+}
+
 fn graphs(
-    zoo: &Zoo,
+    architectures: &[Architecture],
     vectors: &Vectors,
     vae: &Vae,
     encoder: &Encoder,
@@ -171,7 +207,7 @@ fn graphs(
     let mut out = BTreeMap::from(export::vae(vae)?);
     out.insert(files::DATASET_ENCODER.into(), export::dataset_encoder(encoder)?);
     out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
-    for architecture in zoo.architectures() {
+    for architecture in architectures {
         out.insert(files::forward(&architecture.name()), export::forward(architecture)?);
     }
     let s = &vectors.standardisation;
@@ -186,7 +222,7 @@ fn graphs(
     Ok(out)
 }
 
-fn entry(architecture: &weights::Architecture) -> ArchitectureEntry {
+fn entry(architecture: &Architecture) -> ArchitectureEntry {
     let (name, layout) = (architecture.name(), architecture.layout());
     ArchitectureEntry {
         parameters: layout.parameters(),
@@ -218,8 +254,8 @@ fn manifest(
         name: config.name.clone(),
         description: config.description.clone(),
         modality: if input_shape.len() == 3 { Modality::Image } else { Modality::Features },
-        architectures: zoo.architectures().map(entry).collect(),
-        vectorise: vectors.vectorise.clone(),
+        architectures: Vec::new(),
+        vectorise: all_rows(vectors)?,
         standardise: config.vectors.standardise,
         latent: denoiser.latent.clone(),
         schedule: denoiser.schedule.clone(),
@@ -227,6 +263,7 @@ fn manifest(
             extractor: extractor.map_or_else(|| "pixels".into(), |e| e.used.spec.name.clone()),
             feature_dim: encoder.shape.feature_dim,
             classes: encoder.shape.classes,
+            min_classes: encoder.shape.any_number.then_some(FEWEST),
             images_per_class: encoder.shape.images,
             embedding_dim: encoder.shape.embedding_dim,
             condition_dim: encoder.shape.condition_dim(),

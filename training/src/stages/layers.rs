@@ -170,6 +170,7 @@ impl Layers {
             latent: vec![config.latent],
             condition_dim: index + parts + POSITIONS,
             token_dim: 0,
+            any_number: false,
             config: DenoiserConfig::Mlp { width: config.width, blocks: config.blocks },
         };
         let schedule = Schedule { steps: 1000, beta_start: 0.0015, beta_end: 0.0155, prediction: Prediction::Sample };

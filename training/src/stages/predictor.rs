@@ -279,8 +279,8 @@ fn embed(
     rng: &mut ChaCha8Rng,
 ) -> Result<Tensor> {
     let tasks = picked.iter().map(|&i| given.zoo.task(examples.checkpoint[i as usize]));
-    let features = encoder.support(given.sources, tasks, Part::Train, rng)?;
-    Ok(encoder.encode(&features)?.0.detach())
+    let supports = encoder.support(given.sources, tasks, Part::Train, rng)?;
+    Ok(encoder.encode(&supports)?.0.detach())
 }
 
 /// How well the accuracies of networks made of held-out runs are told.

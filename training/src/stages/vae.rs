@@ -11,7 +11,7 @@ use super::course::{Course, Given};
 use super::fit::{self, score};
 use super::predictor::Predictor;
 use super::shards::{self, Shard};
-use super::vectors::{Rows, Vectors, one_hot};
+use super::vectors::{Rows, Vectors, masked_mean, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
 use crate::config::{Config, VaeConfig, VaeKind};
@@ -47,7 +47,7 @@ impl Vae {
             VaeKind::Conv => (VaeForm::Conv(config.vae.conv.clone()), config.vae.latent.clone()),
             VaeKind::Identity => (VaeForm::Identity, vec![length]),
         };
-        let rows = config.vae.rows.then(|| zoo.architecture.classes());
+        let rows = config.vae.rows.then(|| config.most_classes().unwrap_or_else(|| zoo.architecture.classes()));
         if let Some(classes) = rows.filter(|classes| latent[0] != *classes) {
             let text = format!("with vae.rows the first number of vae.latent must be that of the classes, {classes}");
             return Err(Error::Config(text));
@@ -118,7 +118,12 @@ impl Vae {
                 Ok(self.encode(&x, pieces)?.0.detach())
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&parts, 0)?)
+        let means = Tensor::cat(&parts, 0)?;
+        let checkpoints: Vec<usize> = (0..vectors.checkpoints()).collect();
+        match there(vectors, &checkpoints, means.device())? {
+            Some(there) => Ok(means.broadcast_mul(&there)?),
+            None => Ok(means),
+        }
     }
 
     /// How much the latents of training checkpoints differ, of at most 512.
@@ -128,11 +133,17 @@ impl Vae {
     pub fn dispersion(&mut self, vectors: &Vectors) -> Result<Dispersion> {
         let length = vectors.vectorise.length;
         let every = vectors.train.len().div_ceil(512).max(1);
-        let few = vectors.batch(vectors.train.iter().copied().step_by(every));
+        let checkpoints: Vec<usize> = vectors.train.iter().copied().step_by(every).collect();
+        let few = vectors.batch(checkpoints.iter().copied());
         let row = |&row: &u32| &vectors.x[row as usize * length..(row as usize + 1) * length];
         let rows: Vec<f32> = few.rows.iter().flat_map(row).copied().collect();
         let x = Tensor::from_vec(rows, (few.rows.len(), length), self.params.device())?;
-        let z = self.encode(&x, &few.pieces)?.0.flatten_from(1)?;
+        let z = self.encode(&x, &few.pieces)?.0;
+        // Of class rows each is an example by itself: not all heads have the same.
+        let z = match vectors.presence(&checkpoints, z.device())? {
+            Some(presence) => present(&z, &presence)?,
+            None => z.flatten_from(1)?,
+        };
         let variance = z.broadcast_sub(&z.mean_keepdim(0)?)?.sqr()?.mean(0)?.to_vec1::<f32>()?;
         let active = variance.iter().filter(|v| v.sqrt() >= INACTIVE).count();
         let largest = variance.iter().fold(0f32, |m, v| m.max(v.sqrt()));
@@ -310,10 +321,23 @@ fn exponential(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
     Ok((x.broadcast_mul(&mask.affine(-1.0, 1.0)?)? + variances.broadcast_mul(mask)?)?)
 }
 
-/// KL(q ‖ N(0, 1)) in nats, mean over batch and latent dimensions.
-fn kl_divergence(mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
+/// KL(q ‖ N(0, 1)) in nats, mean over batch and latent dimensions, of those that are there.
+fn kl_divergence(mean: &Tensor, log_variance: &Tensor, there: Option<&Tensor>) -> Result<Tensor> {
     let sum = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?;
-    Ok(sum.mean_all()?.affine(0.5, -0.5)?)
+    Ok(masked_mean(&sum, there)?.affine(0.5, -0.5)?)
+}
+
+/// Of each class row whether these checkpoints have it, `[n, classes, 1]`: as a mask of latents.
+fn there(vectors: &Vectors, checkpoints: &[usize], device: &Device) -> Result<Option<Tensor>> {
+    let presence = vectors.presence(checkpoints, device)?;
+    Ok(presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?)
+}
+
+/// The class rows of latents `[n, classes, width]` that there are, `[rows, width]`.
+pub(crate) fn present(latents: &Tensor, presence: &Tensor) -> Result<Tensor> {
+    let all = presence.flatten_all()?.to_vec1::<f32>()?;
+    let own: Vec<u32> = (0u32..).zip(&all).filter(|(_, there)| **there > 0.0).map(|(row, _)| row).collect();
+    Ok(latents.flatten(0, 1)?.index_select(&Tensor::new(own.as_slice(), latents.device())?, 0)?)
 }
 
 /// What the batches are drawn from.
@@ -343,8 +367,10 @@ impl Batches<'_> {
         let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
         let decoded = vae.decode(&z, &batch.pieces)?;
         let beta = if autoencoder { 0.0 } else { settings.beta };
-        let kl = kl_divergence(&mean, &log_variance)?;
-        let mse = (&decoded - &x)?.sqr()?.mean_all()?;
+        let checkpoints: Vec<usize> = picked.iter().map(|&i| i as usize).collect();
+        let kl = kl_divergence(&mean, &log_variance, there(self.vectors, &checkpoints, device)?.as_ref())?;
+        let mask = self.vectors.mask(&checkpoints, device)?;
+        let mse = masked_mean(&(&decoded - &x)?.sqr()?, mask.as_ref())?;
         let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(beta, 0.0)?)?;
         if let Some(guide) = self.guide.filter(|_| settings.predictor > 0.0) {
             loss = (loss + guide.guidance(&x, &decoded)?.affine(settings.predictor, 0.0)?)?;

@@ -6,12 +6,12 @@ use candle_core::{Device, Tensor};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use weights::vectorise::{Piece, Vectorise};
-use weights::{Layout, Standardisation, canonical};
+use weights::vectorise::{Piece, Segment, Vectorise};
+use weights::{Architecture, Layout, Standardisation, canonical};
 
 use super::zoo::Zoo;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::random;
 
@@ -93,12 +93,12 @@ impl Vectors {
     /// # Errors
     /// When a row is not there.
     pub fn join(&self, rows: &Tensor, architecture: usize, first: &[u32]) -> Result<Tensor> {
-        let ranges = self.vectorise.ranges(architecture, self.parameters[architecture]);
-        let mut parts = Vec::with_capacity(ranges.len());
-        for (range, place) in ranges.iter().zip(0u32..) {
-            let index: Vec<u32> = first.iter().map(|first| first + place).collect();
+        let segments = self.vectorise.segments(architecture, self.parameters[architecture]);
+        let mut parts = Vec::with_capacity(segments.len());
+        for Segment { row, place, range } in segments {
+            let index: Vec<u32> = first.iter().map(|first| first + row as u32).collect();
             let part = rows.index_select(&Tensor::new(index.as_slice(), rows.device())?, 0)?;
-            parts.push(part.narrow(1, 0, range.len())?);
+            parts.push(part.narrow(1, place, range.len())?);
         }
         Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? })
     }
@@ -115,8 +115,11 @@ impl Vectors {
             x.extend_from_slice(&self.x[rows.start * self.vectorise.length..rows.end * self.vectorise.length]);
             aligned.extend_from_slice(&self.aligned[zoo.offsets[c]..zoo.offsets[c + 1]]);
         }
-        let pieces = self.vectorise.pieces.iter().filter(|piece| piece.architecture == architecture);
         let mut vectorise = self.vectorise.clone();
+        if let Some(rows) = &mut vectorise.rows {
+            rows.classes = vec![rows.classes[architecture]];
+        }
+        let pieces = self.vectorise.pieces.iter().filter(|piece| piece.architecture == architecture);
         vectorise.pieces = pieces.map(|piece| Piece { architecture: 0, ..piece.clone() }).collect();
         let per_network = vectorise.kinds();
         Self {
@@ -131,6 +134,61 @@ impl Vectors {
             parameters: vec![d],
         }
     }
+}
+
+impl Vectors {
+    /// What the vectors are for heads of a number of classes that the zoo has none of.
+    #[must_use]
+    pub fn none_of(&self, classes: usize, parameters: usize) -> Self {
+        let mut vectorise = self.vectorise.clone();
+        if let Some(rows) = &mut vectorise.rows {
+            rows.classes = vec![classes];
+        }
+        Self {
+            standardisation: self.standardisation.of(&vectorise, 0).unwrap_or_default(),
+            vectorise,
+            aligned: Vec::new(),
+            x: Vec::new(),
+            train: Vec::new(),
+            held_out: Vec::new(),
+            rows: vec![0],
+            kinds: Vec::new(),
+            parameters: vec![parameters],
+        }
+    }
+
+    /// Of each class row whether these checkpoints have it, 1 or 0, `[n, classes]`; none where all have the same.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn presence(&self, checkpoints: &[usize], device: &Device) -> Result<Option<Tensor>> {
+        let Some(most) = self.vectorise.most_classes() else { return Ok(None) };
+        let all: Vec<f32> = checkpoints.iter().flat_map(|&c| self.vectorise.presence(self.kinds[c])).collect();
+        Ok(Some(Tensor::from_vec(all, (checkpoints.len(), most), device)?))
+    }
+
+    /// Of each value of the rows of these checkpoints whether they have it, 1 or 0, `[n, length]`; none where all have all.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn mask(&self, checkpoints: &[usize], device: &Device) -> Result<Option<Tensor>> {
+        if self.vectorise.rows.is_none() {
+            return Ok(None);
+        }
+        let all: Vec<f32> =
+            checkpoints.iter().flat_map(|&c| self.vectorise.mask(self.kinds[c]).unwrap_or_default()).collect();
+        Ok(Some(Tensor::from_vec(all, (checkpoints.len(), self.vectorise.length), device)?))
+    }
+}
+
+/// Mean of values, or of those where `mask` (which broadcasts to their shape) is 1.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn masked_mean(values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let Some(mask) = mask else { return Ok(values.mean_all()?) };
+    let count = mask.broadcast_as(values.shape())?.sum_all()?;
+    Ok((values.broadcast_mul(mask)?.sum_all()? / count)?)
 }
 
 /// Rows of an identity `[pieces, index_dim]` for pieces of a table: the index of each row, as the networks take it;
@@ -155,20 +213,25 @@ pub fn one_hot(pieces: &[u32], index_dim: usize, device: &Device) -> Result<Opti
 /// When the zoo is empty or cannot be cut so; [`Error::Interrupted`](crate::Error::Interrupted).
 pub fn vectorise(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vectors> {
     let layouts: Vec<Layout> = zoo.architectures().map(weights::Architecture::layout).collect();
-    let vectorise = Vectorise::new(config.vectors.mode, config.vectors.chunk, &layouts)?;
+    let vectorise = match config.most_classes() {
+        Some(most) => class_rows(zoo, most)?,
+        None => Vectorise::new(config.vectors.mode, config.vectors.chunk, &layouts)?,
+    };
     let (train, held_out) = hold_out(config, zoo);
     let aligned = align(config, zoo, &layouts, progress)?;
     let theta = |c: usize| &aligned[zoo.offsets[c]..zoo.offsets[c + 1]];
-    let mut standardisation = Standardisation::default();
-    let mut parts = Vec::with_capacity(layouts.len());
-    for (architecture, layout) in layouts.iter().enumerate() {
-        let own = train.iter().filter(|&&c| zoo.kind(c) == architecture);
-        let rows: Vec<f32> = own.flat_map(|&c| theta(c).iter().copied()).collect();
-        let flat = Standardisation::fit(&rows, layout.parameters(), layout, config.vectors.standardise)?;
-        let part = flat.cut(&vectorise, architecture)?;
-        standardisation.append(&part);
-        parts.push(part);
-    }
+    let standardisation = match vectorise.rows {
+        Some(_) => {
+            let heads = train.iter().map(|&c| theta(c));
+            Standardisation::fit_class_rows(heads, &vectorise, config.vectors.standardise)?
+        }
+        None => of_each(config, &layouts, &vectorise, &|architecture| {
+            let own = train.iter().filter(|&&c| zoo.kind(c) == architecture);
+            own.flat_map(|&c| theta(c).iter().copied()).collect()
+        })?,
+    };
+    let parts =
+        (0..layouts.len()).map(|a| Ok(standardisation.of(&vectorise, a)?)).collect::<Result<Vec<Standardisation>>>()?;
     let kinds: Vec<usize> = (0..zoo.checkpoints.len()).map(|c| zoo.kind(c)).collect();
     let (mut x, mut rows) = (Vec::new(), vec![0]);
     for (c, &kind) in kinds.iter().enumerate() {
@@ -179,6 +242,38 @@ pub fn vectorise(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vect
     }
     let parameters = layouts.iter().map(Layout::parameters).collect();
     Ok(Vectors { vectorise, aligned, x, standardisation, train, held_out, rows, kinds, parameters })
+}
+
+/// How heads of any number of classes up to `most` lie in rows.
+fn class_rows(zoo: &Zoo, most: usize) -> Result<Vectorise> {
+    let mut classes = Vec::new();
+    for architecture in zoo.architectures() {
+        match architecture {
+            Architecture::Head { features, .. } if *features == zoo.architecture.input_dim() => {}
+            other => {
+                let text =
+                    format!("the zoo has networks {}; tasks.classes of several numbers is for heads", other.name());
+                return Err(Error::Config(text));
+            }
+        }
+        classes.push(architecture.classes());
+    }
+    Ok(Vectorise::class_rows(zoo.architecture.input_dim(), classes, most)?)
+}
+
+/// The statistics of each kind of row; `rows` gives the flat vectors of an architecture's training networks.
+fn of_each(
+    config: &Config,
+    layouts: &[Layout],
+    vectorise: &Vectorise,
+    rows: &dyn Fn(usize) -> Vec<f32>,
+) -> Result<Standardisation> {
+    let mut all = Standardisation::default();
+    for (architecture, layout) in layouts.iter().enumerate() {
+        let flat = Standardisation::fit(&rows(architecture), layout.parameters(), layout, config.vectors.standardise)?;
+        all.append(&flat.cut(vectorise, architecture)?);
+    }
+    Ok(all)
 }
 
 /// Holds out whole runs: checkpoints of one run are near copies of each other.

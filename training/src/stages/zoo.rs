@@ -1,7 +1,7 @@
 //! The zoo: many runs on many tasks, their last checkpoints with accuracy and lineage, on disk as one file a group of
 //! runs. A zoo that was interrupted continues with the groups that are missing, and ends the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
@@ -276,21 +276,21 @@ pub fn key(config: &Config, sources: &Sources) -> Result<String> {
 
 fn header(config: &Config, sources: &Sources) -> Result<Header> {
     let (seen, _) = sources.tasks(config)?;
-    let classes = seen.first().map_or(0, |t| t.classes.len());
-    if let Some(other) = seen.iter().find(|t| t.classes.len() != classes) {
-        let text = format!("task {other} has {} classes, the first {classes}; all must be equal", other.classes.len());
-        return Err(Error::Config(text));
-    }
-    let mut architectures = config.build_architectures(sources.input_shape(), classes)?.into_iter();
-    let architecture = architectures.next().ok_or_else(|| Error::Config("there is no architecture".into()))?;
-    let further: Vec<Architecture> = architectures.collect();
+    let kinds = kinds(config, sources, &seen)?;
     let mut rng = random::stream(config.seed, "runs");
     // Architecture by architecture, so that each one's runs lie in rounds of one a task.
-    let runs = (0..=further.len())
+    let runs = (0..kinds.len())
         .flat_map(|architecture| (0..config.zoo.runs_per_task).map(move |_| architecture))
-        .flat_map(|architecture| seen.iter().cloned().map(move |task| (architecture, task)))
+        .flat_map(|architecture| {
+            let classes = kinds[architecture].classes();
+            let of_it = seen.iter().filter(move |task| task.classes.len() == classes);
+            of_it.cloned().map(move |task| (architecture, task))
+        })
         .map(|(architecture, task)| Run { task, seed: rng.random_range(0..1 << 53), architecture })
         .collect();
+    let mut architectures = kinds.iter().cloned();
+    let architecture = architectures.next().ok_or_else(|| Error::Config("there is no architecture".into()))?;
+    let further: Vec<Architecture> = architectures.collect();
     let settings = serde_json::to_value((&config.data, &config.tasks, &config.zoo));
     Ok(Header {
         format: 1,
@@ -304,6 +304,20 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
         group: config.zoo.group,
         epochs: (config.zoo.epochs + 1 - config.zoo.keep..=config.zoo.epochs).collect(),
     })
+}
+
+/// The architectures of these tasks' networks; where tasks differ in the number of classes, the head of each number, the
+/// smallest first.
+fn kinds(config: &Config, sources: &Sources, seen: &[Task]) -> Result<Vec<Architecture>> {
+    let numbers: BTreeSet<usize> = seen.iter().map(|task| task.classes.len()).collect();
+    if numbers.len() > 1 && config.most_classes().is_none() {
+        let classes = seen[0].classes.len();
+        let other = seen.iter().find(|t| t.classes.len() != classes).unwrap_or(&seen[0]);
+        let text = format!("task {other} has {} classes, the first {classes}; all must be equal", other.classes.len());
+        return Err(Error::Config(text));
+    }
+    let each = numbers.into_iter().map(|classes| config.build_architectures(sources.input_shape(), classes));
+    Ok(each.collect::<Result<Vec<_>>>()?.concat())
 }
 
 fn read_header(store: &dyn Snapshots) -> Result<Header> {
@@ -372,20 +386,20 @@ impl Builder<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let all = runs.iter().map(|r| self.sources.task(&r.task, Part::Train)).collect::<Result<Vec<_>>>()?;
-        let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &all);
-        let steps = match self.config.zoo.fit {
-            ZooFit::Adam => recipe.steps_per_epoch * self.config.zoo.epochs,
-            ZooFit::Ridge => 1,
+        let recipes = self.recipes()?;
+        let recipe = |group: usize| &recipes[runs[groups[group].start].architecture];
+        let steps = |group: usize| match self.config.zoo.fit {
+            ZooFit::Adam => groups[group].len() * recipe(group).steps_per_epoch * self.config.zoo.epochs,
+            ZooFit::Ridge => groups[group].len(),
         };
-        let todo: usize = missing.iter().map(|&g| groups[g].len() * steps).sum();
-        let total = runs.len() * steps;
+        let todo: usize = missing.iter().map(|&g| steps(g)).sum();
+        let total = (0..groups.len()).map(steps).sum();
         let stage = self.progress.stage("zoo", total, total - todo);
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let work = || {
             while let Some(&group) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.train_group(group, groups[group].clone(), &recipe, &stage) {
+                if let Err(error) = self.train_group(group, groups[group].clone(), recipe(group), &stage) {
                     // The other workers stop at their next group; the first error is the one to tell.
                     next.store(missing.len(), Ordering::Relaxed);
                     if let Ok(mut slot) = failure.lock() {
@@ -407,6 +421,18 @@ impl Builder<'_> {
             Ok(Some(error)) => Err(error),
             Err(_) => Err(Error::Config("a zoo worker stopped without a word".into())),
         }
+    }
+
+    /// How the models of each architecture are trained; an epoch is as long for all where all tasks have the same number of
+    /// classes.
+    fn recipes(&self) -> Result<Vec<Recipe>> {
+        let kinds = self.header.architectures().enumerate();
+        let recipe = |(index, _): (usize, &Architecture)| {
+            let own = self.header.runs.iter().filter(|run| run.architecture == index);
+            let tasks = own.map(|run| self.sources.task(&run.task, Part::Train)).collect::<Result<Vec<_>>>()?;
+            Ok(Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &tasks))
+        };
+        kinds.map(recipe).collect()
     }
 
     fn train_group(&self, group: usize, range: Range<usize>, recipe: &Recipe, stage: &Stage) -> Result<()> {

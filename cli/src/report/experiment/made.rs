@@ -19,7 +19,7 @@ pub(super) struct Made<'a> {
     pub(super) config: &'a Config,
     /// As the zoo's, with the generator's seed.
     pub(super) base: &'a Config,
-    /// What the names of its sets begin with: the architecture, where there are several.
+    /// What the names of its sets begin with: the architecture or the number of classes, where there are several.
     pub(super) label: String,
     /// Of a mixed zoo the models of one architecture; so is all that follows.
     pub(super) zoo: Zoo,
@@ -30,6 +30,8 @@ pub(super) struct Made<'a> {
     pub(super) generator: Generator,
     /// Embeddings of the zoo's runs.
     pub(super) embedded: Vec<Vec<f32>>,
+    /// Of a generator for any number of classes: embeddings of the runs of all numbers.
+    pub(super) everything: Option<&'a [Vec<f32>]>,
     pub(super) own: Vectors,
     /// Mean of the aligned zoo, `[d]`.
     pub(super) reference: Vec<f32>,
@@ -39,7 +41,7 @@ pub(super) struct Made<'a> {
 impl Made<'_> {
     /// The zoo as the service has it.
     pub(super) fn zoo(&self) -> AnsweringZoo<'_> {
-        AnsweringZoo::new(&self.zoo, &self.embedded)
+        AnsweringZoo::new(&self.zoo, &self.embedded, self.everything.unwrap_or(&self.embedded))
     }
 
     /// Weights in the form that the VAE learned.
