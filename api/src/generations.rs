@@ -112,6 +112,10 @@ pub(crate) struct GenerationSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = u64, required = false, example = 3)]
     refine_steps: Option<usize>,
+    /// `true` where statistics of normalisations were measured on the examples that the encoder took.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    recalibrate: bool,
     /// The execution provider that was really used: `cpu` or `cuda`.
     #[schema(example = "cpu")]
     provider: String,
@@ -250,6 +254,7 @@ impl From<rows::Generation> for GenerationSummary {
             latent_noise: Some(recorded.latent_noise).filter(|noise| *noise > 0.0),
             quality: recorded.quality,
             refine_steps: recorded.refine.map(|refine| refine.steps),
+            recalibrate: recorded.recalibrate,
             provider: row.provider,
             device: row.device,
             candidates: recorded.candidates,

@@ -55,6 +55,9 @@ pub struct Args {
     /// Steps of refinement of each sample's latent on the examples that the encoder sees.
     #[arg(long, default_value_t = 0)]
     refine: usize,
+    /// Measure the statistics of normalisations on the examples that the encoder sees, in place of the generated ones.
+    #[arg(long)]
+    recalibrate: bool,
     /// Seed of the samples.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -83,6 +86,7 @@ pub fn run(args: Args) -> Result<()> {
         latent_noise: args.latent_noise,
         quality: args.quality,
         refine: (args.refine > 0).then(|| Refine { steps: args.refine, ..Refine::default() }),
+        recalibrate: args.recalibrate,
     };
     options.validate(&SampleLimits::default())?;
     let runtime = args.runtime.open()?;

@@ -24,6 +24,7 @@ use crate::options::{SampleLimits, SampleOptions};
 use crate::pool::SessionPool;
 use crate::runtime::{Provider, Runtime};
 use crate::samplers::{self, Noise, Step};
+use crate::statistics::Statistics;
 
 /// Rows in one run of a graph.
 const BATCH: usize = 64;
@@ -81,6 +82,8 @@ pub struct Generator {
 #[derive(Debug)]
 struct Target {
     forward: Forward,
+    /// Where networks store statistics.
+    statistics: Option<Statistics>,
     /// Statistics of its rows.
     standardisation: Standardisation,
     /// The rows that a network of it is.
@@ -96,13 +99,19 @@ impl Generator {
         let manifest = bundle.manifest().clone();
         check_manifest(&manifest)?;
         let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?).map(Arc::new);
-        let statistics = bundle.standardisation()?;
+        let standardisation = bundle.standardisation()?;
         let mut targets = Vec::with_capacity(manifest.architectures.len());
         for (index, entry) in manifest.architectures.iter().enumerate() {
             let (layout, shape) = (&entry.layout, entry.config.input_shape());
+            let name = files::statistics(&entry.name);
+            let statistics = match bundle.file(&name) {
+                Ok(graph) => Some(Statistics::load(runtime, &name, graph, layout, &shape)?),
+                Err(_) => None,
+            };
             targets.push(Target {
+                statistics,
                 forward: Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?,
-                standardisation: statistics.of(&manifest.vectorise, index)?,
+                standardisation: standardisation.of(&manifest.vectorise, index)?,
                 pieces: manifest.vectorise.pieces_of(index),
             });
         }
@@ -170,6 +179,10 @@ impl Generator {
     /// The architecture's forward graph.
     pub fn forward(&self) -> &Forward {
         &self.target().forward
+    }
+
+    pub(crate) fn statistics(&self) -> Option<&Statistics> {
+        self.target().statistics.as_ref()
     }
 
     fn target(&self) -> &Target {
@@ -453,11 +466,11 @@ impl Generator {
         self.generate_on(embedding, options, None, progress)
     }
 
-    /// As [`Self::generate`]; latents are refined on `examples` (as the networks take them, class k the head's row k)
-    /// where the options say so.
+    /// As [`Self::generate`]; latents are refined on `examples` (as the networks take them, class k the head's row k),
+    /// and statistics measured on them, where the options say so.
     ///
     /// # Errors
-    /// As [`Self::generate`] and [`Self::refine`].
+    /// As [`Self::generate`], [`Self::refine`] and [`Self::recalibrate`].
     pub fn generate_on(
         &self,
         embedding: &Embedding,
@@ -477,7 +490,15 @@ impl Generator {
             latents = self.refine(&latents, examples, &refine, &mut || progress(steps, steps))?;
         }
         let sampled = Instant::now();
-        let weights = self.decode(&latents)?;
+        let mut weights = self.decode(&latents)?;
+        if options.recalibrate {
+            let examples = examples.ok_or_else(|| Error::Option {
+                option: "recalibrate",
+                found: "true".into(),
+                right: "left out where there are no examples to measure on".into(),
+            })?;
+            weights = self.recalibrate(&weights, examples)?;
+        }
         let milliseconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
         let timings =
             Timings { sample_ms: milliseconds(start, sampled), decode_ms: milliseconds(sampled, Instant::now()) };

@@ -32,6 +32,7 @@ mod pool;
 mod refine;
 mod runtime;
 pub mod samplers;
+mod statistics;
 mod support;
 
 pub use candidates::{Candidate, Maker, NEAR, Origin, Place, RETRIEVED, RankBy, Ranked, Scores};

@@ -79,6 +79,9 @@ pub struct SampleOptions {
     pub quality: Option<f32>,
     /// How each latent is refined on the request's labelled examples; none: it stays as it was sampled.
     pub refine: Option<Refine>,
+    /// Whether the statistics that networks store are measured on the request's examples in place of the generated ones.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recalibrate: bool,
 }
 
 impl Default for SampleOptions {
@@ -93,6 +96,7 @@ impl Default for SampleOptions {
             latent_noise: 0.0,
             quality: None,
             refine: None,
+            recalibrate: false,
         }
     }
 }

@@ -58,6 +58,7 @@ impl Provenance<'_> {
             metadata.extend(options.quality.map(|quality| ("quality", quality.to_string())));
             let refine = options.refine.filter(|refine| refine.steps > 0);
             metadata.extend(refine.map(|refine| ("refine", refine.steps.to_string())));
+            metadata.extend(options.recalibrate.then(|| ("recalibrate", "true".to_owned())));
         }
         Ok(metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }

@@ -324,6 +324,13 @@ fn every_architecture_runs_as_in_candle() {
             assert_eq!(probe.outputs[0].shape, [batch, architecture.classes()]);
             assert!(probe.outputs[0].data.iter().any(|v| v.abs() > 1e-2), "{}: all but zero", probe.graph);
             check_probe(&probe, &graph);
+            let statistics = export::statistics(&architecture).unwrap();
+            let probe = export::statistics_probe(&architecture, batch).unwrap();
+            assert_eq!(statistics.is_some(), architecture.layout().buffers().next().is_some());
+            if let (Some(graph), Some(probe)) = (statistics, probe) {
+                assert_eq!(probe.outputs.len(), architecture.layout().buffers().count());
+                check_probe(&probe, &graph);
+            }
         }
     }
 }
@@ -548,6 +555,20 @@ fn check_generated(architecture: &str, statistics: bool) {
         let variances = layout.params.iter().filter(|p| p.is_variance());
         assert!(variances.into_iter().all(|p| theta[p.range()].iter().all(|v| *v >= 0.0)));
     }
+    // Statistics of the request's own examples, in place of the generated ones.
+    let options = SampleOptions { recalibrate: true, ..SampleOptions::default() };
+    let support = generator.gather_support(digits, &classes, 0).unwrap().whole().data;
+    let measured = generator.generate_on(&embedding, &options, Some(&support), &mut |_, _| true);
+    if !statistics {
+        assert_eq!(measured.unwrap_err().code(), "option_invalid");
+        return;
+    }
+    let theta = measured.unwrap().weights.remove(0);
+    let images = support.gather(&(0..support.len()).collect::<Vec<_>>());
+    let again = training::stages::fit::recalibrate(&zoo.architecture, &theta, images).unwrap();
+    assert!(theta.iter().zip(&again).all(|(a, b)| (a - b).abs() < 1e-4 * (1.0 + a.abs())), "not those of candle");
+    let accuracy = generator.evaluate(&theta, digits).unwrap().accuracy;
+    assert!(accuracy > 0.4, "with 20 examples' statistics {accuracy}");
 }
 
 /// A checkpoint that is standardised and taken back is the same.

@@ -2,8 +2,8 @@
 //! outputs, against which the exported graphs are compared.
 
 use candle_core::{Device, Tensor};
-use weights::Architecture;
 use weights::manifest::files;
+use weights::{Architecture, ParamSpec};
 
 use crate::backend::Eager;
 use crate::backend::onnx::{BATCH, Onnx};
@@ -64,6 +64,29 @@ pub fn forward(architecture: &Architecture) -> Result<Vec<u8>> {
     let y = target::forward(&mut graph, architecture, &params, &x)?;
     graph.output(&y, "logits", &[BATCH, architecture.classes()]);
     Ok(graph.finish())
+}
+
+/// The graph that measures the statistics of an architecture's normalisations; none where it has no normalisation.
+///
+/// # Errors
+/// When the architecture makes no network.
+pub fn statistics(architecture: &Architecture) -> Result<Option<Vec<u8>>> {
+    architecture.validate()?;
+    let layout = architecture.layout();
+    if layout.buffers().next().is_none() {
+        return Ok(None);
+    }
+    let mut graph = Onnx::measuring("statistics");
+    let x = graph.input("input", &with_batch(&architecture.input_shape()));
+    // What is measured needs none that is stored.
+    let input = |p: &ParamSpec| if p.is_buffer() { String::new() } else { graph.input(&p.name, &p.shape) };
+    let params: Vec<String> = layout.params.iter().map(input).collect();
+    target::forward(&mut graph, architecture, &params, &x)?;
+    let measured = graph.statistics();
+    for (buffer, value) in layout.buffers().zip(measured.iter().flatten()) {
+        graph.output(value, &buffer.name, &buffer.shape);
+    }
+    Ok(Some(graph.finish()))
 }
 
 /// The VAE's encoder and decoder graphs.
@@ -226,6 +249,7 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[A
         });
         for architecture in architectures {
             probes.push(forward_probe(architecture, n)?);
+            probes.extend(statistics_probe(architecture, n)?);
         }
     }
     Ok(probes)
@@ -239,6 +263,28 @@ fn any_presence(shape: &EncoderShape, n: usize) -> Result<Option<Tensor>> {
     let own = |i: usize| FEWEST + i % (shape.classes + 1 - FEWEST);
     let of = |i: usize| (0..shape.classes).map(move |class| f32::from(u8::from(class < own(i))));
     Ok(Some(Tensor::from_vec((0..n).flat_map(of).collect::<Vec<_>>(), (n, shape.classes), &Device::Cpu)?))
+}
+
+/// A probe of an architecture's graph of statistics with random weights; none where it has no such graph.
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn statistics_probe(architecture: &Architecture, n: usize) -> Result<Option<Probe>> {
+    let layout = architecture.layout();
+    if layout.buffers().next().is_none() {
+        return Ok(None);
+    }
+    let mut rng = random::stream(n as u64, "statistics probe");
+    let theta = fit::init_theta(architecture, &mut rng);
+    let shape: Vec<usize> = std::iter::once(n).chain(architecture.input_shape()).collect();
+    let x = random::normal(&shape, &Device::Cpu, &mut rng)?;
+    let input = named("input", &x)?;
+    let measured = fit::recalibrate(architecture, &theta, input.data.clone())?;
+    let of = |p: &ParamSpec| Named { name: p.name.clone(), shape: p.shape.clone(), data: measured[p.range()].to_vec() };
+    let params = layout.params.iter().filter(|p| !p.is_buffer());
+    let inputs = std::iter::once(input).chain(params.map(of)).collect();
+    let outputs = layout.buffers().map(of).collect();
+    Ok(Some(Probe { graph: files::statistics(&architecture.name()), inputs, outputs }))
 }
 
 /// A probe of an architecture's forward graph with random weights.

@@ -58,6 +58,13 @@ pub mod files {
     pub fn forward(architecture: &str) -> String {
         format!("forward/{architecture}.onnx")
     }
+
+    /// The statistics of an architecture's normalisations on images, each layer's after those before it have been
+    /// normalised by their own: one input per parameter that is no buffer, and `input [batch, …]` → one output per buffer,
+    /// named and shaped as in the layout. Only of architectures with buffers.
+    pub fn statistics(architecture: &str) -> String {
+        format!("statistics/{architecture}.onnx")
+    }
 }
 
 /// What kind of data conditions a generator.

@@ -82,6 +82,7 @@ pub(super) async fn make(
         latent_noise: options.latent_noise,
         quality: options.quality,
         refine: options.refine,
+        recalibrate: options.recalibrate,
         candidates: plan.origins.clone(),
         rank_by: plan.rank_by,
         ..Recorded::default()

@@ -50,6 +50,10 @@ pub(crate) struct NewGeneration {
     pub(crate) quality: Option<f32>,
     /// Refines what was sampled on the dataset's examples that the encoder sees; by default it is left as it is.
     pub(crate) refine: Option<NewRefine>,
+    /// Whether to measure the statistics of the networks' normalisations on the dataset's examples that the encoder sees,
+    /// in place of the generated ones; only of networks with batch normalisation.
+    #[schema(default = false)]
+    pub(crate) recalibrate: Option<bool>,
     /// Whether to measure the accuracy of each sample; by default exactly when `evaluation` is given.
     pub(crate) evaluate: Option<bool>,
     /// Labelled data to measure the accuracy on; by default the examples of the dataset that the encoder has not
@@ -119,6 +123,7 @@ impl NewGeneration {
             refine: self
                 .refine
                 .map(|refine| Refine { steps: refine.steps, prior: refine.prior.unwrap_or(Refine::default().prior) }),
+            recalibrate: self.recalibrate.unwrap_or_default(),
         }
     }
 
@@ -160,6 +165,8 @@ pub struct Recorded {
     pub quality: Option<f32>,
     /// How samples were refined.
     pub refine: Option<Refine>,
+    /// Whether statistics were measured on the examples that the encoder took.
+    pub recalibrate: bool,
     /// Digest of the data that the samples were evaluated on.
     pub evaluation_digest: Option<String>,
     /// Where samples could come from.

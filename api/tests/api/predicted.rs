@@ -66,6 +66,8 @@ async fn samples_are_refined_on_the_dataset(pool: PgPool) {
         (json!({"refine": {"steps": 1, "prior": 0.0}}), "refine.prior"),
         (json!({"latent_noise": 9.0}), "latent_noise"),
         (json!({"quality": 1.0}), "quality"),
+        // Heads have no normalisation.
+        (json!({"recalibrate": true}), "recalibrate"),
     ] {
         let reply = app.post("/v1/generations", &body(extra)).await;
         let problem = reply.json();

@@ -2,6 +2,7 @@
 
 use prost::Message;
 use weights::convolution::{Convolution, PARAMS};
+use weights::layout::NORM_EPSILON;
 
 use super::proto::{
     AttributeProto, Dimension, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -21,6 +22,8 @@ pub struct Onnx<'a> {
     params: Option<&'a Params>,
     graph: GraphProto,
     next: usize,
+    /// Mean and variance of each normalisation, where they are measured in place of using those that are stored.
+    measured: Option<Vec<[String; 2]>>,
 }
 
 /// Stands for the symbolic batch in [`Onnx::input`] and [`Onnx::output`].
@@ -29,7 +32,34 @@ pub const BATCH: usize = usize::MAX;
 impl<'a> Onnx<'a> {
     /// An empty graph; parameters become initialisers with the values of `params`.
     pub fn new(name: &str, params: Option<&'a Params>) -> Self {
-        Self { params, graph: GraphProto { name: name.to_owned(), ..Default::default() }, next: 0 }
+        Self { params, graph: GraphProto { name: name.to_owned(), ..Default::default() }, next: 0, measured: None }
+    }
+
+    /// An empty graph in which normalisations are by the statistics of the examples; see [`Self::statistics`].
+    pub fn measuring(name: &str) -> Self {
+        Self { measured: Some(Vec::new()), ..Self::new(name, None) }
+    }
+
+    /// Mean and variance `[c]` of each normalisation that was measured, in the order in which they were applied.
+    pub fn statistics(&mut self) -> Vec<[String; 2]> {
+        self.measured.take().unwrap_or_default()
+    }
+
+    /// Normalises `y [n, c, h, w]` by its own statistics, which are kept.
+    fn normalise(&mut self, y: &str, scale: &String, shift: &String) -> Result<String> {
+        let axes = |keep| vec![attr_ints("axes", &[0, 2, 3]), attr_int("keepdims", keep)];
+        let mean = self.node("ReduceMean", &[y], axes(1));
+        let centred = self.node("Sub", &[y, &mean], vec![]);
+        let squares = self.node("Mul", &[&centred, &centred], vec![]);
+        let variance = self.node("ReduceMean", &[&squares], axes(1));
+        let both = [self.reshape(&mean, &[-1])?, self.reshape(&variance, &[-1])?];
+        self.measured.get_or_insert_default().push(both);
+        let std = self.affine(&variance, 1.0, NORM_EPSILON)?;
+        let std = self.unary(&std, Unary::Sqrt)?;
+        let unit = self.div(&centred, &std)?;
+        let (scale, shift) = (self.reshape(scale, &[-1, 1, 1])?, self.reshape(shift, &[-1, 1, 1])?);
+        let scaled = self.mul(&unit, &scale)?;
+        self.add(&scaled, &shift)
     }
 
     /// Declares a graph input.
@@ -176,6 +206,9 @@ impl Layers for Onnx<'_> {
             attributes.push(attr_int("group", c.groups as i64));
         }
         let y = self.node("Conv", &[x, weight], attributes);
+        if self.measured.is_some() {
+            return self.normalise(&y, scale, shift);
+        }
         // Its ε is 1e-5 where none is given.
         Ok(self.node("BatchNormalization", &[&y, scale, shift, mean, variance], vec![]))
     }

@@ -209,6 +209,9 @@ fn graphs(
     out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
     for architecture in architectures {
         out.insert(files::forward(&architecture.name()), export::forward(architecture)?);
+        if let Some(graph) = export::statistics(architecture)? {
+            out.insert(files::statistics(&architecture.name()), graph);
+        }
     }
     let s = &vectors.standardisation;
     let length = [vectors.vectorise.kinds() * vectors.vectorise.length];
