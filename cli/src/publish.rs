@@ -131,7 +131,7 @@ async fn new_runs(registry: &Registry, zoo: &Zoo, ids: &BTreeMap<&str, registry:
             ("task", run.task.to_string()),
         ];
         let metadata = metadata.map(|(k, v)| (k.to_owned(), v)).into_iter().collect();
-        files.push(Bytes::from(tensors::to_safetensors(layout, zoo.weights(i), &metadata)?));
+        files.push(Bytes::from(tensors::to_safetensors(layout, &zoo.whole(zoo.weights(i))?, &metadata)?));
     }
     let artifacts = registry.artifacts().put_many(files, SAFETENSORS).await?;
     let mut runs: Vec<NewRun> = Vec::with_capacity(zoo.runs.len());

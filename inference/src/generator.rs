@@ -13,7 +13,7 @@ use metrics::histogram;
 use ort::value::{TensorElementType, TensorRef};
 use serde::Serialize;
 use weights::manifest::{ArchitectureEntry, files};
-use weights::{Bundle, Manifest, Standardisation};
+use weights::{Bundle, Manifest, Part, Standardisation};
 
 use crate::contract::{Slot, batch_view, check, check_manifest, input_type, output};
 use crate::error::{Error, Result, check_finite, check_length};
@@ -88,6 +88,8 @@ struct Target {
     standardisation: Standardisation,
     /// The rows that a network of it is.
     pieces: Range<usize>,
+    /// What of its networks is generated, where that is not all.
+    part: Option<Part>,
 }
 
 impl Generator {
@@ -113,6 +115,7 @@ impl Generator {
                 forward: Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?,
                 standardisation: standardisation.of(&manifest.vectorise, index)?,
                 pieces: manifest.vectorise.pieces_of(index),
+                part: bundle.part(entry)?,
             });
         }
         if targets.is_empty() {
@@ -445,8 +448,13 @@ impl Generator {
             let mut rows = output(&self.decoder, &outputs, "weights", count * length)?.to_vec();
             self.target().standardisation.invert(&mut rows)?;
             check_finite("the decoded weights", &rows)?;
+            let values = self.architecture().generated_values();
             for rows in rows.chunks_exact(per_network * length) {
-                weights.push(self.manifest.vectorise.join(self.chosen, rows, self.architecture().parameters)?);
+                let made = self.manifest.vectorise.join(self.chosen, rows, values)?;
+                weights.push(match &self.target().part {
+                    Some(part) => part.complete(&made)?,
+                    None => made,
+                });
             }
             histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "decode").record(begun.elapsed());
         }

@@ -10,6 +10,7 @@ use weights::manifest::{ExtractorSpec, ExtractorUse};
 
 use crate::config::{Config, Role, SourceConfig};
 use crate::error::{Error, Result};
+use crate::frozen::Frozen;
 use crate::random;
 
 /// Which part of the examples.
@@ -34,6 +35,8 @@ pub struct Source {
     pub data: Dataset,
     /// The same examples as the dataset encoder sees them, where that differs.
     features: Option<Dataset>,
+    /// The same examples after the frozen half of the networks, where a part of them is trained.
+    begun: Option<Dataset>,
     by_class: [Vec<Vec<usize>>; 3],
 }
 
@@ -42,6 +45,7 @@ pub struct Source {
 pub struct Sources {
     list: Vec<Source>,
     extractor: Option<Extracted>,
+    frozen: Option<Frozen>,
 }
 
 /// The extractor that the data went through.
@@ -75,6 +79,7 @@ pub struct TaskData<'a> {
     classes: Vec<&'a [usize]>,
     /// What is drawn.
     data: &'a Dataset,
+    frozen: Option<&'a Frozen>,
 }
 
 impl Source {
@@ -120,7 +125,31 @@ impl Sources {
                 other.name, other.data.shape, list[0].name, list[0].data.shape
             )));
         }
-        Ok(Self { list, extractor: None })
+        let mut sources = Self { list, extractor: None, frozen: None };
+        sources.freeze(config)?;
+        Ok(sources)
+    }
+
+    /// Runs the frozen half of the networks on all examples, where the configuration trains a part of them.
+    fn freeze(&mut self, config: &Config) -> Result<()> {
+        if config.zoo.start.is_none() {
+            return Ok(());
+        }
+        let (seen, _) = self.tasks(config)?;
+        let classes = seen.first().map_or(0, |task| task.classes.len());
+        let architectures = config.build_architectures(self.input_shape(), classes)?;
+        let architecture = architectures.first().ok_or_else(|| Error::Config("there is no architecture".into()))?;
+        let Some(frozen) = Frozen::load(config, architecture)? else { return Ok(()) };
+        for source in &mut self.list {
+            source.begun = Some(frozen.begun(&source.data)?);
+        }
+        self.frozen = Some(frozen);
+        Ok(())
+    }
+
+    /// The networks' frozen rest, where a part of them is trained.
+    pub fn frozen(&self) -> Option<&Frozen> {
+        self.frozen.as_ref()
     }
 
     /// The sources with the features of the configuration's extractor in place of pixels, or beside them.
@@ -197,7 +226,8 @@ impl Sources {
             .map(|&c| by_class.get(c as usize).map(Vec::as_slice))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| Error::Config(format!("task {task}: the source has {} classes", by_class.len())))?;
-        Ok(TaskData { source, classes, data: &source.data })
+        let data = source.begun.as_ref().unwrap_or(&source.data);
+        Ok(TaskData { source, classes, data, frozen: self.frozen.as_ref() })
     }
 
     /// The sources of one role.
@@ -211,6 +241,9 @@ fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<
         && data.shape[1..] != [height, width]
     {
         data = data.resize(height, width)?;
+    }
+    if let Some(channels) = source.channels.filter(|&channels| data.shape.len() == 3 && data.shape[0] != channels) {
+        data = data.with_channels(channels)?;
     }
     data = without_twins(&data);
     let limit = source.limit_per_class.unwrap_or(config.data.limit_per_class);
@@ -230,7 +263,7 @@ fn prepare(config: &Config, source: &SourceConfig, mut data: Dataset) -> Result<
     let Split { train, validation, test } =
         datasets::split(&data, config.seed, config.data.validation, config.data.test)?;
     let by_class = [train, validation, test].map(|part| data.class_indices(&part));
-    Ok(Source { name: source.name.clone(), role: source.role, data, features: None, by_class })
+    Ok(Source { name: source.name.clone(), role: source.role, data, features: None, begun: None, by_class })
 }
 
 /// Drops examples whose values equal an earlier one's: a twin could otherwise lie in train and in test.
@@ -269,7 +302,13 @@ pub fn expand(text: &str) -> Result<String> {
     Ok(out)
 }
 
-impl TaskData<'_> {
+impl<'a> TaskData<'a> {
+    /// What tells it from other tasks of the same part.
+    pub(crate) fn name(&self) -> String {
+        let first = |class: &&[usize]| class.first().copied();
+        format!("{} {:?}", self.source.name, self.classes.iter().map(first).collect::<Vec<_>>())
+    }
+
     /// Number of classes.
     pub fn classes(&self) -> usize {
         self.classes.len()
@@ -284,6 +323,16 @@ impl TaskData<'_> {
     #[must_use]
     pub fn for_encoder(self) -> Self {
         Self { data: self.source.features.as_ref().unwrap_or(&self.source.data), ..self }
+    }
+
+    /// Name of its source.
+    pub(crate) fn source(&self) -> &str {
+        &self.source.name
+    }
+
+    /// The networks' frozen rest, where a part of them is trained: examples are then what its first half makes of them.
+    pub fn frozen(&self) -> Option<&'a Frozen> {
+        self.frozen
     }
 
     /// Features of one example.

@@ -8,6 +8,7 @@ pub mod curve;
 mod data;
 pub mod error;
 pub mod export;
+pub mod frozen;
 pub mod networks;
 mod ops;
 pub mod optim;

@@ -7,7 +7,11 @@ use std::io::{Read, Write};
 use crate::architecture::Architecture;
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::manifest::{FORMAT, FORMAT_CLASS_ROWS, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest, files};
+use crate::manifest::{
+    ArchitectureEntry, FORMAT, FORMAT_CLASS_ROWS, FORMAT_PART, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest,
+    files,
+};
+use crate::part::Part;
 use crate::standardise::Standardisation;
 use crate::tensors;
 
@@ -51,9 +55,9 @@ impl Bundle {
             .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_CLASS_ROWS)).contains(&f)) {
+        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_PART)).contains(&f)) {
             let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
-            let reads = format!("this version reads formats {FORMAT} to {FORMAT_CLASS_ROWS}");
+            let reads = format!("this version reads formats {FORMAT} to {FORMAT_PART}");
             return Err(Error::Bundle(format!("manifest format is {found}; {reads}")));
         }
         let manifest =
@@ -107,6 +111,19 @@ impl Bundle {
             variances = mask.iter().map(|&v| v > 0.0).collect();
         }
         Ok(Standardisation { mean, std, variances })
+    }
+
+    /// The part of an architecture's networks that is generated, with the constants around it; none where whole networks
+    /// are.
+    ///
+    /// # Errors
+    /// When the file of constants is missing or does not fit, or what is generated is no part of the network.
+    pub fn part(&self, entry: &ArchitectureEntry) -> Result<Option<Part>> {
+        if entry.generated.is_empty() {
+            return Ok(None);
+        }
+        let constants = self.file(&files::constants(&entry.name))?;
+        Part::from_safetensors(&entry.layout, &entry.generated, constants).map(Some)
     }
 
     /// Writes the bundle as a tar: sorted, without times or owners, so equal bundles give equal bytes.
@@ -173,17 +190,22 @@ impl Bundle {
             if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
                 return fail(format!("the layout of {} is not that of its configuration", entry.name));
             }
-            if self.manifest.vectorise.pieces.is_empty() && entry.parameters > self.manifest.vectorise.length {
+            if self.manifest.vectorise.pieces.is_empty() && entry.generated_values() > self.manifest.vectorise.length {
                 return fail(format!("{} has more parameters than the vectors", entry.name));
             }
             if !any_number && entry.config.classes() != first.config.classes() {
                 return fail(format!("{} and {} differ in the number of classes", entry.name, first.name));
             }
+            let part = self.part(entry)?;
+            if part.is_some() && self.manifest.format < FORMAT_PART {
+                return fail(format!("a part of a network is of format {FORMAT_PART}"));
+            }
             if self.manifest.architectures.iter().filter(|other| other.name == entry.name).count() > 1 {
                 return fail(format!("it has two architectures of the name {}", entry.name));
             }
         }
-        let parameters: Vec<usize> = self.manifest.architectures.iter().map(|entry| entry.parameters).collect();
+        let architectures = &self.manifest.architectures;
+        let parameters: Vec<usize> = architectures.iter().map(ArchitectureEntry::generated_values).collect();
         self.manifest.vectorise.check(&parameters)?;
         if !self.manifest.vectorise.pieces.is_empty() && self.manifest.format < FORMAT_PIECES {
             return fail(format!("a table of pieces is of format {FORMAT_PIECES}"));
@@ -251,6 +273,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             forward: files::forward(&config.name()),
             layout,
             config,
+            generated: Vec::new(),
         }],
         vectorise: crate::vectorise::Vectorise::model_wise(&[15]),
         standardise: crate::standardise::StandardiseMode::Parameter,
@@ -325,6 +348,31 @@ mod tests {
     }
 
     #[test]
+    fn constants_belong_to_what_is_not_generated() {
+        let (mut manifest, mut files) = (sample_manifest(), BTreeMap::new());
+        let entry = &mut manifest.architectures[0];
+        entry.generated = vec!["bias".into()];
+        let part = Part::new(&entry.layout, &entry.generated, (0..15).map(|v| v as f32).collect()).unwrap();
+        let name = files::constants(&entry.name);
+        manifest.vectorise = crate::vectorise::Vectorise::model_wise(&[3]);
+        assert!(Bundle::new(manifest.clone(), files.clone()).is_err(), "no file of constants");
+        files.insert(name.clone(), part.to_safetensors());
+        let error = Bundle::new(manifest.clone(), files.clone()).unwrap_err().to_string();
+        assert!(error.contains("format 5"), "{error}");
+        manifest.format = Manifest::format_of(&manifest.vectorise, &manifest.architectures);
+        let bundle = Bundle::new(manifest.clone(), files.clone()).unwrap();
+        let mut tar = Vec::new();
+        bundle.write_tar(&mut tar).unwrap();
+        let back = Bundle::read_tar(tar.as_slice()).unwrap();
+        let network = back.part(&back.manifest().architectures[0]).unwrap().unwrap().complete(&[7.0; 3]).unwrap();
+        assert_eq!(network[..12], (0..12).map(|v| v as f32).collect::<Vec<_>>());
+        assert_eq!(network[12..], [7.0; 3]);
+        // Another part than the constants leave.
+        manifest.architectures[0].generated = vec!["weight".into()];
+        assert!(Bundle::new(manifest, files).is_err());
+    }
+
+    #[test]
     fn inconsistent_manifests_are_refused() {
         let mut manifest = sample_manifest();
         manifest.encoder.classes = 4;
@@ -364,7 +412,7 @@ mod tests {
             change(&mut manifest);
             Bundle::new(manifest, BTreeMap::new()).unwrap_err().to_string()
         };
-        assert!(refused(&|m| m.format = 3).contains("format 4"));
+        assert!(refused(&|m| m.format = 3).contains("format 5"));
         assert!(refused(&|m| m.encoder.min_classes = None).contains("min_classes"));
         assert!(refused(&|m| m.architectures.truncate(1)).contains("class rows"));
         assert!(refused(&|m| m.latent.shape = vec![8]).contains("latent.shape"));

@@ -112,6 +112,9 @@ pub enum Error {
     /// Networks cannot be cut into rows in this way.
     #[error("vectors: {0}")]
     Vectorise(String),
+    /// The generated parameters are not a part of the network.
+    #[error("part of a network: {0}")]
+    Part(String),
     /// A file is not safetensors.
     #[error("not a safetensors file: {0}")]
     Safetensors(String),
@@ -138,6 +141,7 @@ impl Error {
             Self::NotFinite { .. } => "non_finite",
             Self::Length { .. } => "length_mismatch",
             Self::Vectorise(_) => "vectors_invalid",
+            Self::Part(_) => "part_invalid",
             Self::Safetensors(_) => "safetensors_invalid",
             Self::Bundle(_) => "bundle_invalid",
         }

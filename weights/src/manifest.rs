@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::Architecture;
-use crate::layout::Layout;
+use crate::layout::{Layout, ParamSpec};
 use crate::standardise::StandardiseMode;
 use crate::vectorise::Vectorise;
 
@@ -20,6 +20,9 @@ pub const FORMAT_STATISTICS: u32 = 3;
 /// Version of the bundle format of a generator of linear heads of any number of classes up to a largest: the dataset
 /// encoder and the denoiser are told which class rows there are.
 pub const FORMAT_CLASS_ROWS: u32 = 4;
+/// Version of the bundle format of a generator that makes a part of its networks: the rest of each is a file of
+/// constants.
+pub const FORMAT_PART: u32 = 5;
 
 /// Names of the files in a bundle.
 pub mod files {
@@ -52,6 +55,11 @@ pub mod files {
     /// `images [batch, channels, height, width]` → features `[batch, feature_dim]`, under the names of its
     /// specification; only with a registered feature extractor.
     pub const EXTRACTOR: &str = "extractor.onnx";
+
+    /// The constants of an architecture of which a part is generated: all other parameters, as in the layout.
+    pub fn constants(architecture: &str) -> String {
+        format!("constants/{architecture}.safetensors")
+    }
 
     /// The forward graph of an architecture: one input per parameter, named and shaped as in the layout, and
     /// `input [batch, …]` → `logits [batch, classes]`.
@@ -102,6 +110,26 @@ pub struct ArchitectureEntry {
     pub parameters: usize,
     /// The forward graph's file in the bundle.
     pub forward: String,
+    /// Names of the parameters that are generated, where the others are constants ([`files::constants`]): rows are cut
+    /// from the values of these alone, in the order of the layout. Empty where all are generated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub generated: Vec<String>,
+}
+
+impl ArchitectureEntry {
+    /// Number of values of a network that are generated.
+    pub fn generated_values(&self) -> usize {
+        self.generated_params().map(ParamSpec::len).sum()
+    }
+
+    /// Whether statistics of normalisations are generated.
+    pub fn has_statistics(&self) -> bool {
+        self.generated_params().any(ParamSpec::is_buffer)
+    }
+
+    fn generated_params(&self) -> impl Iterator<Item = &ParamSpec> {
+        self.layout.params.iter().filter(|p| self.generated.is_empty() || self.generated.contains(&p.name))
+    }
 }
 
 /// Latent space of the VAE, as the denoiser sees it.
@@ -262,9 +290,12 @@ pub struct FileEntry {
 }
 
 impl Manifest {
-    /// The version that its format has; `statistics`: a network stores statistics of normalisations.
-    pub fn format_of(vectorise: &Vectorise, statistics: bool) -> u32 {
+    /// The version that its format has.
+    pub fn format_of(vectorise: &Vectorise, architectures: &[ArchitectureEntry]) -> u32 {
+        let part = architectures.iter().any(|entry| !entry.generated.is_empty());
+        let statistics = architectures.iter().any(ArchitectureEntry::has_statistics);
         match (&vectorise.rows, statistics, vectorise.pieces.is_empty()) {
+            _ if part => FORMAT_PART,
             (Some(_), ..) => FORMAT_CLASS_ROWS,
             (None, true, _) => FORMAT_STATISTICS,
             (None, false, true) => FORMAT,
@@ -272,9 +303,9 @@ impl Manifest {
         }
     }
 
-    /// Whether a network stores statistics of normalisations.
+    /// Whether statistics of normalisations are generated.
     pub fn has_statistics(&self) -> bool {
-        self.architectures.iter().any(|entry| entry.layout.buffers().next().is_some())
+        self.architectures.iter().any(ArchitectureEntry::has_statistics)
     }
 }
 

@@ -84,7 +84,7 @@ impl<'a> Space<'a> {
             checkpoints.iter().flat_map(|&c| of.aligned(c).iter().copied()).collect()
         };
         let reference = training::stages::vectors::mean(&rows(&of.vectors.train), d);
-        let layout = of.zoo.architecture.layout();
+        let layout = of.zoo.layout(0);
         let weights = |checkpoints: &[usize]| {
             let mut rows = rows(checkpoints);
             rows.chunks_exact_mut(d).for_each(|row| without_statistics(row, &layout));
@@ -100,9 +100,9 @@ impl<'a> Space<'a> {
 
     /// Distance of weights in canonical form to the nearest checkpoint that the generator learned from.
     fn distance(&self, theta: &[f32]) -> Result<f64> {
-        let architecture = &self.of.zoo.architecture;
-        let (groups, sweeps) = (architecture.hidden_groups(), self.of.config.vectors.alignment_sweeps);
-        let (mut theta, layout) = (theta.to_vec(), architecture.layout());
+        let zoo = self.of.zoo;
+        let (groups, sweeps) = (zoo.hidden_groups(0), self.of.config.vectors.alignment_sweeps);
+        let (mut theta, layout) = (theta.to_vec(), zoo.layout(0));
         canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
         without_statistics(&mut theta, &layout);
         Ok(novelty::nearest(&theta, &self.learned, theta.len(), None).map_or(f64::NAN, |(_, distance)| distance))

@@ -18,7 +18,7 @@ use training::stages::zoo::{self, Zoo};
 use training::{Config, Part, Sources, TaskData, random};
 
 pub use measure::{ArmReport, IOU_SAMPLE, SetReport};
-pub use statistics::{best, mean_std, models, spread, within};
+pub use statistics::{best, mean_std, median_max, models, spread, within};
 
 use crate::error::Result;
 
@@ -59,11 +59,13 @@ pub enum Arm {
     Adapted,
     /// What the service hands out for linear heads: the first of the ranked candidates.
     Answer,
+    /// What the runs of a zoo start from that trains a part of its networks.
+    Start,
 }
 
 impl Arm {
     /// All arms, in the order of the tables.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Generated,
         Self::Predicted,
         Self::Selected,
@@ -79,11 +81,12 @@ impl Arm {
         Self::ClosedFormCentroid,
         Self::Adapted,
         Self::Answer,
+        Self::Start,
     ];
 
-    /// Whether an experiment must ask for it: the best of what another arm has.
+    /// Whether an experiment must ask for it: the best of what another arm has, and what few zoos have.
     pub fn chosen(self) -> bool {
-        matches!(self, Self::Predicted | Self::Selected)
+        matches!(self, Self::Predicted | Self::Selected | Self::Start)
     }
 
     /// Its name.
@@ -94,6 +97,7 @@ impl Arm {
             Self::Selected => "selected",
             Self::Zoo => "zoo",
             Self::Retrieval => "retrieval",
+            Self::Start => "start",
             Self::Scratch => "scratch",
             Self::Noise => "noise",
             Self::Average => "average",
@@ -187,7 +191,7 @@ impl Comparison<'_> {
         let space = measure::Space::new(self, &last);
         let generated = self.generated();
         let distance = space.mean_distance(&generated)?;
-        let layout = self.zoo.architecture.layout();
+        let layout = self.zoo.layout(0);
         let statistics: usize = layout.buffers().map(weights::ParamSpec::len).sum();
         let sigma = distance / ((layout.parameters() - statistics) as f64).sqrt();
         // Tasks of reconstructed checkpoints need not be among those asked for.
@@ -200,7 +204,8 @@ impl Comparison<'_> {
                 Arm::Selected => self.selected()?,
                 Arm::Zoo => self.zoo_models()?,
                 Arm::Retrieval => self.retrieval(&last),
-                Arm::Scratch => self.scratch(),
+                Arm::Start => self.starts()?,
+                Arm::Scratch => self.scratch()?,
                 Arm::Noise => self.measured(self.noise(&last, sigma as f32))?,
                 Arm::Average => self.measured(self.average(&last))?,
                 Arm::Gaussian => self.measured(self.gaussian())?,
@@ -296,7 +301,7 @@ impl Comparison<'_> {
         }
         let recipe = Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &train);
         let architecture = &self.zoo.architecture;
-        let start = zoo::initial(self.config, architecture, &seeds);
+        let start = zoo::initial(self.config, architecture, &train, &seeds)?;
         let epochs = [self.config.zoo.epochs];
         let theta = fit::fit(architecture, &train, start, &seeds, &recipe, &epochs, &mut || self.progress.check())?;
         let rows = theta[0].chunks_exact(self.zoo.parameters()).map(<[f32]>::to_vec);
@@ -308,11 +313,18 @@ impl Comparison<'_> {
         self.targets.iter().filter_map(first).collect()
     }
 
-    fn scratch(&self) -> Vec<(usize, Vec<f32>)> {
+    /// What runs on each target start from, where they train a part of it.
+    fn starts(&self) -> Result<Vec<(usize, Vec<f32>)>> {
+        let Some(frozen) = self.sources.frozen() else { return Ok(Vec::new()) };
+        let start = |&t: &usize| Ok((t, frozen.start(&self.sources.task(&self.tasks[t], Part::Train)?)?));
+        self.targets.iter().map(start).collect()
+    }
+
+    fn scratch(&self) -> Result<Vec<(usize, Vec<f32>)>> {
         let mut rng = random::stream(2 + self.settings.seed, "scratch");
         let samples = 0..self.settings.samples;
         let tasks = self.targets.iter().flat_map(|&t| samples.clone().map(move |_| t));
-        tasks.map(|t| (t, init_theta(&self.zoo.architecture, &mut rng))).collect()
+        tasks.map(|t| Ok((t, self.zoo.own(init_theta(&self.zoo.architecture, &mut rng))?))).collect()
     }
 
     fn noise(&self, last: &[usize], sigma: f32) -> Vec<(usize, Vec<f32>)> {

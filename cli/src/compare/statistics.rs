@@ -10,6 +10,18 @@ pub fn mean_std(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
 }
 
+/// The middle of some values, of an even number the mean of the two in the middle, and the largest; zeros for none.
+pub fn median_max(values: &[f64]) -> (f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.last() {
+        None => (0.0, 0.0),
+        Some(&max) if sorted.len() % 2 == 1 => (sorted[middle], max),
+        Some(&max) => (f64::midpoint(sorted[middle - 1], sorted[middle]), max),
+    }
+}
+
 /// Mean over tasks (or whatever the keys are) of the standard deviation between the models of a task: the diversity of
 /// an arm.
 pub fn within<K: Ord + Copy>(values: &[(K, f64)]) -> f64 {
@@ -88,6 +100,13 @@ mod tests {
         assert!((best(&values) - 0.6).abs() < 1e-12);
         assert!((models(&values) - 2.0).abs() < 1e-12);
         assert_eq!(mean_std([]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_middle_is_of_sorted_values() {
+        assert_eq!(median_max(&[3.0, 1.0, 2.0]), (2.0, 3.0));
+        assert_eq!(median_max(&[4.0, 1.0, 3.0, 0.0]), (2.0, 4.0));
+        assert_eq!(median_max(&[]), (0.0, 0.0));
     }
 
     #[test]

@@ -77,7 +77,8 @@ pub fn measure(
         seed: 0,
         details: false,
     };
-    let generated: Vec<Vec<Vec<f32>>> = answers.iter().map(|a| a.theta.clone()).collect();
+    let own = |answer: &Answer| answer.theta.iter().map(|network| made.zoo.own(network.clone())).collect();
+    let generated = answers.iter().map(own).collect::<training::Result<Vec<Vec<Vec<f32>>>>>()?;
     let targets: Vec<usize> = (0..tasks.len()).collect();
     let comparison = Comparison {
         config: &made.config,

@@ -37,6 +37,7 @@ const BUILT_IN: [(&str, &str); 24] = [
     ("table-9", include_str!("../../../configs/report/table-9.toml")),
     ("table-15", include_str!("../../../configs/report/table-15.toml")),
     ("table-10", include_str!("../../../configs/report/table-10.toml")),
+    ("table-11", include_str!("../../../configs/report/table-11.toml")),
     ("vectorising", include_str!("../../../configs/report/vectorising.toml")),
     ("table-16", include_str!("../../../configs/report/table-16.toml")),
     ("table-23", include_str!("../../../configs/report/table-23.toml")),
@@ -120,6 +121,8 @@ struct VariantFile {
     share: f64,
     #[serde(default = "whole")]
     sets: f64,
+    #[serde(default)]
+    sources: Vec<String>,
     sampling: Option<Sampling>,
 }
 
@@ -263,6 +266,9 @@ pub struct Variant {
     pub share: f64,
     /// Share of each source's class sets that it learns from.
     pub sets: f64,
+    /// Sources that it learns from, and whose tasks it is measured on; none: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
     /// How it is sampled.
     pub sampling: Sampling,
 }
@@ -390,6 +396,7 @@ fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>>
             generator: generator.clone(),
             share: 1.0,
             sets: 1.0,
+            sources: Vec::new(),
             sampling: file.sampling,
         };
         return Ok(vec![full]);
@@ -413,10 +420,18 @@ fn variants(name: &str, file: &File, generator: &Config) -> Result<Vec<Variant>>
             generator: config,
             share: variant.share,
             sets: variant.sets,
+            sources: variant.sources.clone(),
             sampling: variant.sampling.unwrap_or(file.sampling),
         });
     }
     Ok(variants)
+}
+
+impl Variant {
+    /// Whether it learns from runs on tasks of this source.
+    pub fn learns(&self, source: &str) -> bool {
+        self.sources.is_empty() || self.sources.iter().any(|own| own == source)
+    }
 }
 
 impl Experiment {
@@ -464,6 +479,14 @@ impl Experiment {
         if variant.sets < 1.0 && self.generator.tasks == TasksConfig::Sources {
             return Err(wrong(&"sets takes a part of the class sets, and tasks are whole sources here: take share"));
         }
+        let known = |name: &String| self.generator.data.sources.iter().any(|s| s.role == Role::Zoo && s.name == *name);
+        if let Some(other) = variant.sources.iter().find(|name| !known(name) || self.leave_out) {
+            return Err(wrong(&format!("sources names {other}: it takes sources of the zoo, and no leave_out")));
+        }
+        let part = variant.generator.zoo.start.is_some();
+        if part && variant.sampling.tune > 0 {
+            return Err(wrong(&"sampling.tune trains whole networks, and zoo.start a part: take sampling.refine"));
+        }
         let Sampling { steps, guidance, eta, .. } = variant.sampling;
         variant.sampling.refinement().validate().map_err(|e| wrong(&e))?;
         if !(0.0..=3.0).contains(&variant.sampling.latent_noise) || variant.sampling.tune > 10_000 {
@@ -481,10 +504,12 @@ impl Experiment {
         config.validate().map_err(|e| wrong(&e))
     }
 
-    /// Sources that are folders below `--data`: the source's name, and its folder's there.
+    /// Sources, and the zoo's start, that are below `--data`: the name, and the folder or file there.
     pub fn folders(&self) -> Vec<(&str, &str)> {
-        let sources = self.generator.data.sources.iter();
-        sources.filter_map(|s| s.from.split_once(DATA).map(|(_, path)| (s.name.as_str(), folder_of(path)))).collect()
+        let sources = self.generator.data.sources.iter().map(|s| (s.name.as_str(), s.from.as_str()));
+        let start = self.generator.zoo.start.iter().map(|start| ("start", start.as_str()));
+        let all = sources.chain(start);
+        all.filter_map(|(name, from)| from.split_once(DATA).map(|(_, path)| (name, folder_of(path)))).collect()
     }
 }
 

@@ -50,14 +50,16 @@ pub fn missing_data(experiment: &Experiment, data: Option<&Path>) -> Option<Stri
     match data {
         _ if folders.is_empty() => None,
         None => Some(format!(
-            "experiment {} needs the IDX sets {names}: give the folder that holds them with --data, or in \
+            "experiment {} needs the data {names}: give the folder that holds them with --data, or in \
              WEIGHTSMITH_DATA",
             experiment.name
         )),
         Some(dir) => {
-            let (_, folder) = folders.iter().find(|(_, folder)| !dir.join(folder).is_dir())?;
+            let (_, folder) = folders.iter().find(|(_, folder)| !dir.join(folder).exists())?;
+            // A file has an ending.
+            let what = if folder.contains('.') { "file" } else { "folder" };
             Some(format!(
-                "experiment {} looks for the IDX sets {names} in {}, and there is no folder {folder}",
+                "experiment {} looks for the data {names} in {}, and there is no {what} {folder}",
                 experiment.name,
                 dir.display()
             ))
@@ -115,7 +117,9 @@ pub fn run(experiment: &Experiment, place: &Place<'_>) -> Result<Outcome> {
 fn load(experiment: &Experiment, place: &Place<'_>) -> Result<Sources> {
     let dir = place.data.map(|d| d.display().to_string()).unwrap_or_default();
     let config = &experiment.generator;
-    let sources = Sources::load_with(config, &mut |source| {
+    let mut placed = config.clone();
+    placed.zoo.start = config.zoo.start.as_ref().map(|start| start.replace(DATA, &dir));
+    let sources = Sources::load_with(&placed, &mut |source| {
         let from = training::expand(&source.from.replace(DATA, &dir))?;
         Ok(datasets::load_source(&from)?)
     })?;
@@ -131,9 +135,9 @@ fn load(experiment: &Experiment, place: &Place<'_>) -> Result<Sources> {
 /// Refuses zoos of one lineage before anything is trained.
 fn check_lineages(experiment: &Experiment, sources: &Sources) -> Result<()> {
     let (seen, _) = sources.tasks(&experiment.generator)?;
-    let tasks = seen.len() - usize::from(experiment.leave_out);
     let per_task = experiment.generator.zoo.runs_per_task;
     for variant in &experiment.variants {
+        let tasks = seen.iter().filter(|task| variant.learns(&task.source)).count() - usize::from(experiment.leave_out);
         if tasks * kept(per_task, variant.share) < 2 {
             let text = format!(
                 "experiment {}: the zoo of variant {:?} has a single lineage; raise zoo.runs_per_task, so that a \
@@ -187,7 +191,8 @@ impl<'a> Run<'a> {
         let per_task = self.experiment.generator.zoo.runs_per_task;
         let sets = first_sets(&self.sources.tasks(&self.experiment.generator)?.0, part.variant.sets);
         let wanted = |run: &stages::zoo::Run| {
-            part.left_out != Some(run.task.source.as_str()) && sets.contains(&set_of(&run.task))
+            let source = run.task.source.as_str();
+            part.left_out != Some(source) && part.variant.learns(source) && sets.contains(&set_of(&run.task))
         };
         // Runs of each architecture lie together, in rounds of one a task.
         let runs = |architecture| self.whole.runs.iter().filter(move |run| run.architecture == architecture).count();
@@ -271,6 +276,9 @@ impl<'a> Run<'a> {
             }
             None => {
                 for (name, tasks) in target.tasks(self.experiment, &self.sources)? {
+                    // A generator of some sources is measured on theirs.
+                    let own = |task: &Task| name == "left out" || made.part.variant.learns(&task.source);
+                    let tasks: Vec<Task> = tasks.into_iter().filter(own).collect();
                     let targets: Vec<usize> = (0..tasks.len()).collect();
                     if !tasks.is_empty() {
                         self.set(made, name, &tasks, &targets)?;
@@ -357,7 +365,7 @@ impl<'a> Run<'a> {
             let near = near::runs(&embedding.dataset, &made.embedded, AVERAGED);
             drawn.near[t] = near.into_iter().map(|(run, _)| run).collect();
             drawn.predicted[t] = made.generator.predict(&weights, &embedding)?.unwrap_or_default();
-            drawn.generated[t] = weights;
+            drawn.generated[t] = made.own(weights)?;
         }
         stage.finish();
         Ok(drawn)
@@ -379,7 +387,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Embedding of the `t`th task and weights generated for it.
+    /// Embedding of the `t`th task and networks generated for it.
     fn sample(&self, made: &Made<'_>, task: &Task, t: usize, count: usize) -> Result<(Embedding, Vec<Vec<f32>>)> {
         let (data, seed) = self.request(made, t, task)?;
         let embedding = made.generator.embed(&made.generator.features(data, &task.classes, seed)?)?;
@@ -398,9 +406,7 @@ impl<'a> Run<'a> {
         let mut weights = made.generator.decode(&latents)?;
         let architecture = &made.generator.architecture().config;
         if sampling.recalibrate {
-            let images = support.gather(&(0..support.len()).collect::<Vec<_>>());
-            let measured = weights.iter().map(|theta| fit::recalibrate(architecture, theta, images.clone()));
-            weights = measured.collect::<training::Result<_>>()?;
+            weights = made.recalibrated(&weights, &support, self.sources.frozen())?;
         }
         let tuned = fit::adapt(architecture, &support, weights, sampling.tune, self.experiment.fine_tuning.lr)?;
         Ok((embedding, tuned))
@@ -515,6 +521,7 @@ impl<'a> Run<'a> {
             zoo_checkpoints: self.whole.checkpoints.len(),
             architecture: self.whole.architectures().map(weights::Architecture::name).collect::<Vec<_>>().join(", "),
             parameters: self.whole.architectures().map(|a| a.layout().parameters()).max().unwrap_or(0),
+            generated: self.whole.part.as_ref().map(|part| part.layout().parameters()),
             seconds: self.seconds,
             peak_rss_mib: peak_rss_mib(),
             groups: self.groups,

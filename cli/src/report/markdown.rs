@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Result, Write};
 
 use super::result::{Column, Group, Outcome};
-use crate::compare::{IOU_SAMPLE, mean_std};
+use crate::compare::{IOU_SAMPLE, mean_std, median_max};
 
 fn percent(values: Vec<f64>) -> String {
     if values.is_empty() {
@@ -32,9 +32,10 @@ fn write_page(out: &mut String, outcome: &Outcome, command: &str) -> Result {
     if !e.stands_in.is_empty() {
         writeln!(out, "{}\n", e.stands_in)?;
     }
+    let part = outcome.generated.map_or(String::new(), |n| format!(", of which {n} are generated"));
     writeln!(
         out,
-        "Zoo: {} runs, {} checkpoints of {} ({} parameters), mean test accuracy {:.1} %. {} samples a task, seeds {:?}: \
+        "Zoo: {} runs, {} checkpoints of {} ({} parameters{part}), mean test accuracy {:.1} %. {} samples a task, seeds {:?}: \
          each trains a generator of its own on this one zoo. Accuracies on test images that neither zoo nor generator \
          saw, in %, mean ± standard deviation over models and seeds.\n",
         outcome.zoo_runs,
@@ -161,7 +162,34 @@ fn group_tables(out: &mut String, outcome: &Outcome, group: &Group) -> Result {
             }
         }
     }
+    if outcome.generated.is_some() {
+        middles(out, &columns, &tasks)?;
+    }
     writeln!(out)
+}
+
+/// Mean, median and largest accuracy before fine-tuning, as in the paper's table of networks of which a part is
+/// generated.
+fn middles(out: &mut String, columns: &[Column], tasks: &[&str]) -> Result {
+    let heads: Vec<String> = tasks.iter().map(|task| format!("{task}: mean | median | max")).collect();
+    writeln!(out, "\nBefore fine-tuning, in %:\n\n| arm | models | {} |", heads.join(" | "))?;
+    writeln!(out, "|---|---|{}", "---|---|---|".repeat(tasks.len()))?;
+    for column in columns {
+        write!(out, "| {} | {} |", column.label(), column.rows.len())?;
+        for task in tasks {
+            let values = column.at(0, Some(task));
+            let (median, max) = median_max(&values);
+            match values.is_empty() {
+                true => write!(out, " – | – | – |")?,
+                false => {
+                    let mean = mean_std(values).0;
+                    write!(out, " {:.2} | {:.2} | {:.2} |", 100.0 * mean, 100.0 * median, 100.0 * max)?;
+                }
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
 }
 
 /// What the service answered with, and how far the tasks are from the zoo.
@@ -208,7 +236,8 @@ fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {
          training runs. `shuffled`: generated for the previous task. `closed_form_…`: on the same support images; `adapted`: ridge \
          regression on them towards what is generated. \
          `answer`: what the service hands out for linear heads, the first of generated, retrieved and closed forms as \
-         it ranks them by the support images alone.\n\
+         it ranks them by the support images alone. `start`: what runs start from that train a part of their \
+         networks.\n\
          - Test images a task: {} to {}.",
         images.iter().min().unwrap_or(&0),
         images.iter().max().unwrap_or(&0),

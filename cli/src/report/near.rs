@@ -65,7 +65,8 @@ impl Place for &mut AnsweringZoo<'_> {
 
     fn nearest(&mut self, embedding: &[f32]) -> Result<Vec<(usize, Vec<f32>)>, Error> {
         let near = runs(embedding, self.embedded, RETRIEVED.0);
-        Ok(near.into_iter().map(|(run, _)| (self.last[run], self.zoo.weights(self.last[run]).to_vec())).collect())
+        let last = near.into_iter().map(|(run, _)| self.last[run]);
+        last.map(|c| Ok((c, self.zoo.whole(self.zoo.weights(c))?))).collect()
     }
 
     fn check(&self) -> Result<(), Error> {

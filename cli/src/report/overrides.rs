@@ -5,7 +5,8 @@ use toml::{Table, Value as Toml};
 use training::Config;
 
 /// Keys that exist, and are left out of a configuration that does not set them.
-const OPTIONAL: [&str; 8] = ["backbone", "chunk", "extractor", "fit", "images", "mode", "role", "rows"];
+const OPTIONAL: [&str; 10] =
+    ["backbone", "chunk", "extractor", "fit", "images", "mode", "role", "rows", "start_noise", "train"];
 
 /// The configuration with some values replaced: `"vae.beta" = 1e-2` or `vae = { beta = 1e-2 }`. A table with a `kind`
 /// replaces the whole section.

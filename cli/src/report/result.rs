@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::cache::Seconds;
 use super::config::Experiment;
 use super::weights_figure::WeightsFigure;
-use crate::compare::{self, Arm, SetReport, mean_std};
+use crate::compare::{self, Arm, SetReport, mean_std, median_max};
 use crate::error::{Error, Result};
 
 /// What the service would have answered on one set of tasks.
@@ -77,6 +77,8 @@ pub struct Outcome {
     pub architecture: String,
     /// Its parameters.
     pub parameters: usize,
+    /// How many of them are generated, where that is a part.
+    pub generated: Option<usize>,
     /// Seconds of each stage, over all generators.
     pub seconds: Seconds,
     /// Peak resident memory, MiB.
@@ -249,7 +251,9 @@ impl Outcome {
                 "digest": self.zoo, "runs": self.zoo_runs, "checkpoints": self.zoo_checkpoints,
                 "mean_accuracy": self.zoo_accuracy,
             },
-            "architecture": { "name": self.architecture, "parameters": self.parameters },
+            "architecture": {
+                "name": self.architecture, "parameters": self.parameters, "generated": self.generated,
+            },
             "generators": first("generators"),
             "arms": first("arms"),
         });
@@ -298,7 +302,11 @@ impl Outcome {
                 let values = column.at(i, task);
                 let (mean, std) = mean_std(values.iter().copied());
                 let over_seeds = column.over_seeds(i, task);
-                json!({ "mean": mean, "std": std, "std_over_seeds": over_seeds, "models": values.len() })
+                let (median, max) = median_max(&values);
+                let models = values.len();
+                json!({
+                    "mean": mean, "median": median, "max": max, "std": std, "std_over_seeds": over_seeds, "models": models,
+                })
             };
             let mut all = numbers(None);
             let (best, of) = column.best(i);

@@ -48,8 +48,9 @@ impl Generator {
         let (entry, mut theta) = (self.architecture(), theta.to_vec());
         let (d, groups) = (entry.parameters, entry.config.hidden_groups());
         check_length("the weights", theta.len(), d)?;
-        // Standardised per weight, the middle is that of the aligned zoo.
-        if self.manifest.standardise == StandardiseMode::Parameter && !groups.is_empty() {
+        // Standardised per weight, the middle is that of the aligned zoo. Constants around a part fix the order.
+        if self.target().part.is_none() && self.manifest.standardise == StandardiseMode::Parameter && !groups.is_empty()
+        {
             let mean = self.manifest.vectorise.join(self.chosen, &self.target().standardisation.centre(), d)?;
             weights::canonical::align(&mut theta, &mean, &entry.layout, &groups, SWEEPS)?;
         }
@@ -62,7 +63,10 @@ impl Generator {
         for theta in weights {
             check_length("the weights", theta.len(), self.architecture().parameters)?;
             check_finite("the weights", theta)?;
-            rows.extend(self.manifest.vectorise.cut(self.chosen, theta, 0.0)?);
+            rows.extend(match &self.target().part {
+                Some(part) => self.manifest.vectorise.cut(self.chosen, &part.take(theta)?, 0.0)?,
+                None => self.manifest.vectorise.cut(self.chosen, theta, 0.0)?,
+            });
         }
         self.target().standardisation.apply(&mut rows)?;
         Ok(rows)

@@ -51,6 +51,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
         description: "row k is twice the mean of class k".into(),
         modality: Modality::Features,
         architectures: vec![ArchitectureEntry {
+            generated: Vec::new(),
             name: config.name(),
             parameters: layout.parameters(),
             forward: files::forward(&config.name()),

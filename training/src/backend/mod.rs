@@ -1,11 +1,13 @@
 //! One definition of each network, several backends: [`Eager`] runs it in candle, [`Models`] runs it for many models
 //! at once (a leading model axis, like vmap), [`Onnx`] records it as an ONNX graph.
 
+mod cut;
 mod eager;
 mod models;
 pub mod onnx;
 mod proto;
 
+pub use cut::{Cut, Value};
 pub use eager::Eager;
 pub use models::Models;
 pub use onnx::Onnx;

@@ -80,7 +80,7 @@ pub enum BackboneConfig {
 pub struct SourceConfig {
     /// Name.
     pub name: String,
-    /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE`, `zip:FILE` or `omniglot:DIR#ALPHABET,…`; `${VARIABLE}` is
+    /// `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE`, `zip:FILE`, `tar:FILE` or `omniglot:DIR#ALPHABET,…`; `${VARIABLE}` is
     /// replaced from the environment. In jobs: `digits`, or `registered:` and the name or id of a dataset.
     pub from: String,
     /// Height and width that images are resized to.
@@ -89,6 +89,9 @@ pub struct SourceConfig {
     /// Largest number of its examples of a class that is used, in place of that of all sources; 0 for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_per_class: Option<usize>,
+    /// Channels that images are given: 1 (grey by luminance) or 3 (grey repeated); none: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<usize>,
     /// What it is for.
     #[serde(default, skip_serializing_if = "Role::is_zoo")]
     pub role: Role,

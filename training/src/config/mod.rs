@@ -4,6 +4,7 @@ mod data;
 mod predictor;
 mod tasks;
 mod validate;
+mod zoo;
 
 use serde::{Deserialize, Serialize};
 use weights::manifest::Prediction;
@@ -19,6 +20,7 @@ pub use crate::networks::dataset_encoder::{Condition, EncoderKind};
 pub use data::{BACKBONE, BackboneConfig, DataConfig, REGISTERED, Role, SourceConfig};
 pub use predictor::PredictorConfig;
 pub use tasks::{ClassRange, Classes, FEWEST, TasksConfig};
+pub use zoo::{ZooConfig, ZooFit};
 
 /// Everything that decides a generator. Sections have defaults; unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -195,60 +197,6 @@ fn image_size(input_shape: &[usize]) -> Result<(usize, usize)> {
         _ => Err(Error::Config(format!(
             "a convolutional network takes square images, the data has {input_shape:?}; set `resize` for each source"
         ))),
-    }
-}
-
-/// How the models of a zoo come about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ZooFit {
-    /// Trained by Adam.
-    #[default]
-    Adam,
-    /// Linear heads by ridge regression on `images` training images of each class, which each run draws for itself;
-    /// epochs, batch and learning rate do not matter then.
-    Ridge,
-}
-
-/// The zoo: many models advance together in one batched tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ZooConfig {
-    /// Runs of each task.
-    pub runs_per_task: usize,
-    /// Epochs of each run.
-    pub epochs: usize,
-    /// Images of a step.
-    pub batch: usize,
-    /// Adam's learning rate.
-    pub lr: f64,
-    /// Checkpoints kept of each run: those of its last epochs.
-    pub keep: usize,
-    /// Models in one batched tensor.
-    pub group: usize,
-    /// Whether all runs start at the same weights.
-    pub common_init: bool,
-    /// How the models come about.
-    #[serde(skip_serializing_if = "is_default")]
-    pub fit: ZooFit,
-    /// Images of each class that a ridge head is fitted on; 0 for all.
-    #[serde(skip_serializing_if = "is_default")]
-    pub images: usize,
-}
-
-impl Default for ZooConfig {
-    fn default() -> Self {
-        Self {
-            runs_per_task: 1,
-            epochs: 25,
-            batch: 100,
-            lr: 3e-3,
-            keep: 1,
-            group: 250,
-            common_init: true,
-            fit: ZooFit::Adam,
-            images: 0,
-        }
     }
 }
 
@@ -566,6 +514,11 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the sources there are.
     pub fn check_sources_of_job(&self) -> Result<()> {
+        if self.zoo.start.is_some() {
+            let text = "zoo.start is a file of the machine, which a job may not read: build such a zoo with \
+                        `weightsmith zoo build`, and register what `weightsmith train` makes of it";
+            return Err(Error::Config(text.into()));
+        }
         let refused = |s: &&SourceConfig| s.from != "digits" && s.registered().is_none_or(str::is_empty);
         match self.data.sources.iter().find(refused) {
             Some(source) => Err(Error::Config(format!(
@@ -643,7 +596,15 @@ mod tests {
 
     #[test]
     fn keys_that_say_nothing_new_are_left_out() {
-        let text = serde_json::to_string(&Config::parse(MINIMAL).unwrap()).unwrap();
+        let config = Config::parse(MINIMAL).unwrap();
+        let keys = |value: serde_json::Value| {
+            let keys: std::collections::BTreeSet<String> = value.as_object().unwrap().keys().cloned().collect();
+            keys.into_iter().collect::<Vec<_>>().join(" ")
+        };
+        let zoo = serde_json::to_value(&config.zoo).unwrap();
+        assert_eq!(keys(zoo), "batch common_init epochs group keep lr runs_per_task");
+        assert_eq!(keys(serde_json::to_value(&config.data.sources[0]).unwrap()), "from name resize");
+        let text = serde_json::to_string(&config).unwrap();
         for key in ["backbone", "role", "fit", "\"rows\""] {
             assert!(!text.contains(key), "{key} changes the digests of what was made before: {text}");
         }
@@ -694,6 +655,10 @@ mod tests {
         assert!(error(&format!("{MINIMAL}\n[zoo]\nfit = \"ridge\"")).contains("architecture.kind must be head"));
         assert!(error(&format!("{MINIMAL}\n[zoo]\nimages = 5")).contains("zoo.images"));
         assert!(error(&format!("{MINIMAL}\n[vae]\nrows = true")).contains("vae.rows is for linear heads"));
+        let zoo = |keys: &str| error(&format!("{MINIMAL}\n[zoo]\n{keys}"));
+        assert!(zoo("start = \"a.pth\"").contains("zoo.train"));
+        assert!(zoo("train = [\"layers.1.*\"]").contains("zoo.start"));
+        assert!(zoo("start = \"a\"\ntrain = [\"layers.1.*\"]\nheads = [\"mnist\"]").contains("mnist"));
         let rows = MINIMAL.replace("kind = \"mlp\"\n        width = 64", "kind = \"rows\"\nheads = 2\nwidth = 64");
         assert!(error(&rows).contains("needs vae.rows"), "{}", error(&rows));
         let head = MINIMAL.replace("kind = \"mlp\"\n        hidden = [32]", "kind = \"head\"");

@@ -18,6 +18,7 @@ impl Config {
         self.validate_sources()?;
         self.validate_extractor()?;
         self.validate_counts()?;
+        self.validate_start()?;
         self.validate_numbers()?;
         self.validate_predictor()?;
         self.validate_evaluation()?;
@@ -99,6 +100,35 @@ impl Config {
         let epochs = &self.evaluation.epochs;
         let ascending = !epochs.is_empty() && epochs.windows(2).all(|w| w[0] < w[1]);
         need(ascending, "evaluation.epochs must be numbers in ascending order, such as [0, 1, 5]")
+    }
+
+    /// Zoos whose runs train a part of the network.
+    fn validate_start(&self) -> Result<()> {
+        let zoo = &self.zoo;
+        if zoo.start.is_none() {
+            let none = zoo.train.is_empty() && zoo.heads.is_empty() && zoo.start_noise == 0.0;
+            let file = zoo.start_key.is_none() && zoo.start_strip_prefix.is_none();
+            return need(
+                none && file,
+                "zoo.train, heads, start_noise, start_key and start_strip_prefix belong to zoo.start, a checkpoint file",
+            );
+        }
+        need(
+            !zoo.train.is_empty(),
+            "zoo.start needs zoo.train, patterns of the parameters that are trained, such as [\"layer3.2.bn2.*\"]",
+        )?;
+        need(zoo.fit == ZooFit::Adam, "zoo.start needs zoo.fit = \"adam\"")?;
+        need(self.architecture.is_some(), "zoo.start takes one [architecture], not a list architectures")?;
+        need(!self.only_heads(), "a linear head is one layer: zoo.start takes other kinds of architecture")?;
+        need(
+            self.data.backbone.is_none() && self.data.extractor.is_none(),
+            "zoo.start takes networks of pixels: leave data.backbone and data.extractor out",
+        )?;
+        for name in &zoo.heads {
+            let known = self.data.sources.iter().any(|source| source.name == *name);
+            need(known, format!("zoo.heads names {name}, and there is no source of that name"))?;
+        }
+        need(zoo.start_noise >= 0.0 && zoo.start_noise.is_finite(), "zoo.start_noise must be 0 or a positive number")
     }
 
     fn validate_numbers(&self) -> Result<()> {

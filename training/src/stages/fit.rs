@@ -18,6 +18,8 @@ use crate::optim::{AdamConfig, AdamW};
 use crate::random;
 use crate::snapshots::Snapshot;
 
+pub use super::net::{Net, split};
+
 /// How models are fitted.
 #[derive(Debug, Clone)]
 pub struct Recipe {
@@ -79,19 +81,7 @@ pub fn init_theta(architecture: &Architecture, rng: &mut ChaCha8Rng) -> Vec<f32>
 /// # Errors
 /// When shapes do not fit.
 pub fn recalibrate(architecture: &Architecture, theta: &[f32], images: Vec<f32>) -> Result<Vec<f32>> {
-    let layout = architecture.layout();
-    let mut theta = theta.to_vec();
-    if layout.buffers().next().is_none() {
-        return Ok(theta);
-    }
-    let params = split(&Tensor::from_slice(&theta, (1, theta.len()), &Device::Cpu)?, &layout)?;
-    let mut backend = Models::measuring();
-    target::forward(&mut backend, architecture, &params, &inputs(architecture, images, 1, &Device::Cpu)?)?;
-    let statistics = backend.statistics();
-    for (buffer, values) in layout.buffers().zip(statistics.iter().flatten()) {
-        theta[buffer.range()].copy_from_slice(&values.flatten_all()?.to_vec1()?);
-    }
-    Ok(theta)
+    Net::new(architecture, None).recalibrate(theta, images)
 }
 
 /// Images that the statistics of a network are measured on, shared evenly between the classes.
@@ -102,31 +92,11 @@ const MEASURED_IMAGES: usize = 500;
 /// # Errors
 /// When shapes do not fit.
 pub fn recalibrate_on(architecture: &Architecture, theta: &[f32], task: &TaskData<'_>) -> Result<Vec<f32>> {
-    if architecture.layout().buffers().next().is_none() {
+    let net = Net::of(architecture, std::slice::from_ref(task));
+    if net.layout().buffers().next().is_none() {
         return Ok(theta.to_vec());
     }
-    recalibrate(architecture, theta, task.first((MEASURED_IMAGES / task.classes().max(1)).max(1)))
-}
-
-/// Cuts flat vectors `theta [m, d]` into the parameters of `layout`, `[m, …shape]` each.
-///
-/// # Errors
-/// When `theta` is narrower than the layout.
-pub fn split(theta: &Tensor, layout: &Layout) -> Result<Vec<Tensor>> {
-    let models = theta.dim(0)?;
-    layout
-        .params
-        .iter()
-        .map(|param| {
-            let shape: Vec<usize> = std::iter::once(models).chain(param.shape.iter().copied()).collect();
-            Ok(theta.narrow(1, param.offset, param.len())?.reshape(shape)?)
-        })
-        .collect()
-}
-
-/// Shape `[m, n, …input]` for the inputs of `m` models.
-fn input_shape(architecture: &Architecture, models: usize, n: usize) -> Vec<usize> {
-    [models, n].into_iter().chain(architecture.input_shape()).collect()
+    net.recalibrate(theta, task.first((MEASURED_IMAGES / task.classes().max(1)).max(1)))
 }
 
 /// Logits `[m, n, classes]` of `m` models with `theta [m, d]` on inputs `x` (`m·n·input` values).
@@ -136,15 +106,6 @@ fn input_shape(architecture: &Architecture, models: usize, n: usize) -> Vec<usiz
 pub fn logits(architecture: &Architecture, layout: &Layout, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
     let params = split(theta, layout)?;
     target::forward(&mut Models::default(), architecture, &params, x)
-}
-
-/// Inputs as a tensor `[m, n, …input]`.
-///
-/// # Errors
-/// When the length does not fit.
-pub fn inputs(architecture: &Architecture, x: Vec<f32>, models: usize, device: &Device) -> Result<Tensor> {
-    let n = x.len() / architecture.input_dim() / models.max(1);
-    Ok(Tensor::from_vec(x, input_shape(architecture, models, n), device)?)
 }
 
 /// One-hot labels `[1, n, classes]` of class-major examples, `per_class` of each.
@@ -186,11 +147,14 @@ impl Epochs {
 /// Models that are fitted together: their weights, optimiser and place in the data.
 pub struct Fit<'a> {
     architecture: &'a Architecture,
+    net: Net<'a>,
     layout: Layout,
     tasks: &'a [TaskData<'a>],
     recipe: &'a Recipe,
     stops: &'a [usize],
+    /// The trained ones of the parameters, and which they are.
     vars: Vec<Var>,
+    trained: Vec<usize>,
     params: Vec<Tensor>,
     adam: AdamW,
     orders: Vec<Epochs>,
@@ -215,9 +179,13 @@ impl<'a> Fit<'a> {
         stops: &'a [usize],
     ) -> Result<Self> {
         let device = Device::Cpu;
-        let layout = architecture.layout();
+        let net = Net::of(architecture, tasks);
+        let layout = net.layout();
         let start = Tensor::from_vec(theta, (tasks.len(), layout.parameters()), &device)?;
-        let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
+        let mut params = split(&start, &layout)?;
+        let trained: Vec<usize> = (0..params.len()).filter(|&i| net.trains(i)).collect();
+        let vars = trained.iter().map(|&i| Var::from_tensor(&params[i])).collect::<candle_core::Result<Vec<_>>>()?;
+        vars.iter().zip(&trained).for_each(|(var, &i)| params[i] = var.as_tensor().clone());
         let order = |(task, &seed): (&TaskData<'_>, &u64)| Epochs {
             rng: random::stream(seed, "batches"),
             lists: task.index_lists(),
@@ -225,17 +193,19 @@ impl<'a> Fit<'a> {
         let per_class = (recipe.batch / architecture.classes()).max(1);
         Ok(Self {
             adam: AdamW::new(vars.clone(), AdamConfig::default()),
-            params: vars.iter().map(|v| v.as_tensor().clone()).collect(),
+            params,
             orders: tasks.iter().zip(seeds).map(order).collect(),
             target: one_hot(architecture.classes(), per_class, &device)?,
             step: 0,
             kept: Vec::new(),
             architecture,
+            net,
             layout,
             tasks,
             recipe,
             stops,
             vars,
+            trained,
             per_class,
         })
     }
@@ -267,12 +237,12 @@ impl<'a> Fit<'a> {
     fn advance(&mut self) -> Result<f32> {
         let (models, classes) = (self.tasks.len(), self.architecture.classes());
         let step = self.step % self.epoch();
-        let mut x = Vec::with_capacity(models * self.per_class * classes * self.architecture.input_dim());
+        let mut x = Vec::with_capacity(models * self.per_class * classes * self.net.input_dim());
         for (order, task) in self.orders.iter_mut().zip(self.tasks) {
             order.fill(task, step, self.per_class, &mut x);
         }
-        let x = inputs(self.architecture, x, models, &Device::Cpu)?;
-        let y = target::forward(&mut Models::training(), self.architecture, &self.params, &x)?;
+        let x = self.net.inputs(x, models, &Device::Cpu)?;
+        let y = self.net.forward(&mut Models::training(), &self.params, &x)?;
         // Summed over models: each has its own parameters, so each gets its own gradient.
         let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
         let n = (self.per_class * classes) as f64;
@@ -336,8 +306,9 @@ impl<'a> Fit<'a> {
         // Those at the very place of the snapshot are taken when training goes on.
         let passed = self.stops.iter().filter(|&&stop| stop * self.epoch() < snapshot.step).count();
         self.kept = (0..passed).map(|i| snapshot.take_len(&format!("kept.{i}"), models * d)).collect::<Result<_>>()?;
-        for (var, value) in self.vars.iter().zip(split(&theta, &self.layout)?) {
-            var.set(&value)?;
+        let values = split(&theta, &self.layout)?;
+        for (var, &i) in self.vars.iter().zip(&self.trained) {
+            var.set(&values[i])?;
         }
         let begun = snapshot.step.div_ceil(self.epoch());
         for order in &mut self.orders {
@@ -376,7 +347,8 @@ pub fn adapt(
     steps: usize,
     lr: f64,
 ) -> Result<Vec<Vec<f32>>> {
-    let (device, layout, models) = (Device::Cpu, architecture.layout(), theta.len());
+    let (device, net, models) = (Device::Cpu, Net::new(architecture, None), theta.len());
+    let layout = net.layout();
     if steps == 0 || models == 0 {
         return Ok(theta);
     }
@@ -384,14 +356,14 @@ pub fn adapt(
     let start = Tensor::from_vec(theta.concat(), (models, layout.parameters()), &device)?;
     let vars = split(&start, &layout)?.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
     let params: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let x = inputs(architecture, data.gather(&(0..n).collect::<Vec<_>>()).repeat(models), models, &device)?;
+    let x = net.inputs(data.gather(&(0..n).collect::<Vec<_>>()).repeat(models), models, &device)?;
     let mut target = vec![0f32; n * classes];
     data.labels.iter().enumerate().for_each(|(i, &label)| target[i * classes + label as usize] = 1.0);
     let target = Tensor::from_vec(target, (1, n, classes), &device)?;
     let mut adam = AdamW::new(vars.clone(), AdamConfig::default());
     for step in 0..steps {
         // So few examples have no statistics of their own: those that are stored stay.
-        let y = target::forward(&mut Models::default(), architecture, &params, &x)?;
+        let y = net.forward(&mut Models::default(), &params, &x)?;
         let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
         let loss = (log_p.broadcast_mul(&target)?.sum_all()? * (-1.0 / n as f64))?;
         if !loss.to_scalar::<f32>()?.is_finite() {
@@ -425,9 +397,10 @@ pub fn fit_and_score(
     progress: &crate::progress::Stage,
 ) -> Result<Vec<Vec<Score>>> {
     use rayon::prelude::*;
-    let d = architecture.layout().parameters();
+    let net = Net::of(architecture, train);
+    let d = net.layout().parameters();
     let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
-    let group = (PASS_VALUES / (recipe.batch * architecture.activations()).max(1)).clamp(1, FIT_GROUP);
+    let group = (PASS_VALUES / (recipe.batch * net.activations()).max(1)).clamp(1, FIT_GROUP);
     let starts: Vec<usize> = (0..train.len()).step_by(group).collect();
     let groups = starts
         .par_iter()
@@ -494,14 +467,14 @@ fn passes(
     per_class: usize,
     mut each: impl FnMut(&Tensor) -> Result<()>,
 ) -> Result<()> {
-    let layout = architecture.layout();
-    let d = layout.parameters();
-    let values = per_class * architecture.classes() * architecture.activations();
+    let net = Net::of(architecture, tasks);
+    let d = net.layout().parameters();
+    let values = per_class * architecture.classes() * net.activations();
     let group = (PASS_VALUES / values.max(1)).max(1);
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
         let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
         let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
-        each(&logits(architecture, &layout, &theta, &inputs(architecture, x, tasks.len(), &Device::Cpu)?)?)?;
+        each(&net.logits(&theta, &net.inputs(x, tasks.len(), &Device::Cpu)?)?)?;
     }
     Ok(())
 }

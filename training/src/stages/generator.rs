@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use serde_json::json;
-use weights::manifest::{ArchitectureEntry, EncoderContract, Modality, PredictorContract, QualityContract, files};
+use weights::manifest::{
+    ArchitectureEntry, EncoderContract, FORMAT, Modality, PredictorContract, QualityContract, files,
+};
 use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Manifest, tensors};
 
@@ -86,7 +88,7 @@ pub fn train(
     let mut curve = vec![vae_curve, encoder_curve, denoiser_curve];
     let mut metrics = metrics(zoo, &vectors, sources, &mut vae)?;
     let architectures = targets(config, zoo);
-    let mut files = graphs(&architectures, &vectors, &vae, &encoder, &denoiser)?;
+    let mut files = graphs(&architectures, zoo.part.as_ref(), &vectors, &vae, &encoder, &denoiser)?;
     if let Some((_, guide_curve, judged)) = guide {
         curve.insert(0, guide_curve);
         metrics["guide"] = judged;
@@ -104,8 +106,13 @@ pub fn train(
         files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
     }
     let mut probes = export::probes(&mut vae, &mut encoder, &mut denoiser, &architectures)?;
+    if zoo.part.is_some() {
+        // There is no graph of statistics.
+        probes.retain(|probe| files.contains_key(&probe.graph));
+    }
     let mut manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
-    manifest.architectures = architectures.iter().map(entry).collect();
+    manifest.architectures = architectures.iter().map(|a| entry(a, zoo.part.as_ref())).collect();
+    manifest.format = Manifest::format_of(&manifest.vectorise, &manifest.architectures);
     manifest.quality = qualities.map(|q| QualityContract { default: measure::high(&given, &q) });
     if let Some(predictor) = &mut predictor {
         probes.extend(export::predictor_probes(predictor)?);
@@ -199,6 +206,7 @@ fn all_rows(vectors: &Vectors) -> Result<Vectorise> {
 
 fn graphs(
     architectures: &[Architecture],
+    part: Option<&weights::Part>,
     vectors: &Vectors,
     vae: &Vae,
     encoder: &Encoder,
@@ -209,8 +217,15 @@ fn graphs(
     out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
     for architecture in architectures {
         out.insert(files::forward(&architecture.name()), export::forward(architecture)?);
-        if let Some(graph) = export::statistics(architecture)? {
-            out.insert(files::statistics(&architecture.name()), graph);
+        match part {
+            Some(part) => {
+                out.insert(files::constants(&architecture.name()), part.to_safetensors());
+            }
+            // Statistics of constants are not measured, and those of the others lie behind them.
+            None => {
+                let graph = export::statistics(architecture)?;
+                out.extend(graph.map(|graph| (files::statistics(&architecture.name()), graph)));
+            }
         }
     }
     let s = &vectors.standardisation;
@@ -225,11 +240,12 @@ fn graphs(
     Ok(out)
 }
 
-fn entry(architecture: &Architecture) -> ArchitectureEntry {
+fn entry(architecture: &Architecture, part: Option<&weights::Part>) -> ArchitectureEntry {
     let (name, layout) = (architecture.name(), architecture.layout());
     ArchitectureEntry {
         parameters: layout.parameters(),
         forward: files::forward(&name),
+        generated: part.map(weights::Part::names).unwrap_or_default(),
         config: architecture.clone(),
         layout,
         name,
@@ -250,10 +266,8 @@ fn manifest(
     let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
     let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Manifest {
-        format: Manifest::format_of(
-            &vectors.vectorise,
-            zoo.architectures().any(|a| a.layout().buffers().next().is_some()),
-        ),
+        // Both follow from the zoo: `train` fills them in.
+        format: FORMAT,
         name: config.name.clone(),
         description: config.description.clone(),
         modality: if input_shape.len() == 3 { Modality::Image } else { Modality::Features },

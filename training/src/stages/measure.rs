@@ -31,10 +31,12 @@ pub fn validation_scores(
     progress: &Progress,
 ) -> Result<Vec<Score>> {
     let Some(&first) = checkpoints.first() else { return Ok(Vec::new()) };
-    let Some(architecture) = zoo.architectures().nth(zoo.kind(first)) else { return Ok(Vec::new()) };
+    let kind = zoo.kind(first);
+    let Some(architecture) = zoo.architectures().nth(kind) else { return Ok(Vec::new()) };
+    let d = zoo.layout(kind).parameters();
     let tasks = checkpoints.iter().map(|&c| sources.task(zoo.task(c), Part::Validation)).collect::<Result<Vec<_>>>()?;
     let per_class = tasks.iter().map(TaskData::per_class).min().unwrap_or(0);
-    let parts: Vec<_> = tasks.chunks(CHUNK).zip(theta.chunks(CHUNK * architecture.layout().parameters())).collect();
+    let parts: Vec<_> = tasks.chunks(CHUNK).zip(theta.chunks(CHUNK * d)).collect();
     let scores = parts
         .into_par_iter()
         .map(|(tasks, theta)| {

@@ -8,6 +8,7 @@ pub mod fit;
 pub mod generator;
 pub mod layers;
 pub mod measure;
+pub mod net;
 pub mod predictor;
 pub mod shards;
 pub mod vae;

@@ -4,11 +4,11 @@
 
 use candle_core::{D, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
+use weights::Architecture;
 use weights::layout::NORM_EPSILON;
-use weights::{Architecture, Layout};
 
 use super::course::{Course, Given};
-use super::fit::{self, score};
+use super::fit::{Net, score};
 use super::predictor::Predictor;
 use super::shards::{self, Shard};
 use super::vectors::{Rows, Vectors, masked_mean, one_hot};
@@ -211,7 +211,7 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
         sources,
         vectors,
         x: Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?,
-        architectures: zoo.architectures().map(|a| (a, a.layout())).collect(),
+        architectures: zoo.architectures().collect(),
     };
     let settings = &config.vae;
     let vars = vae.params.vars();
@@ -348,7 +348,7 @@ struct Batches<'a> {
     sources: &'a Sources,
     vectors: &'a Vectors,
     x: Tensor,
-    architectures: Vec<(&'a Architecture, Layout)>,
+    architectures: Vec<&'a Architecture>,
 }
 
 impl Batches<'_> {
@@ -395,7 +395,7 @@ impl Batches<'_> {
     ) -> Result<Tensor> {
         let models = ((picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
         let mut sum: Option<Tensor> = None;
-        for (index, (architecture, layout)) in self.architectures.iter().enumerate() {
+        for (index, architecture) in self.architectures.iter().enumerate() {
             let own = (0..models).filter(|&i| batch.networks[i].0 == index).collect::<Vec<_>>();
             if own.is_empty() {
                 continue;
@@ -406,12 +406,12 @@ impl Batches<'_> {
                 let data = self.sources.task(task, Part::Train)?;
                 data.draw(self.settings.behaviour_images, rng, &mut images);
             }
-            let images = fit::inputs(architecture, images, own.len(), original.device())?;
+            let net = Net::new(architecture, self.sources.frozen());
+            let images = net.inputs(images, own.len(), original.device())?;
             let first: Vec<u32> = own.iter().map(|&i| batch.networks[i].1).collect();
             let outputs = |rows: &Tensor| -> Result<Tensor> {
                 let theta = self.vectors.join(rows, index, &first)?;
-                let logits = fit::logits(architecture, layout, &theta, &images)?;
-                Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)
+                Ok(candle_nn::ops::log_softmax(&net.logits(&theta, &images)?, D::Minus1)?)
             };
             let (p, q) = (outputs(original)?.detach(), outputs(decoded)?);
             let kl = (p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?;

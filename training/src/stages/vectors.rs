@@ -212,7 +212,7 @@ pub fn one_hot(pieces: &[u32], index_dim: usize, device: &Device) -> Result<Opti
 /// # Errors
 /// When the zoo is empty or cannot be cut so; [`Error::Interrupted`](crate::Error::Interrupted).
 pub fn vectorise(config: &Config, zoo: &Zoo, progress: &Progress) -> Result<Vectors> {
-    let layouts: Vec<Layout> = zoo.architectures().map(weights::Architecture::layout).collect();
+    let layouts: Vec<Layout> = (0..=zoo.further.len()).map(|kind| zoo.layout(kind)).collect();
     let vectorise = match config.most_classes() {
         Some(most) => class_rows(zoo, most)?,
         None => Vectorise::new(config.vectors.mode, config.vectors.chunk, &layouts)?,
@@ -295,8 +295,8 @@ fn hold_out(config: &Config, zoo: &Zoo) -> (Vec<usize>, Vec<usize>) {
 fn align(config: &Config, zoo: &Zoo, layouts: &[Layout], progress: &Progress) -> Result<Vec<f32>> {
     let mut theta = zoo.theta.clone();
     let sweeps = config.vectors.alignment_sweeps;
-    for (index, (architecture, layout)) in zoo.architectures().zip(layouts).enumerate() {
-        let (groups, d) = (architecture.hidden_groups(), layout.parameters());
+    for (index, layout) in layouts.iter().enumerate() {
+        let (groups, d) = (zoo.hidden_groups(index), layout.parameters());
         let own: Vec<usize> = (0..zoo.checkpoints.len()).filter(|&c| zoo.kind(c) == index).collect();
         let Some(&first) = own.first().filter(|_| sweeps > 0 && !groups.is_empty()) else { continue };
         let mut reference = zoo.weights(first).to_vec();

@@ -1,6 +1,9 @@
 //! The zoo: many runs on many tasks, their last checkpoints with accuracy and lineage, on disk as one file a group of
 //! runs. A zoo that was interrupted continues with the groups that are missing, and ends the same.
 
+mod group;
+mod start;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
@@ -10,16 +13,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use datasets::Task;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
+use weights::canonical::HiddenGroup;
 use weights::closed_form::Examples;
-use weights::{Architecture, tensors};
+use weights::{Architecture, Layout, tensors};
 
-use super::fit::{Fit, Recipe, init_theta, score};
-use crate::config::{Config, ZooFit};
+use super::fit::{Fit, Recipe, score};
+use crate::config::{Config, ZooConfig, ZooFit};
 use crate::data::{Part, Sources, TaskData};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Stage};
 use crate::random;
 use crate::snapshots::{self, Folder, Keep, Snapshots};
+
+use group::Group;
+pub use start::initial;
+use start::{CONSTANTS, PartHeader};
 
 /// A training run: one task, one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +75,10 @@ pub struct Zoo {
     pub runs: Vec<Run>,
     /// The checkpoints, by run, then epoch.
     pub checkpoints: Vec<Checkpoint>,
-    /// Weights of each checkpoint, one after the other: `[checkpoints × d]` where there is one architecture.
+    /// What of the models the weights below are, where the rest of all of them is the same constants.
+    pub part: Option<weights::Part>,
+    /// Weights of each checkpoint, one after the other: `[checkpoints × d]` where there is one architecture. Of a part
+    /// its values alone.
     pub theta: Vec<f32>,
     /// Where the weights of each checkpoint begin, and where the last one's end.
     pub offsets: Vec<usize>,
@@ -87,10 +98,11 @@ struct Header {
     runs: Vec<Run>,
     group: usize,
     epochs: Vec<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<PartHeader>,
 }
 
 const HEADER: &str = "zoo.json";
-
 fn group_file(group: usize) -> String {
     format!("group-{group:04}.safetensors")
 }
@@ -108,7 +120,19 @@ impl Zoo {
         checkpoints: Vec<Checkpoint>,
         theta: Vec<f32>,
     ) -> Result<Self> {
-        let sizes: Vec<usize> = architectures.iter().map(|a| a.layout().parameters()).collect();
+        Self::assemble(name, digest, architectures, None, runs, checkpoints, theta)
+    }
+
+    fn assemble(
+        name: String,
+        digest: String,
+        architectures: Vec<Architecture>,
+        part: Option<weights::Part>,
+        runs: Vec<Run>,
+        checkpoints: Vec<Checkpoint>,
+        theta: Vec<f32>,
+    ) -> Result<Self> {
+        let sizes: Vec<usize> = architectures.iter().map(|a| layout_of(part.as_ref(), a).parameters()).collect();
         let mut offsets = vec![0];
         for checkpoint in &checkpoints {
             let size = runs.get(checkpoint.run).and_then(|run| sizes.get(run.architecture)).copied().unwrap_or(0);
@@ -122,12 +146,56 @@ impl Zoo {
             found: theta.len(),
             expected,
         })?;
-        Ok(Self { name, digest, architecture, further: architectures.collect(), runs, checkpoints, theta, offsets })
+        Ok(Self {
+            name,
+            digest,
+            architecture,
+            further: architectures.collect(),
+            part,
+            runs,
+            checkpoints,
+            theta,
+            offsets,
+        })
     }
 
-    /// Number of parameters of a model, of the first architecture.
+    /// Number of weights of a model, of the first architecture: of those that differ between models.
     pub fn parameters(&self) -> usize {
-        self.architecture.layout().parameters()
+        self.layout(0).parameters()
+    }
+
+    /// Layout of the weights of models of one architecture.
+    pub fn layout(&self, index: usize) -> Layout {
+        let architecture = self.architectures().nth(index).unwrap_or(&self.architecture);
+        layout_of(self.part.as_ref(), architecture)
+    }
+
+    /// Hidden units of models of one architecture that may change places. Constants around a part fix their places.
+    pub fn hidden_groups(&self, index: usize) -> Vec<HiddenGroup> {
+        let free = self.architectures().nth(index).filter(|_| self.part.is_none());
+        free.map(Architecture::hidden_groups).unwrap_or_default()
+    }
+
+    /// The network with these weights: where they are a part of it, with the constants around them.
+    ///
+    /// # Errors
+    /// [`weights::Error::Length`] when they are not the zoo's.
+    pub fn whole(&self, weights: &[f32]) -> Result<Vec<f32>> {
+        match &self.part {
+            Some(part) => Ok(part.complete(weights)?),
+            None => Ok(weights.to_vec()),
+        }
+    }
+
+    /// Of a network the weights as this zoo has them: the inverse of [`Self::whole`].
+    ///
+    /// # Errors
+    /// [`weights::Error::Length`] when it is of another architecture.
+    pub fn own(&self, network: Vec<f32>) -> Result<Vec<f32>> {
+        match &self.part {
+            Some(part) => Ok(part.take(&network)?),
+            None => Ok(network),
+        }
     }
 
     /// All architectures; the first is the default.
@@ -185,6 +253,7 @@ impl Zoo {
             digest: weights::digest::sha256(text.as_bytes()),
             architecture: self.architecture.clone(),
             further: self.further.clone(),
+            part: self.part.clone(),
             runs: kept.iter().map(|&i| self.runs[i].clone()).collect(),
             checkpoints,
             theta,
@@ -205,6 +274,11 @@ impl Zoo {
     pub fn mean_accuracy(&self) -> f64 {
         self.checkpoints.iter().map(|c| c.accuracy).sum::<f64>() / self.checkpoints.len().max(1) as f64
     }
+}
+
+/// Layout of weights: of whole networks, or of a part of them.
+fn layout_of(part: Option<&weights::Part>, architecture: &Architecture) -> Layout {
+    part.map_or_else(|| architecture.layout(), |part| part.layout().clone())
 }
 
 /// Trains the zoo of `config` in `dir`, or what is missing of it, on all cores. Groups that are under way keep
@@ -246,6 +320,10 @@ pub fn build_in(
             return Err(Error::Zoo { path: store.place(), reason: reason.into() });
         }
     } else {
+        // First what the header speaks of.
+        if let Some(frozen) = sources.frozen() {
+            store.save(CONSTANTS, &frozen.part().to_safetensors())?;
+        }
         let text = serde_json::to_vec_pretty(&header).map_err(|e| Error::Config(e.to_string()))?;
         store.save(HEADER, &text)?;
     }
@@ -291,7 +369,10 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
     let mut architectures = kinds.iter().cloned();
     let architecture = architectures.next().ok_or_else(|| Error::Config("there is no architecture".into()))?;
     let further: Vec<Architecture> = architectures.collect();
-    let settings = serde_json::to_value((&config.data, &config.tasks, &config.zoo));
+    // The start is known by what is in it, wherever it lies.
+    let zoo = ZooConfig { start: None, start_key: None, start_strip_prefix: None, ..config.zoo.clone() };
+    let settings = serde_json::to_value((&config.data, &config.tasks, zoo));
+    let part = sources.frozen().map(PartHeader::of);
     Ok(Header {
         format: 1,
         name: config.name.clone(),
@@ -303,6 +384,7 @@ fn header(config: &Config, sources: &Sources) -> Result<Header> {
         runs,
         group: config.zoo.group,
         epochs: (config.zoo.epochs + 1 - config.zoo.keep..=config.zoo.epochs).collect(),
+        part,
     })
 }
 
@@ -443,7 +525,7 @@ impl Builder<'_> {
         let tasks = |part| runs.iter().map(|r| self.sources.task(&r.task, part)).collect::<Result<Vec<_>>>();
         let (train, test) = (tasks(Part::Train)?, tasks(Part::Test)?);
         let seeds: Vec<u64> = runs.iter().map(|r| r.seed).collect();
-        let theta = initial(self.config, architecture, &seeds);
+        let theta = initial(self.config, architecture, &train, &seeds)?;
         let mut models = Fit::new(architecture, &train, theta, &seeds, recipe, &self.header.epochs)?;
         let mut keeper = self.keep.stage(format!("group-{group:04}"), self.identity, self.progress);
         if let Some(snapshot) = keeper.load()? {
@@ -504,19 +586,13 @@ pub fn ridge(task: &TaskData<'_>, images: usize, seed: u64) -> Result<Vec<f32>> 
     task.draw(per_class, &mut random::stream(seed, "ridge"), &mut features);
     let classes = task.classes();
     let labels: Vec<u32> = (0..classes * per_class).map(|i| (i / per_class) as u32).collect();
-    let head = Examples::new(&features, &labels, task.dim(), classes)?.ridge()?;
-    Ok(head.theta.into_iter().map(|v| v * RIDGE_SCALE).collect())
+    ridge_head(&features, &labels, task.dim(), classes)
 }
 
-/// Starting weights (`[m·d]`) of runs with these seeds.
-pub fn initial(config: &Config, architecture: &Architecture, seeds: &[u64]) -> Vec<f32> {
-    seeds
-        .iter()
-        .flat_map(|&seed| {
-            let seed = if config.zoo.common_init { config.seed } else { seed };
-            init_theta(architecture, &mut random::stream(seed, "initial weights"))
-        })
-        .collect()
+/// A linear head by ridge regression on features (`[n · dim]`).
+pub(crate) fn ridge_head(features: &[f32], labels: &[u32], dim: usize, classes: usize) -> Result<Vec<f32>> {
+    let head = Examples::new(features, labels, dim, classes)?.ridge()?;
+    Ok(head.theta.into_iter().map(|v| v * RIDGE_SCALE).collect())
 }
 
 /// Reads a finished zoo.
@@ -533,14 +609,15 @@ pub fn open(dir: &Path) -> Result<Zoo> {
 /// As [`open`].
 pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
     let header = read_header(store)?;
+    let part = header.part.as_ref().map(|part| part.read(store, &header.architecture)).transpose()?;
     let (n, k) = (header.runs.len(), header.epochs.len());
     let mut checkpoints = Vec::with_capacity(n * k);
     let mut theta = Vec::new();
     for (group, range) in header.groups().into_iter().enumerate() {
-        let part = Group::read(store, &group_file(group))?;
+        let own = Group::read(store, &group_file(group))?;
         let (first, models) = (range.start, range.len());
-        let d = header.architecture_of(&range).layout().parameters();
-        if part.theta.len() != k * models * d || part.accuracy.len() != k * models {
+        let d = layout_of(part.as_ref(), header.architecture_of(&range)).parameters();
+        if own.theta.len() != k * models * d || own.accuracy.len() != k * models {
             let reason = format!("{} does not fit {HEADER}; remove it and build again", group_file(group));
             return Err(Error::Zoo { path: store.place(), reason });
         }
@@ -550,10 +627,10 @@ pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
                 checkpoints.push(Checkpoint {
                     run: first + model,
                     epoch,
-                    accuracy: f64::from(part.accuracy[at]),
-                    loss: f64::from(part.loss[at]),
+                    accuracy: f64::from(own.accuracy[at]),
+                    loss: f64::from(own.loss[at]),
                 });
-                theta.extend_from_slice(&part.theta[at * d..(at + 1) * d]);
+                theta.extend_from_slice(&own.theta[at * d..(at + 1) * d]);
             }
         }
     }
@@ -561,30 +638,5 @@ pub fn open_in(store: &dyn Snapshots) -> Result<Zoo> {
     let both = format!("{}{}", weights::digest::sha256(&text), weights::digest::of_weights(&theta));
     let digest = weights::digest::sha256(both.as_bytes());
     let architectures = header.architectures().cloned().collect();
-    Zoo::new(header.name, digest, architectures, header.runs, checkpoints, theta)
-}
-
-struct Group {
-    accuracy: Vec<f32>,
-    loss: Vec<f32>,
-    theta: Vec<f32>,
-}
-
-impl Group {
-    fn read(store: &dyn Snapshots, name: &str) -> Result<Self> {
-        let fail = |reason: String| Error::Zoo { path: store.place(), reason };
-        let Some(bytes) = store.load(name)? else {
-            return Err(fail("it is not finished; the same `zoo build` continues".into()));
-        };
-        let tensor = |name: &str| -> weights::Result<Vec<f32>> {
-            let (_, values) = tensors::named_from_safetensors(&bytes, name)?;
-            weights::error::check_finite(name, &values)?;
-            Ok(values)
-        };
-        let read = || Ok(Self { accuracy: tensor("accuracy")?, loss: tensor("loss")?, theta: tensor("weights")? });
-        let damaged = |e: weights::Error| {
-            fail(format!("{name} is damaged ({e}); remove it, and the same `zoo build` makes it anew"))
-        };
-        read().map_err(damaged)
-    }
+    Zoo::assemble(header.name, digest, architectures, part, header.runs, checkpoints, theta)
 }

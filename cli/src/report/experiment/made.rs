@@ -1,8 +1,10 @@
 //! A generator under measurement, and what is done with its weights.
 
-use datasets::Task;
+use datasets::{Dataset, Task};
 use inference::Generator;
 use training::Config;
+use training::frozen::Frozen;
+use training::stages::fit::Net;
 use training::stages::vectors::Vectors;
 use training::stages::zoo::Zoo;
 use weights::canonical;
@@ -46,9 +48,9 @@ impl Made<'_> {
 
     /// Weights in the form that the VAE learned.
     pub(super) fn aligned(&self, theta: &[f32]) -> Result<Vec<f32>> {
-        let (architecture, mut theta) = (&self.zoo.architecture, theta.to_vec());
+        let mut theta = theta.to_vec();
         let sweeps = self.config.vectors.alignment_sweeps;
-        let (layout, groups) = (architecture.layout(), architecture.hidden_groups());
+        let (layout, groups) = (self.zoo.layout(0), self.zoo.hidden_groups(0));
         canonical::align(&mut theta, &self.reference, &layout, &groups, sweeps)?;
         Ok(theta)
     }
@@ -83,7 +85,31 @@ impl Made<'_> {
         tasks: impl Iterator<Item = Task>,
         rows: Vec<Vec<f32>>,
     ) -> Result<Vec<(Task, Vec<f32>)>> {
+        let rows = rows.iter().map(|row| self.zoo.whole(row)).collect::<training::Result<Vec<_>>>()?;
         let latents = self.generator.encode_weights(&rows)?;
-        Ok(tasks.zip(self.generator.decode(&latents)?).collect())
+        Ok(tasks.zip(self.own(self.generator.decode(&latents)?)?).collect())
+    }
+
+    /// Networks with the statistics of their generated normalisations measured on the support images.
+    pub(super) fn recalibrated(
+        &self,
+        networks: &[Vec<f32>],
+        support: &Dataset,
+        frozen: Option<&Frozen>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let rows: Vec<usize> = (0..support.len()).collect();
+        let images = match frozen {
+            Some(frozen) => frozen.begun(support)?.gather(&rows),
+            None => support.gather(&rows),
+        };
+        let net = Net::new(&self.zoo.architecture, frozen);
+        let one =
+            |network: &Vec<f32>| self.zoo.whole(&net.recalibrate(&self.zoo.own(network.clone())?, images.clone())?);
+        Ok(networks.iter().map(one).collect::<training::Result<_>>()?)
+    }
+
+    /// Networks as the zoo has them.
+    pub(super) fn own(&self, networks: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+        Ok(networks.into_iter().map(|network| self.zoo.own(network)).collect::<training::Result<_>>()?)
     }
 }
