@@ -389,6 +389,7 @@ mod tests {
         let config = Architecture::Head { features: 4, classes: 2 };
         let (name, layout) = (config.name(), config.layout());
         let two = crate::manifest::ArchitectureEntry {
+            generated: Vec::new(),
             parameters: layout.parameters(),
             forward: files::forward(&name),
             name,
@@ -397,7 +398,7 @@ mod tests {
         };
         manifest.architectures = vec![two, three];
         manifest.vectorise = crate::vectorise::Vectorise::class_rows(4, vec![2, 3], 3).unwrap();
-        manifest.format = Manifest::format_of(&manifest.vectorise, false);
+        manifest.format = Manifest::format_of(&manifest.vectorise, &manifest.architectures);
         manifest.encoder.min_classes = Some(2);
         manifest.latent.shape = vec![3, 8];
         manifest
@@ -412,7 +413,7 @@ mod tests {
             change(&mut manifest);
             Bundle::new(manifest, BTreeMap::new()).unwrap_err().to_string()
         };
-        assert!(refused(&|m| m.format = 3).contains("format 5"));
+        assert!(refused(&|m| m.format = 3).contains("format 4"));
         assert!(refused(&|m| m.encoder.min_classes = None).contains("min_classes"));
         assert!(refused(&|m| m.architectures.truncate(1)).contains("class rows"));
         assert!(refused(&|m| m.latent.shape = vec![8]).contains("latent.shape"));

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 24] = [
+const BUILT_IN: [(&str, &str); 25] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
     ("table-2", include_str!("../../../configs/report/table-2.toml")),

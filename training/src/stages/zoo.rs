@@ -14,7 +14,6 @@ use datasets::Task;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use weights::canonical::HiddenGroup;
-use weights::closed_form::Examples;
 use weights::{Architecture, Layout, tensors};
 
 use super::fit::{Fit, Recipe, score};
@@ -26,8 +25,9 @@ use crate::random;
 use crate::snapshots::{self, Folder, Keep, Snapshots};
 
 use group::Group;
-pub use start::initial;
+pub(crate) use start::ridge_head;
 use start::{CONSTANTS, PartHeader};
+pub use start::{initial, ridge};
 
 /// A training run: one task, one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -570,29 +570,6 @@ impl Builder<'_> {
             &BTreeMap::from([("first_run".to_owned(), range.start.to_string())]),
         ))
     }
-}
-
-/// Least squares gives outputs that are shares of classes; times this they are logits with which a softmax is as sure as
-/// the head is right. Which class is the largest stays as it is.
-const RIDGE_SCALE: f32 = 8.0;
-
-/// A linear head by ridge regression on `images` training images of each class (0: all), drawn with `seed`.
-///
-/// # Errors
-/// When a value is not finite.
-pub fn ridge(task: &TaskData<'_>, images: usize, seed: u64) -> Result<Vec<f32>> {
-    let per_class = if images == 0 { task.per_class() } else { images };
-    let mut features = Vec::new();
-    task.draw(per_class, &mut random::stream(seed, "ridge"), &mut features);
-    let classes = task.classes();
-    let labels: Vec<u32> = (0..classes * per_class).map(|i| (i / per_class) as u32).collect();
-    ridge_head(&features, &labels, task.dim(), classes)
-}
-
-/// A linear head by ridge regression on features (`[n · dim]`).
-pub(crate) fn ridge_head(features: &[f32], labels: &[u32], dim: usize, classes: usize) -> Result<Vec<f32>> {
-    let head = Examples::new(features, labels, dim, classes)?.ridge()?;
-    Ok(head.theta.into_iter().map(|v| v * RIDGE_SCALE).collect())
 }
 
 /// Reads a finished zoo.
