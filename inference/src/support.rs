@@ -37,7 +37,32 @@ impl Part {
     /// Whether each class has at least two examples: with one, nothing can be left out to see how far a head is to be
     /// trusted.
     pub(crate) fn several(&self) -> bool {
-        self.data.class_indices(&(0..self.data.len()).collect::<Vec<_>>()).iter().all(|of| of.len() > 1)
+        self.by_class().iter().all(|of| of.len() > 1)
+    }
+
+    /// Each example moved by the share `by` of the way to the first example of each other class, with its own class.
+    ///
+    /// # Errors
+    /// [`Error::Dataset`] when there are no two classes.
+    pub(crate) fn moved(&self, by: f32) -> Result<Dataset> {
+        let value = |index: usize| self.data.gather(&[index]);
+        let firsts: Vec<Option<Vec<f32>>> = self.by_class().iter().map(|of| of.first().copied().map(value)).collect();
+        let (mut values, mut labels) = (Vec::new(), Vec::new());
+        for (index, &label) in self.data.labels.iter().enumerate() {
+            let own = value(index);
+            for (_, other) in firsts.iter().enumerate().filter(|(class, _)| *class != label as usize) {
+                let Some(other) = other else { continue };
+                values.extend(own.iter().zip(other).map(|(from, to)| from + by * (to - from)));
+                labels.push(label);
+            }
+        }
+        let data = &self.data;
+        let (name, names) = (data.name.clone(), data.class_names.clone());
+        Ok(Dataset::new(name, data.shape.clone(), names, Data::F32(values), labels)?)
+    }
+
+    fn by_class(&self) -> Vec<Vec<usize>> {
+        self.data.class_indices(&(0..self.data.len()).collect::<Vec<_>>())
     }
 }
 
@@ -200,6 +225,13 @@ mod tests {
         assert_eq!((fold.held_out.data.clone(), &fold.held_out.labels[..]), (Data::F32(vec![1.0, 11.0]), &[0, 1][..]));
         assert_eq!(fold.rest.data.data, Data::F32(vec![0.0, 2.0, 10.0]));
         assert_eq!(fold.rest.features, [0.0, 2.0, 0.0, 10.0, 10.0, 10.0]);
+    }
+
+    #[test]
+    fn examples_are_moved_towards_those_of_other_classes() {
+        let moved = support().whole().moved(0.25).unwrap();
+        // 0, 1, 2 a quarter of the way to 10; 10, 11 to 0.
+        assert_eq!((moved.data, moved.labels), (Data::F32(vec![2.5, 3.25, 4.0, 7.5, 8.25]), vec![0, 0, 0, 1, 1]));
     }
 
     #[test]
