@@ -2,9 +2,9 @@
 
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef};
-use weights::Manifest;
+use weights::{Layout, Manifest, ParamSpec};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_finite, check_length};
 use crate::pool::SessionPool;
 
 /// A tensor that a graph takes or gives; `None` is the batch dimension.
@@ -145,6 +145,22 @@ pub(crate) fn batch_view<'a>(
 ) -> Result<TensorRef<'a, f32>> {
     let shape: Vec<usize> = std::iter::once(rows).chain(shape.iter().copied()).collect();
     TensorRef::from_array_view((shape, data)).map_err(|e| pool.failed(e))
+}
+
+/// Those parameters of the network `theta` (`[d]` of `layout`) that `taken` chooses, with their names, without a copy.
+pub(crate) fn parameters<'a>(
+    pool: &SessionPool,
+    layout: &'a Layout,
+    theta: &'a [f32],
+    taken: impl Fn(&ParamSpec) -> bool,
+) -> Result<Vec<(&'a str, TensorRef<'a, f32>)>> {
+    check_length("the weights", theta.len(), layout.parameters())?;
+    check_finite("the weights", theta)?;
+    let view = |p: &'a ParamSpec| {
+        let view = TensorRef::from_array_view((p.shape.clone(), &theta[p.range()]));
+        Ok((p.name.as_str(), view.map_err(|e| pool.failed(e))?))
+    };
+    layout.params.iter().filter(|p| taken(p)).map(view).collect()
 }
 
 /// The values of the output `name`, of which there must be `length`.

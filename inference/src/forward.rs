@@ -6,7 +6,7 @@ use ort::value::TensorRef;
 use serde::Serialize;
 use weights::Layout;
 
-use crate::contract::{Slot, batch_view, check, output};
+use crate::contract::{Slot, batch_view, check, output, parameters};
 use crate::error::{Error, Result, check_finite, check_length};
 use crate::pool::{Lease, SessionPool};
 use crate::runtime::Runtime;
@@ -118,24 +118,20 @@ impl Forward {
         Ok(scores.finish())
     }
 
-    fn parameters<'t>(&self, theta: &'t [f32]) -> Result<Vec<TensorRef<'t, f32>>> {
-        check_length("the weights", theta.len(), self.layout.parameters())?;
-        check_finite("the weights", theta)?;
-        let view = |p: &weights::ParamSpec| TensorRef::from_array_view((p.shape.clone(), &theta[p.range()]));
-        self.layout.params.iter().map(|p| view(p).map_err(|e| self.pool.failed(e))).collect()
+    fn parameters<'t>(&'t self, theta: &'t [f32]) -> Result<Vec<(&'t str, TensorRef<'t, f32>)>> {
+        parameters(&self.pool, &self.layout, theta, |_| true)
     }
 
     fn batch(
         &self,
         lease: &mut Lease<'_>,
-        parameters: &[TensorRef<'_, f32>],
+        parameters: &[(&str, TensorRef<'_, f32>)],
         inputs: &[f32],
         take: impl FnOnce(&[f32]),
     ) -> Result<()> {
         let rows = inputs.len() / self.input_shape.iter().product::<usize>();
         let input = batch_view(&self.pool, rows, &self.input_shape, inputs)?;
-        let named = self.layout.params.iter().zip(parameters);
-        let mut values: Vec<_> = named.map(|(p, t)| (p.name.as_str(), SessionInputValue::from(&**t))).collect();
+        let mut values: Vec<_> = parameters.iter().map(|(name, t)| (*name, SessionInputValue::from(&**t))).collect();
         values.push(("input", input.into()));
         let outputs = lease.run(values)?;
         take(output(&self.pool, &outputs, "logits", rows * self.classes)?);

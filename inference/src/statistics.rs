@@ -2,11 +2,10 @@
 
 use datasets::Dataset;
 use ort::session::SessionInputValue;
-use ort::value::TensorRef;
-use weights::{Layout, ParamSpec};
+use weights::Layout;
 
-use crate::contract::{Slot, batch_view, check, output};
-use crate::error::{Error, Result, check_finite, check_length};
+use crate::contract::{Slot, batch_view, check, output, parameters};
+use crate::error::{Error, Result, check_finite};
 use crate::generator::Generator;
 use crate::pool::SessionPool;
 use crate::runtime::Runtime;
@@ -38,16 +37,11 @@ impl Statistics {
 
     /// The network `theta` (`[d]`) with statistics measured on all of `images` (`[n × input]`).
     fn measure(&self, theta: &[f32], images: &[f32]) -> Result<Vec<f32>> {
-        check_length("the weights", theta.len(), self.layout.parameters())?;
-        check_finite("the weights", theta)?;
+        let weights = parameters(&self.pool, &self.layout, theta, |p| !p.is_buffer())?;
         let rows = images.len() / self.input_shape.iter().product::<usize>().max(1);
         let input = batch_view(&self.pool, rows, &self.input_shape, images)?;
-        let view = |p: &ParamSpec| TensorRef::from_array_view((p.shape.clone(), &theta[p.range()]));
-        let weights = self.layout.params.iter().filter(|p| !p.is_buffer());
-        let weights = weights
-            .map(|p| Ok((p.name.as_str(), SessionInputValue::from(view(p).map_err(|e| self.pool.failed(e))?))))
-            .collect::<Result<Vec<_>>>()?;
-        let values = weights.into_iter().chain([("input", input.into())]).collect();
+        let weights = weights.into_iter().map(|(name, view)| (name, SessionInputValue::from(view)));
+        let values = weights.chain([("input", input.into())]).collect();
         let mut lease = self.pool.lease()?;
         let outputs = lease.run(values)?;
         let mut measured = theta.to_vec();

@@ -4,14 +4,16 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/training.rs"]
+mod made;
 mod support;
 #[path = "support/any_number.rs"]
 mod train;
 
 use inference::{ClosedForm, Generator, SampleOptions, SessionPool};
+use made::check_probe;
 use support::runtime;
 use train::{Any, FEATURES, IMAGES, any};
-use training::export::Named;
 use weights::manifest::files;
 
 const MOST: usize = 5;
@@ -24,15 +26,7 @@ fn generator(any: &Any) -> Generator {
 fn graphs_run_as_they_were_trained() {
     let any = any(&runtime(2));
     for probe in &any.trained.probes {
-        let pool = SessionPool::new(&runtime(2), &probe.graph, any.trained.bundle.file(&probe.graph).unwrap()).unwrap();
-        let inputs: Vec<_> =
-            probe.inputs.iter().map(|n| (n.name.as_str(), n.shape.as_slice(), n.data.as_slice())).collect();
-        let outputs = pool.run(&inputs).unwrap();
-        for Named { name, data, .. } in &probe.outputs {
-            let scale = data.iter().fold(1.0f32, |most, v| most.max(v.abs()));
-            let far = outputs[name].data.iter().zip(data).fold(0f32, |far, (a, b)| far.max((a - b).abs()));
-            assert!(far < 2e-5 * scale, "{} {name}: {far}", probe.graph);
-        }
+        check_probe(probe, any.trained.bundle.file(&probe.graph).unwrap());
     }
     let names: Vec<_> = any.trained.bundle.manifest().architectures.iter().map(|a| a.name.clone()).collect();
     assert_eq!(names, ["head-16-2", "head-16-3", "head-16-4", "head-16-5"]);

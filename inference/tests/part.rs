@@ -3,17 +3,17 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/training.rs"]
+mod made;
 mod support;
 
 use std::path::Path;
 
 use inference::{Generator, SampleOptions};
+use made::train_in;
 use support::runtime;
-use training::progress::Progress;
 use training::stages::fit::{self, Recipe, init_theta};
-use training::stages::generator::{self, Trained};
-use training::stages::zoo::{self, Zoo};
-use training::{Config, Keep, Part, Sources, random};
+use training::{Config, Part, Sources, random};
 use weights::{Architecture, Bundle, tensors};
 
 const CONFIG: &str = r#"
@@ -74,15 +74,6 @@ fn start(dir: &Path) -> (Architecture, Vec<f32>) {
     (architecture, theta)
 }
 
-fn train(config: &Config, dir: &Path) -> (Trained, Zoo, Sources) {
-    let sources = Sources::load(config).unwrap();
-    let silent = Progress::silent();
-    let zoo = zoo::build(config, &sources, &dir.join("zoo"), &silent, Keep::nothing()).unwrap();
-    let device = candle_core::Device::Cpu;
-    let trained = generator::train(config, &zoo, &sources, &device, &silent, Keep::nothing()).unwrap();
-    (trained, zoo, sources)
-}
-
 #[test]
 fn samples_are_whole_networks_around_the_generated_part() {
     for vectors in ["", "[vectors]\nmode = \"layer_wise\"\nchunk = 50"] {
@@ -91,7 +82,7 @@ fn samples_are_whole_networks_around_the_generated_part() {
         let file = dir.path().join("start.safetensors");
         let keys = format!("start = \"{}\"\ntrain = [\"layers.0.bias\", \"layers.2.*\"]\n{vectors}", file.display());
         let config = parse(&keys);
-        let (trained, zoo, sources) = train(&config, dir.path());
+        let (trained, zoo, sources) = train_in(&config, &dir.path().join("zoo"));
         let (manifest, layout) = (trained.bundle.manifest(), architecture.layout());
         let entry = &manifest.architectures[0];
         assert_eq!(entry.generated, ["layers.0.bias", "layers.2.weight", "layers.2.bias"]);
@@ -139,7 +130,7 @@ fn a_bundle_without_its_constants_is_refused() {
     let file = dir.path().join("start.safetensors");
     let mut config = parse(&format!("start = \"{}\"\ntrain = [\"layers.2.*\"]", file.display()));
     (config.vae.steps, config.encoder.steps, config.diffusion.steps) = (2, 2, 2);
-    let (trained, ..) = train(&config, dir.path());
+    let (trained, ..) = train_in(&config, &dir.path().join("zoo"));
     let (manifest, constants) = (trained.bundle.manifest().clone(), "constants/mlp-64-12-8-10.safetensors");
     assert!(manifest.files.contains_key(constants));
     let files = || trained.bundle.entries().skip(1).map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));

@@ -3,14 +3,16 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/training.rs"]
+mod made;
 mod support;
 
 use inference::{Generator, SessionPool};
+use made::train_as;
 use support::runtime;
-use training::progress::Progress;
+use training::Config;
+use training::stages::generator;
 use training::stages::predictor::spearman;
-use training::stages::{generator, zoo};
-use training::{Config, Keep, Sources};
 use weights::manifest::files;
 
 const CONFIG: &str = r#"
@@ -59,23 +61,13 @@ const CONFIG: &str = r#"
     width = 64
 "#;
 
-fn train(config: &str) -> (generator::Trained, zoo::Zoo, Sources) {
-    let config = Config::parse(config).unwrap();
-    let sources = Sources::load(&config).unwrap();
-    let (folder, silent) = (tempfile::tempdir().unwrap(), Progress::silent());
-    let zoo = zoo::build(&config, &sources, folder.path(), &silent, Keep::nothing()).unwrap();
-    let device = candle_core::Device::Cpu;
-    let trained = generator::train(&config, &zoo, &sources, &device, &silent, Keep::nothing()).unwrap();
-    (trained, zoo, sources)
-}
-
 fn number(value: &serde_json::Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("not a number: {value}"))
 }
 
 #[test]
 fn a_predictor_ranks_networks_that_it_never_saw() {
-    let (trained, zoo, sources) = train(CONFIG);
+    let (trained, zoo, sources) = train_as(CONFIG);
     let held_out = &trained.bundle.manifest().metrics["predictor"]["held_out"];
     assert!(number(&held_out["spearman"]) > 0.6, "{held_out}");
     assert!(number(&held_out["r2"]) > 0.3, "{held_out}");
@@ -123,7 +115,7 @@ fn a_predictor_guides_the_vae_and_a_generator_can_be_without_one() {
     let few = CONFIG.replace("steps = 400", "steps = 30").replace("examples = 1500", "examples = 60");
     let small = few.replace("seen = 40", "seen = 6").replace("keep = 4", "keep = 1");
     let guided = small.replace("latent = [16]", "latent = [16]\n    predictor = 1.0");
-    let ((with, ..), (without, ..)) = (train(&guided), train(&small));
+    let ((with, ..), (without, ..)) = (train_as(&guided), train_as(&small));
     let stages: Vec<&str> = with.curve.iter().map(|c| c.stage.as_str()).collect();
     assert_eq!(stages, ["guide", "vae", "encoder", "denoiser", "predictor"]);
     // Eq. 9 changes what the VAE learns from its first step on.
@@ -131,7 +123,7 @@ fn a_predictor_guides_the_vae_and_a_generator_can_be_without_one() {
     assert!(vae(&with) > vae(&without), "{} {}", vae(&with), vae(&without));
 
     let none = small.replace("[predictor]\n    steps = 30", "[predictor]\n    steps = 0");
-    let (trained, zoo, sources) = train(&none);
+    let (trained, zoo, sources) = train_as(&none);
     assert_eq!(trained.bundle.manifest().predictor, None);
     let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
     let data = sources.list()[0].dataset(training::Part::Test);

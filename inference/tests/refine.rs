@@ -3,14 +3,17 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "support/training.rs"]
+mod made;
 mod support;
 
 use datasets::Dataset;
 use inference::{Embedding, Generator, Refine, SampleOptions};
+use made::train_as;
 use support::runtime;
 use training::progress::Progress;
-use training::stages::{fit, generator, measure, zoo};
-use training::{Config, Keep, Part, Sources};
+use training::stages::{fit, measure, zoo};
+use training::{Part, Sources};
 
 const CONFIG: &str = r#"
     name = "refined"
@@ -60,12 +63,7 @@ struct Trained {
 }
 
 fn train(config: &str) -> Trained {
-    let config = Config::parse(config).unwrap();
-    let sources = Sources::load(&config).unwrap();
-    let (folder, silent) = (tempfile::tempdir().unwrap(), Progress::silent());
-    let zoo = zoo::build(&config, &sources, folder.path(), &silent, Keep::nothing()).unwrap();
-    let device = candle_core::Device::Cpu;
-    let trained = generator::train(&config, &zoo, &sources, &device, &silent, Keep::nothing()).unwrap();
+    let (trained, zoo, sources) = train_as(config);
     let generator = Generator::load(&runtime(2), trained.bundle).unwrap();
     Trained { generator, zoo, sources, train: trained.vectors.train }
 }

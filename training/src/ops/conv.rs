@@ -227,17 +227,25 @@ impl CustomOp3 for Conv {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let s = self.0;
-        let grad = grad.contiguous()?;
-        let wanted = |t: &Tensor, of: Of| -> candle_core::Result<Option<Tensor>> {
-            if !t.track_op() {
-                return Ok(None);
-            }
-            let gradient = x.apply_op3_no_bwd(w, &grad, &Gradient(s, of))?;
-            Ok(Some(gradient.reshape(t.shape())?))
-        };
-        Ok((wanted(x, Of::Input)?, wanted(w, Of::Weight)?, wanted(b, Of::Bias)?))
+        gradients([x, w, b], grad, |of| Gradient(self.0, of))
     }
+}
+
+/// Gradients of a convolution's input, weight and bias, each where it is wanted, as the operation of input, weight and
+/// the output's gradient that `of` gives.
+pub(super) fn gradients<O: CustomOp3>(
+    [x, w, b]: [&Tensor; 3],
+    grad: &Tensor,
+    of: impl Fn(Of) -> O,
+) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    let grad = grad.contiguous()?;
+    let wanted = |t: &Tensor, which: Of| -> candle_core::Result<Option<Tensor>> {
+        if !t.track_op() {
+            return Ok(None);
+        }
+        Ok(Some(x.apply_op3_no_bwd(w, &grad, &of(which))?.reshape(t.shape())?))
+    };
+    Ok((wanted(x, Of::Input)?, wanted(w, Of::Weight)?, wanted(b, Of::Bias)?))
 }
 
 #[derive(Debug, Clone, Copy)]

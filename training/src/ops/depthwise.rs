@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::conv::{Of, Sizes, slices};
+use super::conv::{Of, Sizes, gradients, slices};
 use super::sum;
 use crate::error::Result;
 
@@ -72,12 +72,11 @@ impl CustomOp3 for Depthwise {
             let kernel = &w[self.kernel(i) * taps..][..taps];
             out.fill(b[self.kernel(i)]);
             self.runs(|tap, from, to, run| {
-                let source = image[from..].iter().step_by(s.stride);
+                let out = &mut out[to..to + run];
                 if s.stride == 1 {
-                    let source = &image[from..from + run];
-                    out[to..to + run].iter_mut().zip(source).for_each(|(y, x)| *y += kernel[tap] * x);
+                    out.iter_mut().zip(&image[from..from + run]).for_each(|(y, x)| *y += kernel[tap] * x);
                 } else {
-                    out[to..to + run].iter_mut().zip(source).for_each(|(y, x)| *y += kernel[tap] * x);
+                    out.iter_mut().zip(image[from..].iter().step_by(s.stride)).for_each(|(y, x)| *y += kernel[tap] * x);
                 }
             });
         }
@@ -92,14 +91,7 @@ impl CustomOp3 for Depthwise {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let wanted = |t: &Tensor, of: Of| -> candle_core::Result<Option<Tensor>> {
-            if !t.track_op() {
-                return Ok(None);
-            }
-            Ok(Some(x.apply_op3_no_bwd(w, &grad, &Gradient(*self, of))?.reshape(t.shape())?))
-        };
-        Ok((wanted(x, Of::Input)?, wanted(w, Of::Weight)?, wanted(b, Of::Bias)?))
+        gradients([x, w, b], grad, |of| Gradient(*self, of))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::{f32_slice, sum};
+use super::{f32_slice, norm_gradients, sum};
 use crate::error::Result;
 
 /// ε of layer normalisation, as in torchvision's vision transformers.
@@ -82,14 +82,11 @@ impl CustomOp3 for LayerNorm {
         &self,
         x: &Tensor,
         scale: &Tensor,
-        _shift: &Tensor,
+        shift: &Tensor,
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let input = x.apply_op3_no_bwd(scale, &grad, &InputGradient(self.0))?;
-        let both = x.apply_op3_no_bwd(scale, &grad, &ParamGradient(self.0))?;
-        Ok((Some(input), Some(both.get(0)?), Some(both.get(1)?)))
+        norm_gradients([x, scale, shift], grad, &InputGradient(self.0), &ParamGradient(self.0))
     }
 }
 

@@ -14,7 +14,7 @@ pub use norm::batch_norm;
 pub use pointwise::{hard_sigmoid, hard_swish};
 pub use pool::max_pool2;
 
-use candle_core::{CpuStorage, Layout, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Tensor, bail};
 
 /// The values of a contiguous f32 tensor.
 fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
@@ -23,6 +23,23 @@ fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Resul
         Some((start, end)) => Ok(&data[start..end]),
         None => bail!("the operation needs a contiguous tensor"),
     }
+}
+
+/// Gradients of a normalisation's input, scale and shift, each where it is wanted: `input` gives that of the input, `params`
+/// those of scale and shift one after the other, of input, scale and the output's gradient.
+fn norm_gradients(
+    [x, scale, shift]: [&Tensor; 3],
+    grad: &Tensor,
+    input: &impl CustomOp3,
+    params: &impl CustomOp3,
+) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    let grad = grad.contiguous()?;
+    let input = x.track_op().then(|| x.apply_op3_no_bwd(scale, &grad, input)).transpose()?;
+    if !scale.track_op() && !shift.track_op() {
+        return Ok((input, None, None));
+    }
+    let both = x.apply_op3_no_bwd(scale, &grad, params)?;
+    Ok((input, Some(both.get(0)?), Some(both.get(1)?)))
 }
 
 /// Sum of `f` over values `a`, with those of `b` (0 where it is empty) beside them; in lanes, so that it vectorises.

@@ -4,7 +4,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 use weights::layout::NORM_EPSILON;
 
-use super::{f32_slice, sum};
+use super::{f32_slice, norm_gradients, sum};
 use crate::error::Result;
 
 /// Normalises each channel by its mean and variance over examples and positions: `x [m, n, c, …]`, `scale` and `shift`
@@ -106,16 +106,7 @@ impl CustomOp3 for Norm {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let input = match x.track_op() {
-            true => Some(x.apply_op3_no_bwd(scale, &grad, &InputGradient(self.0))?.reshape(x.shape())?),
-            false => None,
-        };
-        if !scale.track_op() && !shift.track_op() {
-            return Ok((input, None, None));
-        }
-        let both = x.apply_op3_no_bwd(scale, &grad, &ParamGradient(self.0))?;
-        Ok((input, Some(both.get(0)?), Some(both.get(1)?)))
+        norm_gradients([x, scale, shift], grad, &InputGradient(self.0), &ParamGradient(self.0))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use weights::Architecture;
 use weights::closed_form::Examples;
 
-use super::HEADER;
+use super::header::HEADER;
 use crate::config::Config;
 use crate::data::TaskData;
 use crate::error::{Error, Result};
