@@ -1,7 +1,8 @@
 //! Candidates for a dataset's network — generated, retrieved, closed forms — and the search for the best of them: see
 //! `docs/CANDIDATES.md`. Where checkpoints are retrieved from is the caller's.
 
-use std::cmp::Ordering;
+mod order;
+
 use std::collections::BTreeMap;
 
 use datasets::Dataset;
@@ -11,6 +12,7 @@ use crate::error::Error;
 use crate::generator::{Embedding, Generator, Timings};
 use crate::options::SampleOptions;
 use crate::support::{ClosedForm, Part, Support};
+use order::{By, sort};
 
 /// Generated candidates of a fold; more would say little more about where they come from.
 const FOLD_SAMPLES: usize = 8;
@@ -18,13 +20,13 @@ const FOLD_SAMPLES: usize = 8;
 /// Fewest and most checkpoints that are candidates: within them, as many as samples were asked for.
 pub const RETRIEVED: (usize, usize) = (8, 64);
 
-/// Largest distance, in units of the zoo's own spread, of a dataset that counts as near the zoo: see
-/// `docs/CANDIDATES.md` for what was measured.
+/// Largest distance, in units of the zoo's own spread, of a dataset that counts as near the zoo, where the bundle does not know
+/// the zoo's classes ([`Generator::is_near`]).
 pub const NEAR: f64 = 1.5;
 
 /// Where nothing can be held out: the share of the examples, each moved by [`MOVED`] of the way to one of each other class,
-/// that what was generated for them must get right, mean over what was generated, to be trusted. Closed forms are always
-/// right on one example a class; what is generated is not, unless the dataset is like the zoo's. What else was tried, and
+/// that what was generated for them must get right, mean over what was generated, to be trusted, where the classes are not
+/// known to be far. Closed forms are always right on one example a class; what is generated is not, unless the dataset is like the zoo's. What else was tried, and
 /// what it gives: `docs/CANDIDATES.md`.
 const TRUSTED: f64 = 0.8;
 const MOVED: f32 = 0.2;
@@ -119,10 +121,16 @@ impl<K> Candidate<K> {
     }
 
     /// The candidates that have one leave-one-out score.
-    fn group(&self) -> (Origin, Option<ClosedForm>) {
+    fn group(&self) -> Group {
         (self.origin, self.method)
     }
 }
+
+/// An origin, and of closed forms which.
+type Group = (Origin, Option<ClosedForm>);
+
+/// Of each held-out example whether it was told right, by group.
+type Outcomes = BTreeMap<Group, Vec<bool>>;
 
 /// A checkpoint and its weights, `[d]`.
 pub type Found<K> = (K, Vec<f32>);
@@ -192,7 +200,7 @@ impl<P: Place> Maker<'_, P> {
     ) -> Result<Ranked<P::Key>, P::Error> {
         let (mut candidates, timings) = self.make(&support.whole(), embedding, self.options.count, true)?;
         let mut warnings = Vec::new();
-        let near = self.distance.is_some_and(|distance| distance <= NEAR);
+        let near = self.generator.is_near(embedding);
         let by = match rank_by {
             RankBy::Validation => {
                 self.validate(&mut candidates, validation)?;
@@ -203,17 +211,20 @@ impl<P: Place> Maker<'_, P> {
                 By::Predictor
             }
             RankBy::LeaveOneOut if support.folds() == 0 => {
-                let trusted = self.generated_accuracy(&candidates, &support.whole().moved(MOVED)?)? >= TRUSTED;
+                let moved = support.whole().moved(MOVED)?;
+                let trusted = near != Some(false) && self.generated_accuracy(&candidates, &moved)? >= TRUSTED;
                 warnings.push(one_example(trusted));
                 By::OneExample { trusted }
             }
             RankBy::LeaveOneOut => {
                 let found = self.leave_one_out(support)?;
+                let share = |right: &Vec<bool>| right.iter().filter(|r| **r).count() as f64 / right.len().max(1) as f64;
                 for candidate in &mut candidates {
-                    let score = found.get(&candidate.group()).copied();
+                    let score = found.get(&candidate.group()).map(share);
                     candidate.scores.get_or_insert_default().leave_one_out = score;
                 }
-                By::LeaveOneOut { near }
+                let near = near.or(self.distance.map(|distance| distance <= NEAR)).unwrap_or(false);
+                By::LeaveOneOut { near, leader: order::leader(&found, near) }
             }
         };
         sort(&mut candidates, by);
@@ -312,14 +323,13 @@ impl<P: Place> Maker<'_, P> {
         Ok(())
     }
 
-    /// Accuracy on held-out examples of each origin, and of each closed form. A fold does what the answer does: of an
-    /// origin's candidates, the one that is best on the rest is tried.
-    #[allow(clippy::type_complexity)] // a score for each group
-    fn leave_one_out(&mut self, support: &Support) -> Result<BTreeMap<(Origin, Option<ClosedForm>), f64>, P::Error> {
+    /// What of the held-out examples each origin, and each closed form, tells right. A fold does what the answer does: of
+    /// an origin's candidates, the one that is best on the rest is tried.
+    fn leave_one_out(&mut self, support: &Support) -> Result<Outcomes, P::Error> {
         let folds: Vec<_> = (0..support.folds()).map(|fold| support.fold(fold)).collect();
         let features: Vec<_> = folds.iter().map(|fold| fold.rest.features.clone()).collect();
         let embeddings = self.generator.embed_many(&features)?;
-        let mut sums: BTreeMap<_, (usize, f64)> = BTreeMap::new();
+        let mut outcomes = Outcomes::new();
         for (fold, embedding) in folds.iter().zip(&embeddings) {
             let count = self.options.count.min(FOLD_SAMPLES);
             let (mut candidates, _) = self.make(&fold.rest, embedding, count, false)?;
@@ -329,183 +339,31 @@ impl<P: Place> Maker<'_, P> {
                 if !tried.contains(&candidate.group()) {
                     tried.push(candidate.group());
                     let found = self.generator.evaluate(&candidate.theta, &fold.held_out)?;
-                    let sum = sums.entry(candidate.group()).or_default();
-                    // Examples, and not their share: sums of whole numbers tie exactly.
-                    *sum = (sum.0 + 1, sum.1 + (found.accuracy * found.examples as f64).round());
+                    let right = found.predictions.iter().zip(&fold.held_out.labels).map(|(p, l)| p == l);
+                    outcomes.entry(candidate.group()).or_default().extend(right);
                 }
             }
         }
         let examples: usize = folds.iter().map(|fold| fold.held_out.len()).sum();
         // An origin that some fold had nothing of has no score.
-        sums.retain(|_, (times, _)| *times == folds.len());
-        Ok(sums.into_iter().map(|(group, (_, right))| (group, right / examples.max(1) as f64)).collect())
+        outcomes.retain(|_, right| right.len() == examples);
+        Ok(outcomes)
     }
 }
 
 fn one_example(trusted: bool) -> String {
     let how = match trusted {
         true => {
-            "what is generated gets them right, also moved towards those of other classes, as where the dataset is like the \
-             zoo's, so that it comes first"
+            "the classes are like the zoo's, and what is generated gets the examples right, also moved towards those of \
+             other classes, so that it comes first"
         }
         false => {
-            "what is generated does not get them right when they are moved towards those of other classes, so that closed \
-             forms come first where there are any"
+            "the classes are not like the zoo's, or what is generated does not get the examples right when they are moved \
+             towards those of other classes, so that closed forms come first where there are any"
         }
     };
     format!(
         "leave-one-out needs two different examples of each class, and one has less: {how}, and then the loss on the \
          examples that candidates were made from decides, which says little; give more examples, or rank by validation"
     )
-}
-
-/// What decides first.
-#[derive(Clone, Copy, PartialEq)]
-enum By {
-    /// The origins' scores; ties go to the closed form, near the zoo to the adapted one first.
-    LeaveOneOut {
-        near: bool,
-    },
-    Validation,
-    Predictor,
-    /// Accuracy on the support.
-    Support,
-    /// Where nothing can be held out: what is generated, where it is trusted, else the closed form.
-    OneExample {
-        trusted: bool,
-    },
-}
-
-/// Puts the best first. Ties go to the closed form, which is cheap and the same for each seed; then to the better on the
-/// support (with [`By::Validation`]: to the smaller loss there).
-fn sort<K>(candidates: &mut [Candidate<K>], by: By) {
-    candidates.sort_by(|a, b| {
-        let of = |candidate: &Candidate<K>| candidate.scores.unwrap_or_default();
-        let (x, y): (Scores, Scores) = (of(a), of(b));
-        let first = match by {
-            By::LeaveOneOut { .. } => larger(x.leave_one_out, y.leave_one_out),
-            By::Validation => larger(x.validation, y.validation),
-            By::Predictor => larger(x.predictor, y.predictor),
-            By::Support | By::OneExample { .. } => Ordering::Equal,
-        };
-        let rest = first.then(place(a, by).cmp(&place(b, by))).then(smaller(a.validation_loss, b.validation_loss));
-        // What was made from one example a class is always right on it.
-        let accuracy = match by {
-            By::OneExample { .. } => Ordering::Equal,
-            _ => larger(x.support_accuracy, y.support_accuracy),
-        };
-        rest.then(accuracy).then(smaller(x.support_loss, y.support_loss))
-    });
-}
-
-/// Who comes first of those with equal scores.
-fn place<K>(candidate: &Candidate<K>, by: By) -> u8 {
-    let adapted = candidate.method == Some(ClosedForm::Adapted);
-    match (candidate.origin, by) {
-        (Origin::Generated, By::OneExample { trusted: true }) => 0,
-        (Origin::ClosedForm, By::LeaveOneOut { near }) => 1 + u8::from(adapted != near),
-        (Origin::ClosedForm, _) => 1,
-        _ => 3,
-    }
-}
-
-/// The larger first, and what is not known last.
-fn larger(a: Option<f64>, b: Option<f64>) -> Ordering {
-    smaller(a.map(|v| -v), b.map(|v| -v))
-}
-
-/// The smaller first, and what is not known last.
-fn smaller(a: Option<f64>, b: Option<f64>) -> Ordering {
-    match (a, b) {
-        (Some(a), Some(b)) => a.total_cmp(&b),
-        (a, b) => a.is_none().cmp(&b.is_none()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidate(origin: Origin, leave_one_out: Option<f64>, accuracy: f64, loss: f64) -> Candidate<()> {
-        let scores =
-            Scores { leave_one_out, support_accuracy: Some(accuracy), support_loss: Some(loss), ..Scores::default() };
-        Candidate { scores: Some(scores), ..Candidate::new(origin, vec![loss as f32]) }
-    }
-
-    fn order(mut candidates: Vec<Candidate<()>>, by: By) -> Vec<(Origin, f32)> {
-        sort(&mut candidates, by);
-        candidates.iter().map(|c| (c.origin, c.theta[0])).collect()
-    }
-
-    fn some() -> Vec<Candidate<()>> {
-        use Origin::{ClosedForm, Generated, Retrieved};
-        vec![
-            candidate(Generated, Some(0.8), 0.9, 3.0),
-            candidate(Generated, Some(0.8), 1.0, 2.0),
-            candidate(Generated, Some(0.8), 1.0, 1.0),
-            candidate(Retrieved, None, 1.0, 0.0),
-            candidate(ClosedForm, Some(0.8), 0.5, 4.0),
-            candidate(ClosedForm, Some(0.7), 1.0, 5.0),
-        ]
-    }
-
-    #[test]
-    fn the_origins_score_comes_first_and_ties_go_to_the_closed_form() {
-        use Origin::{ClosedForm, Generated, Retrieved};
-        let generated = [(Generated, 1.0), (Generated, 2.0), (Generated, 3.0)];
-        let last = [(ClosedForm, 5.0), (Retrieved, 0.0)];
-        let far = [&[(ClosedForm, 4.0)][..], &generated, &last].concat();
-        assert_eq!(order(some(), By::LeaveOneOut { near: false }), far);
-        // What is adapted to the zoo comes first of equals where the zoo is near, and last of the closed forms elsewhere.
-        let adapted =
-            Candidate { method: Some(super::ClosedForm::Adapted), ..candidate(ClosedForm, Some(0.8), 0.9, 6.0) };
-        let with = || some().into_iter().chain([adapted.clone()]).collect::<Vec<_>>();
-        let far = order(with(), By::LeaveOneOut { near: false });
-        assert_eq!(far[..3], [(ClosedForm, 4.0), (ClosedForm, 6.0), (Generated, 1.0)]);
-        let near = order(with(), By::LeaveOneOut { near: true });
-        assert_eq!(near[..3], [(ClosedForm, 6.0), (ClosedForm, 4.0), (Generated, 1.0)]);
-    }
-
-    #[test]
-    fn where_nothing_is_held_out_trust_decides() {
-        use Origin::{ClosedForm, Generated};
-        let near = order(some(), By::OneExample { trusted: true });
-        assert_eq!(near[..3], [(Generated, 1.0), (Generated, 2.0), (Generated, 3.0)]);
-        let far = order(some(), By::OneExample { trusted: false });
-        assert_eq!(far[..2], [(ClosedForm, 4.0), (ClosedForm, 5.0)]);
-        assert!(one_example(true).contains("like the zoo's") && one_example(false).contains("closed forms come first"));
-    }
-
-    #[test]
-    fn the_predictor_decides_where_it_is_asked() {
-        let of = |origin, predictor, loss: f64| {
-            let scores = Scores { predictor, support_loss: Some(loss), ..Scores::default() };
-            Candidate { scores: Some(scores), ..Candidate::<()>::new(origin, vec![loss as f32]) }
-        };
-        let candidates = vec![
-            of(Origin::ClosedForm, Some(0.7), 0.0),
-            of(Origin::Generated, Some(0.9), 2.0),
-            of(Origin::Retrieved, None, 1.0),
-            of(Origin::Generated, Some(0.8), 3.0),
-        ];
-        let order: Vec<f32> = order(candidates, By::Predictor).into_iter().map(|(_, loss)| loss).collect();
-        assert_eq!(order, [2.0, 3.0, 0.0, 1.0]);
-    }
-
-    #[test]
-    fn validation_decides_by_accuracy_then_loss() {
-        let of = |origin, accuracy, loss: f64| {
-            let scores = Scores { validation: Some(accuracy), ..Scores::default() };
-            let theta = vec![loss as f32];
-            Candidate { scores: Some(scores), validation_loss: Some(loss), ..Candidate::<()>::new(origin, theta) }
-        };
-        let candidates = vec![
-            of(Origin::Generated, 0.9, 0.5),
-            of(Origin::Retrieved, 0.9, 0.4),
-            of(Origin::Generated, 0.95, 9.0),
-            of(Origin::ClosedForm, 0.9, 7.0),
-        ];
-        let order: Vec<f32> = order(candidates, By::Validation).into_iter().map(|(_, loss)| loss).collect();
-        assert_eq!(order, [9.0, 7.0, 0.4, 0.5]);
-    }
 }

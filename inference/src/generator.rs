@@ -74,6 +74,7 @@ pub struct Generator {
     /// The architecture that is generated, as an index into the manifest's.
     chosen: usize,
     extractor: Option<Arc<Extractor>>,
+    known: Option<Arc<classes::Known>>,
     timestep: TensorElementType,
     provider: Provider,
 }
@@ -146,6 +147,7 @@ impl Generator {
             targets: Arc::new(targets),
             chosen: 0,
             extractor,
+            known: classes::Known::of(&bundle)?.map(Arc::new),
         };
         Ok(generator)
     }

@@ -82,19 +82,22 @@ pub enum ClosedForm {
     Ridge,
     /// Nearest centroid: see [`Examples::centroid`].
     Centroid,
+    /// Weighted mean of the two: see [`Examples::blend`].
+    Blend,
     /// Ridge regression towards the mean of the generated heads: see [`Examples::ridge_towards`].
     Adapted,
 }
 
 impl ClosedForm {
     /// Those that need nothing but examples.
-    pub const ALONE: [Self; 2] = [Self::Ridge, Self::Centroid];
+    pub const ALONE: [Self; 3] = [Self::Ridge, Self::Centroid, Self::Blend];
 
     /// Its name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ridge => "ridge",
             Self::Centroid => "centroid",
+            Self::Blend => "blend",
             Self::Adapted => "adapted",
         }
     }
@@ -147,6 +150,7 @@ impl Generator {
         let theta = match form {
             ClosedForm::Ridge => examples.ridge()?.theta,
             ClosedForm::Centroid => examples.centroid(),
+            ClosedForm::Blend => examples.blend()?,
             ClosedForm::Adapted => examples.ridge_towards(&mean(generated))?.theta,
         };
         match self.is_head() && theta.len() == self.architecture().parameters {

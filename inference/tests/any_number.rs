@@ -81,6 +81,33 @@ fn numbers_outside_are_refused_with_the_range() {
 }
 
 #[test]
+fn classes_like_the_zoos_are_near_and_others_are_far() {
+    let any = any(&runtime(2));
+    let generator = generator(any);
+    let known = generator.manifest().encoder.known_classes.unwrap();
+    assert!(known.tokens > 500 && known.dim == 16 && known.unit > 0.0 && known.near > 1.0, "{known:?}");
+    let distances = |data: &datasets::Dataset, classes: &[u32], seed| {
+        let own = generator.for_classes(classes.len()).unwrap();
+        let embedding = own.embed(&own.features(data, classes, seed).unwrap()).unwrap();
+        let found = own.class_distances(&embedding).unwrap();
+        assert_eq!(found.len(), classes.len());
+        let mean = found.iter().sum::<f64>() / found.len() as f64;
+        assert_eq!(own.is_near(&embedding), Some(mean <= f64::from(known.near)));
+        mean
+    };
+    let mut far = any.digits.clone();
+    let values = far.gather(&(0..far.len()).collect::<Vec<_>>());
+    far.data = datasets::Data::F32(values.iter().map(|v| 1.0 - v).collect());
+    let draws = |data: &datasets::Dataset| {
+        let orders: [&[u32]; 4] = [&[7, 1], &[4, 0, 6], &[9, 2, 3, 8], &[5, 1, 8, 2, 0]];
+        let all: Vec<f64> = (0..10).flat_map(|seed| orders.map(|classes| distances(data, classes, seed))).collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    };
+    let (near, far) = (draws(&any.digits), draws(&far));
+    assert!(near > 0.5 && near < 1.3 && far > 1.5 * near, "{near} {far}");
+}
+
+#[test]
 fn heads_go_through_the_vae_and_back() {
     let any = any(&runtime(2));
     let generator = generator(any);

@@ -8,8 +8,8 @@ use crate::architecture::Architecture;
 use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::manifest::{
-    ArchitectureEntry, FORMAT, FORMAT_CLASS_ROWS, FORMAT_PART, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry, Manifest,
-    files,
+    ArchitectureEntry, FORMAT, FORMAT_CLASS_ROWS, FORMAT_PART, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry,
+    KnownClasses, Manifest, files,
 };
 use crate::part::Part;
 use crate::standardise::Standardisation;
@@ -111,6 +111,27 @@ impl Bundle {
             variances = mask.iter().map(|&v| v > 0.0).collect();
         }
         Ok(Standardisation { mean, std, variances })
+    }
+
+    /// Class tokens of the zoo's classes, `[tokens × dim]`; none where the bundle has none.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or does not fit the manifest.
+    pub fn known_classes(&self) -> Result<Option<(KnownClasses, Vec<f32>)>> {
+        let Some(known) = self.manifest.encoder.known_classes else { return Ok(None) };
+        let (shape, tokens) = tensors::named_from_safetensors(self.file(files::KNOWN_CLASSES)?, "tokens")?;
+        let classes = self.manifest.encoder.classes;
+        let behind = self.manifest.encoder.condition_dim.checked_sub(self.manifest.encoder.embedding_dim);
+        let fits = shape == [known.tokens, known.dim] && known.tokens > 0 && known.dim.checked_mul(classes) == behind;
+        let above = |v: f32| v.is_finite() && v > 0.0;
+        if !fits || !above(known.unit) || !above(known.near) {
+            return Err(Error::Bundle(format!(
+                "known_classes is {known:?} beside tokens of shape {shape:?}: it must be at least one token, of the width \
+                 that the condition has for each of {classes} classes, and unit and near above 0"
+            )));
+        }
+        crate::error::check_finite("the tokens of known classes", &tokens)?;
+        Ok(Some((known, tokens)))
     }
 
     /// The part of an architecture's networks that is generated, with the constants around it; none where whole networks
@@ -288,6 +309,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             images_per_class: 5,
             embedding_dim: 8,
             condition_dim: 32,
+            known_classes: None,
         },
         extractor: None,
         predictor: None,
@@ -370,6 +392,35 @@ mod tests {
         // Another part than the constants leave.
         manifest.architectures[0].generated = vec!["weight".into()];
         assert!(Bundle::new(manifest, files).is_err());
+    }
+
+    #[test]
+    fn tokens_of_known_classes_fit_the_condition() {
+        let of = |shape: &[usize], known: Option<KnownClasses>| {
+            let mut manifest = sample_manifest();
+            manifest.encoder.known_classes = known;
+            let values = vec![0.5; shape.iter().product()];
+            let file = tensors::named_to_safetensors(&[("tokens", shape, &values)], &BTreeMap::new());
+            let bundle = Bundle::new(manifest, BTreeMap::from([(files::KNOWN_CLASSES.to_owned(), file)])).unwrap();
+            bundle.known_classes()
+        };
+        let known = KnownClasses { tokens: 5, dim: 8, unit: 0.5, near: 1.3 };
+        assert_eq!(of(&[5, 8], Some(known)).unwrap(), Some((known, vec![0.5; 40])));
+        assert_eq!(of(&[5, 8], None).unwrap(), None);
+        for (shape, known) in [
+            (&[4, 8][..], known),
+            (&[5, 7], KnownClasses { dim: 7, ..known }),
+            (&[5, 8], KnownClasses { unit: 0.0, ..known }),
+            (&[5, 8], KnownClasses { unit: f32::NAN, ..known }),
+            (&[5, 8], KnownClasses { near: -1.0, ..known }),
+            (&[0, 8], KnownClasses { tokens: 0, ..known }),
+        ] {
+            let error = of(shape, Some(known)).unwrap_err().to_string();
+            assert!(error.contains("known_classes") && error.contains("3 classes"), "{error}");
+        }
+        let mut manifest = sample_manifest();
+        manifest.encoder.known_classes = Some(known);
+        assert!(Bundle::new(manifest, BTreeMap::new()).unwrap().known_classes().is_err(), "there is no file");
     }
 
     #[test]

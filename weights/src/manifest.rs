@@ -52,6 +52,9 @@ pub mod files {
     /// The loss of each training step: `{"format": 1, "stages": [{"stage", "steps", "step": […], "loss": […]}]}`.
     pub const TRAINING_CURVE: &str = "training_curve.json";
 
+    /// Tensor `tokens`, `[tokens × dim]`: class tokens of the zoo's own classes; only where the condition has tokens.
+    pub const KNOWN_CLASSES: &str = "known_classes.safetensors";
+
     /// `images [batch, channels, height, width]` → features `[batch, feature_dim]`, under the names of its
     /// specification; only with a registered feature extractor.
     pub const EXTRACTOR: &str = "extractor.onnx";
@@ -263,6 +266,22 @@ pub struct EncoderContract {
     pub embedding_dim: usize,
     /// Width of the denoiser's condition: z_D and one token a class, in class order.
     pub condition_dim: usize,
+    /// Class tokens of the zoo's classes, beside which those of a request tell whether its classes are like them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_classes: Option<KnownClasses>,
+}
+
+/// The file [`files::KNOWN_CLASSES`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct KnownClasses {
+    /// How many tokens there are.
+    pub tokens: usize,
+    /// Width of a token, of which the condition has one a class behind z_D.
+    pub dim: usize,
+    /// Mean distance (Euclidean) of tokens of the same classes, from images that are not training images, to the nearest.
+    pub unit: f32,
+    /// Of datasets of those images, the mean distance over the classes that 95 % do not exceed, in units.
+    pub near: f32,
 }
 
 /// What the accuracy predictor takes.

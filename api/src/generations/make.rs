@@ -132,6 +132,7 @@ pub(super) async fn make(
     recorded.validation_digest = made.validation_digest.take();
     recorded.warnings = std::mem::take(&mut made.warnings);
     recorded.distance = made.distance;
+    recorded.class_distances = made.class_distances.take();
     let about = new.about.unwrap_or_default();
     let made = store(state, &version, seed, recorded, made, about, &mut total).await?;
     Ok((made, reserved))

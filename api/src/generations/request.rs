@@ -177,6 +177,8 @@ pub struct Recorded {
     pub(crate) validation_digest: Option<String>,
     /// How far the dataset is from the zoo, in units of the zoo's own spread.
     pub(crate) distance: Option<f64>,
+    /// How far each class is from the zoo's classes, in units of what other images of those have.
+    pub(crate) class_distances: Option<Vec<f64>>,
     /// What the client should know about the answer.
     pub(crate) warnings: Vec<String>,
 }

@@ -44,9 +44,10 @@ pub(crate) struct Sample {
     url: String,
     /// Where it comes from.
     origin: Origin,
-    /// Of a closed form: `ridge`, `centroid`, or `adapted` (ridge regression towards what is generated).
+    /// Of a closed form: `ridge`, `centroid`, `blend` (a mean of the two), or `adapted` (ridge regression towards what is
+    /// generated).
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "ridge", pattern = "^(ridge|centroid|adapted)$")]
+    #[schema(example = "ridge", pattern = "^(ridge|centroid|blend|adapted)$")]
     method: Option<String>,
     /// Of a generated one: which draw of the noise it is, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -101,6 +101,8 @@ pub(crate) struct Made {
     pub(crate) classes: Vec<String>,
     /// How far the dataset is from the zoo's, in units of their own spread, where that is known.
     pub(crate) distance: Option<f64>,
+    /// How far each class is from the zoo's, where that is known.
+    pub(crate) class_distances: Option<Vec<f64>>,
     /// The best first, or in the order of the noise.
     pub(crate) samples: Vec<Candidate>,
     /// One for each sample.
@@ -112,6 +114,11 @@ pub(crate) struct Made {
     pub(crate) warnings: Vec<String>,
     pub(crate) timings: Timings,
 }
+
+/// Of a dataset whose classes are unlike the zoo's, where the answer is what was generated.
+const FAR: &str = "the dataset's classes are far from those of the generator's zoo (class_distances): \
+                   what is generated may be no better than chance; ask for `refine`, which fits it to the examples, or \
+                   fine-tune it";
 
 impl Job {
     /// Does all of it; blocks.
@@ -144,7 +151,12 @@ impl Job {
         timings.sample_ms = ranked.timings.sample_ms;
         let rest = clock.lap() - ranked.timings.sample_ms - ranked.timings.decode_ms;
         timings.rank_ms = self.plan.rank_by.map(|_| rest.max(0.0));
+        let mut warnings = ranked.warnings;
         let samples = ranked.candidates;
+        let generated = samples.first().is_some_and(|first| first.origin == Origin::Generated);
+        if generated && self.options.refine.is_none() && generator.is_near(&embedding) == Some(false) {
+            warnings.push(FAR.into());
+        }
         let files = samples
             .iter()
             .map(|sample| self.file(sample, &dataset_digest, &classes).map(Bytes::from))
@@ -158,12 +170,13 @@ impl Job {
             architecture: generator.architecture().name.clone(),
             classes,
             distance,
+            class_distances: generator.class_distances(&embedding),
             samples,
             files,
             evaluations,
             evaluation_digest: evaluation.map(|data| data.digest()),
             validation_digest: validation.map(|data| data.digest()),
-            warnings: ranked.warnings,
+            warnings,
             timings,
         })
     }

@@ -226,10 +226,11 @@ async fn the_answer_is_not_below_the_closed_forms_near_and_far(pool: PgPool) {
     let app = App::new(pool);
     let (_, near) = publish(&app).await;
     let far = register(&app, &shuffled()).await;
-    let mut distances = Vec::new();
+    let (mut distances, mut class_distances) = (Vec::new(), Vec::new());
     for (name, id) in [("near", near), ("far", far)] {
         let (mut chosen, mut closed, mut generated, mut retrieved, mut apart, mut origins) =
             (vec![], vec![], vec![], vec![], vec![], vec![]);
+        let mut of_classes = Vec::new();
         for (seed, classes) in TASKS.iter().enumerate() {
             let of = |extra: Value| {
                 let mut body = json!({"generator": "heads", "dataset": {"id": id, "classes": classes, "seed": seed},
@@ -238,7 +239,7 @@ async fn the_answer_is_not_below_the_closed_forms_near_and_far(pool: PgPool) {
                 body
             };
             let made = make(&app, &of(json!({}))).await;
-            let both = make(&app, &of(json!({"candidates": ["closed_form"], "count": 2}))).await;
+            let both = make(&app, &of(json!({"candidates": ["closed_form"], "count": 3}))).await;
             let alone = make(&app, &of(json!({"candidates": ["generated"]}))).await;
             let nearest = make(&app, &of(json!({"candidates": ["retrieved"]}))).await;
             let better = accuracies(&both).into_iter().fold(0.0, f64::max);
@@ -247,25 +248,31 @@ async fn the_answer_is_not_below_the_closed_forms_near_and_far(pool: PgPool) {
             generated.push(accuracies(&alone)[0]);
             retrieved.push(accuracies(&nearest)[0]);
             apart.push(made["distance"].as_f64().unwrap());
+            let classes = made["class_distances"].as_array().unwrap();
+            assert_eq!(classes.len(), 3);
+            of_classes.extend(classes.iter().map(|distance| distance.as_f64().unwrap()));
             origins.push(made["samples"][0]["origin"].as_str().unwrap().to_owned());
             // One image of 9 that is held out is 11 points: the ranking cannot see less.
             assert!(chosen[seed] >= better - 0.15, "{name} {classes:?}: {} {better} {made}", chosen[seed]);
         }
         eprintln!(
-            "{name}: chosen {:.3} (better closed form {:.3}, generated {:.3}, retrieved {:.3}), distance {:.2}, {origins:?}",
+            "{name}: chosen {:.3} (better closed form {:.3}, generated {:.3}, retrieved {:.3}), distance {:.2}, classes {:.2}, {origins:?}",
             mean(&chosen),
             mean(&closed),
             mean(&generated),
             mean(&retrieved),
-            mean(&apart)
+            mean(&apart),
+            mean(&of_classes)
         );
         assert!(mean(&chosen) >= mean(&closed) - 0.03, "{name}: {chosen:?} {closed:?}");
         if name == "far" {
             assert!(mean(&chosen) > mean(&generated) + 0.1, "{chosen:?} {generated:?}");
         }
         distances.push(mean(&apart));
+        class_distances.push(mean(&of_classes));
     }
     assert!(distances[1] > 2.0 * distances[0], "{distances:?}");
+    assert!(class_distances[0] < 1.3 && class_distances[1] > 1.5, "{class_distances:?}");
 }
 
 #[sqlx::test(migrations = "../migrations")]
@@ -282,8 +289,11 @@ async fn samples_say_where_they_come_from(pool: PgPool) {
     assert!(made.get("warnings").is_none() && made["timings"]["rank_ms"].as_f64().unwrap() > 0.0, "{made}");
     let samples = made["samples"].as_array().unwrap();
     assert_eq!((samples.len(), &made["count"]), (12, &json!(12)));
-    let scores: Vec<f64> = samples.iter().map(|s| s["scores"]["leave_one_out"].as_f64().unwrap()).collect();
-    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    // What leads is at most a standard error below the others, which are in the order of their scores.
+    let group = |sample: &Value| (sample["origin"].clone(), sample["method"].clone());
+    let rest = samples.iter().skip_while(|sample| group(sample) == group(&samples[0]));
+    let scores: Vec<f64> = rest.map(|s| s["scores"]["leave_one_out"].as_f64().unwrap()).collect();
+    assert!(!scores.is_empty() && scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
     let layout = heads().zoo.architecture.layout();
     for sample in samples {
         for score in ["support_accuracy", "support_loss"] {
@@ -310,7 +320,7 @@ async fn samples_say_where_they_come_from(pool: PgPool) {
         }
     }
     let of = |origin: &str| samples.iter().filter(|sample| sample["origin"] == origin).count();
-    assert!(of("closed_form") <= 3 && of("generated") <= 12 && of("retrieved") <= 12);
+    assert!(of("closed_form") <= 4 && of("generated") <= 12 && of("retrieved") <= 12);
 
     let digests =
         |made: &Value| made["samples"].as_array().unwrap().iter().map(|s| s["digest"].clone()).collect::<Vec<_>>();
@@ -322,9 +332,10 @@ async fn samples_say_where_they_come_from(pool: PgPool) {
     };
     let closed = make(&app, &only("closed_form", 1)).await;
     assert_eq!(digests(&closed), digests(&make(&app, &only("closed_form", 2)).await), "no seed is in a closed form");
-    assert!(closed["warnings"][0].as_str().unwrap().contains("only 2 candidates"), "{closed}");
+    assert!(closed["warnings"][0].as_str().unwrap().contains("only 3 candidates"), "{closed}");
     let methods: Vec<_> = closed["samples"].as_array().unwrap().iter().map(|s| s["method"].as_str().unwrap()).collect();
-    assert!(methods.len() == 2 && methods.contains(&"ridge") && methods.contains(&"centroid"));
+    let all: std::collections::BTreeSet<&str> = methods.iter().copied().collect();
+    assert_eq!((methods.len(), all), (3, ["blend", "centroid", "ridge"].into()));
     let alone = make(&app, &only("generated", 5)).await;
     assert!(alone.get("rank_by").is_none() && alone["samples"][0].get("scores").is_none(), "{alone}");
     let draws: Vec<_> = alone["samples"].as_array().unwrap().iter().map(|s| s["draw"].as_u64().unwrap()).collect();
@@ -392,9 +403,9 @@ async fn with_one_image_a_class_what_is_generated_is_trusted_where_it_fits(pool:
             let warning = made["warnings"][0].as_str().unwrap();
             assert!(warning.contains("leave-one-out needs two"), "{made}");
             let origin = made["samples"][0]["origin"].as_str().unwrap().to_owned();
-            assert_eq!(origin == "generated", warning.contains("is like the zoo's"), "{made}");
+            assert_eq!(origin == "generated", warning.contains("so that it comes first"), "{made}");
             assert!(made["samples"][0]["scores"]["leave_one_out"].is_null());
-            let both = make(&app, &of(json!(["closed_form"]), 2)).await;
+            let both = make(&app, &of(json!(["closed_form"]), 3)).await;
             chosen.push(accuracies(&made)[0]);
             closed.push(accuracies(&both).into_iter().fold(0.0, f64::max));
             origins.push(origin);

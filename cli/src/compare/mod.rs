@@ -41,6 +41,10 @@ pub enum Arm {
     Retrieval,
     /// Random initialisation.
     Scratch,
+    /// Random initialisation, fine-tuned on the support images as what is generated.
+    ScratchTuned,
+    /// The retrieved checkpoint, fine-tuned on the support images as what is generated.
+    RetrievalTuned,
     /// The retrieved checkpoint, moved in a random direction as far as generated weights are from the zoo.
     Noise,
     /// Mean of the nearest checkpoints in canonical form.
@@ -55,6 +59,8 @@ pub enum Arm {
     ClosedFormRidge,
     /// Nearest centroid on the support images; for linear heads.
     ClosedFormCentroid,
+    /// Weighted mean of the two; for linear heads.
+    ClosedFormBlend,
     /// Ridge regression on the support images towards the mean of what is generated; for linear heads.
     Adapted,
     /// What the service hands out for linear heads: the first of the ranked candidates.
@@ -65,13 +71,15 @@ pub enum Arm {
 
 impl Arm {
     /// All arms, in the order of the tables.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Generated,
         Self::Predicted,
         Self::Selected,
         Self::Zoo,
         Self::Retrieval,
         Self::Scratch,
+        Self::ScratchTuned,
+        Self::RetrievalTuned,
         Self::Noise,
         Self::Average,
         Self::Gaussian,
@@ -79,14 +87,15 @@ impl Arm {
         Self::Shuffled,
         Self::ClosedFormRidge,
         Self::ClosedFormCentroid,
+        Self::ClosedFormBlend,
         Self::Adapted,
         Self::Answer,
         Self::Start,
     ];
 
-    /// Whether an experiment must ask for it: the best of what another arm has, and what few zoos have.
+    /// Whether an experiment must ask for it: the best of what another arm has, and what few of them have.
     pub fn chosen(self) -> bool {
-        matches!(self, Self::Predicted | Self::Selected | Self::Start)
+        matches!(self, Self::Predicted | Self::Selected | Self::Start | Self::ScratchTuned | Self::RetrievalTuned)
     }
 
     /// Its name.
@@ -99,6 +108,8 @@ impl Arm {
             Self::Retrieval => "retrieval",
             Self::Start => "start",
             Self::Scratch => "scratch",
+            Self::ScratchTuned => "scratch_tuned",
+            Self::RetrievalTuned => "retrieval_tuned",
             Self::Noise => "noise",
             Self::Average => "average",
             Self::Gaussian => "gaussian",
@@ -106,6 +117,7 @@ impl Arm {
             Self::Shuffled => "shuffled",
             Self::ClosedFormRidge => "closed_form_ridge",
             Self::ClosedFormCentroid => "closed_form_centroid",
+            Self::ClosedFormBlend => "closed_form_blend",
             Self::Adapted => "adapted",
             Self::Answer => "answer",
         }
@@ -139,6 +151,9 @@ pub struct Reconstructions {
     /// Of runs that it learned from.
     pub train: Vec<(Task, Vec<f32>)>,
 }
+
+/// Fine-tunes models of a task (its index) on its support images, as what was generated for it.
+pub type Tune<'a> = dyn Fn(usize, Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> + 'a;
 
 /// What is compared.
 pub struct Comparison<'a> {
@@ -182,11 +197,11 @@ struct Models {
 }
 
 impl Comparison<'_> {
-    /// Measures all arms.
+    /// Measures all arms. Where what was generated was fine-tuned on the support images, `tune` does the same with others.
     ///
     /// # Errors
     /// Those of fine-tuning, and [`training::Error::Interrupted`].
-    pub fn run(&self) -> Result<SetReport> {
+    pub fn run(&self, tune: Option<&Tune<'_>>) -> Result<SetReport> {
         let last = self.zoo.last_checkpoints();
         let space = measure::Space::new(self, &last);
         let generated = self.generated();
@@ -206,12 +221,14 @@ impl Comparison<'_> {
                 Arm::Retrieval => self.retrieval(&last),
                 Arm::Start => self.starts()?,
                 Arm::Scratch => self.scratch()?,
+                Arm::ScratchTuned => tuned(tune, self.scratch()?)?,
+                Arm::RetrievalTuned => tuned(tune, self.retrieval(&last))?,
                 Arm::Noise => self.measured(self.noise(&last, sigma as f32))?,
                 Arm::Average => self.measured(self.average(&last))?,
                 Arm::Gaussian => self.measured(self.gaussian())?,
                 Arm::Reconstruction => placed(&mut tasks, &self.reconstructions.held_out),
                 Arm::Shuffled => self.shuffled(),
-                Arm::ClosedFormRidge | Arm::ClosedFormCentroid | Arm::Adapted | Arm::Answer => {
+                Arm::ClosedFormRidge | Arm::ClosedFormCentroid | Arm::ClosedFormBlend | Arm::Adapted | Arm::Answer => {
                     self.made.get(&arm).cloned().unwrap_or_default()
                 }
             };
@@ -401,6 +418,17 @@ impl Comparison<'_> {
         let data = which.into_iter().map(|t| self.sources.task(&tasks[t], part));
         Ok(data.collect::<training::Result<Vec<_>>>()?)
     }
+}
+
+/// Fine-tuned on the support images; nothing where what was generated was not.
+fn tuned(tune: Option<&Tune<'_>>, models: Vec<(usize, Vec<f32>)>) -> Result<Vec<(usize, Vec<f32>)>> {
+    let Some(tune) = tune else { return Ok(Vec::new()) };
+    let mut tuned = Vec::with_capacity(models.len());
+    for of_task in models.chunk_by(|a, b| a.0 == b.0) {
+        let weights = of_task.iter().map(|(_, theta)| theta.clone()).collect();
+        tuned.extend(tune(of_task[0].0, weights)?.into_iter().map(|theta| (of_task[0].0, theta)));
+    }
+    Ok(tuned)
 }
 
 /// Models with the index of their task in `tasks`, which grows by those that it lacks.

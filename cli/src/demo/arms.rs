@@ -96,7 +96,7 @@ pub fn measure(
         settings: &settings,
         progress,
     };
-    let set = comparison.run()?;
+    let set = comparison.run(None)?;
     let server_difference = server_difference(&set, answers);
     Ok(Measured { set: Some(set), tasks: tasks.len(), server_difference })
 }

@@ -1,9 +1,10 @@
 //! Runs an experiment: one zoo, a generator for each variant, seed and left-out source, all measured.
 
 mod made;
+mod shares;
 mod targets;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 use crate::{extractor, publish};
 use made::Made;
+use shares::{first_sets, kept, set_of};
 use targets::Target;
 
 /// Reconstructed checkpoints of a group whose tasks are not those that are measured.
@@ -148,29 +150,6 @@ fn check_lineages(experiment: &Experiment, sources: &Sources) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A task's source and its classes, whatever their order.
-fn set_of(task: &Task) -> (String, Vec<u32>) {
-    let mut classes = task.classes.clone();
-    classes.sort_unstable();
-    (task.source.clone(), classes)
-}
-
-/// The first class sets of each source, a share of them.
-fn first_sets(tasks: &[Task], share: f64) -> BTreeSet<(String, Vec<u32>)> {
-    let mut by_source: BTreeMap<String, Vec<(String, Vec<u32>)>> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    for set in tasks.iter().map(set_of).filter(|set| seen.insert(set.clone())) {
-        let own = by_source.entry(set.0.clone()).or_default();
-        own.push(set);
-    }
-    by_source.into_values().flat_map(|own| own[..kept(own.len(), share)].to_vec()).collect()
-}
-
-/// How many of `n` a share of them is, at least one.
-fn kept(n: usize, share: f64) -> usize {
-    ((n as f64 * share).round() as usize).clamp(1, n)
 }
 
 impl<'a> Run<'a> {
@@ -322,7 +301,9 @@ impl<'a> Run<'a> {
                 progress: run.place.progress,
             };
             let timing = e.timing.then(|| run.time(made, &comparison)).transpose()?;
-            Ok((comparison.run()?, timing))
+            let tune = |t: usize, models| run.tune(made, &tasks[t], t, models);
+            let tunes = made.part.variant.sampling.tune > 0;
+            Ok((comparison.run(if tunes { Some(&tune) } else { None })?, timing))
         })?;
         if e.weights_figure && self.weights.is_none() {
             self.weights = made.figure(tasks, targets, &drawn.generated)?;
@@ -404,12 +385,19 @@ impl<'a> Run<'a> {
             latents = made.generator.refine(&latents, &support, &sampling.refinement(), &mut proceed)?;
         }
         let mut weights = made.generator.decode(&latents)?;
-        let architecture = &made.generator.architecture().config;
         if sampling.recalibrate {
             weights = made.recalibrated(&weights, &support, self.sources.frozen())?;
         }
-        let tuned = fit::adapt(architecture, &support, weights, sampling.tune, self.experiment.fine_tuning.lr)?;
-        Ok((embedding, tuned))
+        Ok((embedding, self.tune(made, task, t, weights)?))
+    }
+
+    /// Fine-tunes networks on the support images of the `t`th task, as the variant does what it generates.
+    fn tune(&self, made: &Made<'_>, task: &Task, t: usize, networks: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+        let (data, seed) = self.request(made, t, task)?;
+        let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+        let architecture = &made.generator.architecture().config;
+        let (steps, lr) = (made.part.variant.sampling.tune, self.experiment.fine_tuning.lr);
+        Ok(fit::adapt(architecture, &support, networks, steps, lr)?)
     }
 
     /// Validation images of a task's source, and the seed of its request: which of them are the support, and the noise.
@@ -531,9 +519,10 @@ impl<'a> Run<'a> {
 }
 
 /// Closed forms that are arms.
-const FORMS: [(Arm, ClosedForm); 3] = [
+const FORMS: [(Arm, ClosedForm); 4] = [
     (Arm::ClosedFormRidge, ClosedForm::Ridge),
     (Arm::ClosedFormCentroid, ClosedForm::Centroid),
+    (Arm::ClosedFormBlend, ClosedForm::Blend),
     (Arm::Adapted, ClosedForm::Adapted),
 ];
 
@@ -551,6 +540,7 @@ fn answer(
     let embedding = made.generator.embed(&support.whole().features)?;
     let distance = zoo.distance(&embedding.dataset);
     answers.distances.extend(distance);
+    answers.class_distances.extend(made.generator.class_distances(&embedding));
     let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, distance, place: zoo };
     let ranked = maker.rank(support, &embedding, None, RankBy::LeaveOneOut)?;
     let first = ranked.candidates.into_iter().next();
@@ -567,26 +557,4 @@ struct Drawn {
     predicted: Vec<Vec<f64>>,
     /// The nearest runs.
     near: Vec<Vec<usize>>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_share_of_the_class_sets_has_all_their_orders() {
-        let task = |source: &str, classes: &[u32]| Task { source: source.into(), classes: classes.to_vec() };
-        let tasks = [
-            task("a", &[0, 1]),
-            task("a", &[1, 0]),
-            task("a", &[2, 0]),
-            task("b", &[3, 4]),
-            task("a", &[0, 2]),
-            task("b", &[1, 2]),
-        ];
-        let sets = first_sets(&tasks, 0.5);
-        let kept: Vec<bool> = tasks.iter().map(|task| sets.contains(&set_of(task))).collect();
-        assert_eq!(kept, [true, true, false, true, false, false]);
-        assert_eq!(first_sets(&tasks, 1.0).len(), 4);
-    }
 }

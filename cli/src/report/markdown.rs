@@ -199,21 +199,35 @@ fn answers(out: &mut String, group: &Group) -> Result {
         return Ok(());
     }
     let mut origins: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut distances: Vec<f64> = Vec::new();
+    let (mut distances, mut of_classes) = (Vec::new(), Vec::new());
     for answers in all {
         answers.origins.iter().for_each(|(name, n)| *origins.entry(name).or_default() += n);
         distances.extend(&answers.distances);
+        of_classes.extend(answers.class_distances.iter().map(|of| mean_std(of.iter().copied()).0));
     }
     let counts: Vec<String> = origins.iter().map(|(name, n)| format!("{n} {name}")).collect();
-    distances.sort_by(f64::total_cmp);
-    let at = |share: f64| distances.get(((distances.len() - 1) as f64 * share).round() as usize).copied();
-    let [low, middle, high] = [0.05, 0.5, 0.95].map(|share| at(share).unwrap_or(f64::NAN));
-    writeln!(
+    write!(
         out,
-        "\n`answer` is {}. Distance of the support to the zoo, in units of the zoo's own spread: median {middle:.2} \
-         (5 to 95 %: {low:.2} to {high:.2}).",
-        counts.join(", ")
-    )
+        "\n`answer` is {}. Distance of the support to the zoo, in units of the zoo's own spread: {}",
+        counts.join(", "),
+        quantiles(distances)
+    )?;
+    match of_classes.is_empty() {
+        true => writeln!(out, "."),
+        false => writeln!(
+            out,
+            "; of its classes to the zoo's, in units of other images of those, mean over the classes: {}.",
+            quantiles(of_classes)
+        ),
+    }
+}
+
+/// Median, and the 5th and 95th percentile.
+fn quantiles(mut values: Vec<f64>) -> String {
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values.get((values.len().saturating_sub(1) as f64 * share).round() as usize).copied();
+    let [low, middle, high] = [0.05, 0.5, 0.95].map(|share| at(share).unwrap_or(f64::NAN));
+    format!("median {middle:.2} (5 to 95 %: {low:.2} to {high:.2})")
 }
 
 fn footer(out: &mut String, outcome: &Outcome, command: &str) -> Result {

@@ -18,6 +18,9 @@ pub struct Answers {
     pub origins: BTreeMap<String, usize>,
     /// How far each task's support is from the zoo, in units of the zoo's own spread.
     pub distances: Vec<f64>,
+    /// How far each class of each task is from the zoo's classes, in units of what other images of those have; empty where the
+    /// generator does not know them.
+    pub class_distances: Vec<Vec<f64>>,
 }
 
 /// One generator's numbers on one set of tasks.
@@ -288,7 +291,9 @@ impl Outcome {
                 "seed": p.seed, "left_out": p.left_out, "digest": p.digest, "bundle_bytes": p.bundle_bytes,
                 "zoo_runs": p.zoo_runs, "test_images": p.report.test_images,
                 "distance": { "generated": p.report.novelty.0, "zoo": p.report.novelty.1 }, "timing": p.timing,
-                "answers": p.answers.as_ref().map(|a| json!({ "origins": a.origins, "distances": a.distances })),
+                "answers": p.answers.as_ref().map(|a| json!({
+                    "origins": a.origins, "distances": a.distances, "class_distances": a.class_distances,
+                })),
             })
         });
         let generators: Vec<Value> = generators.collect();

@@ -1,8 +1,10 @@
-//! Generators whose requests have any number of classes: the head of each number, and which class rows there are.
+//! Classes of requests: how far they are from the zoo's; and generators for any number of them: the head of each number,
+//! and which class rows there are.
 
-use weights::manifest::EncoderContract;
+use weights::Bundle;
+use weights::manifest::{EncoderContract, KnownClasses};
 
-use super::Generator;
+use super::{Embedding, Generator};
 use crate::error::{Error, Result};
 
 /// Refuses a number of classes that the generator does not take.
@@ -18,7 +20,55 @@ pub(crate) fn check_classes(encoder: &EncoderContract, found: usize) -> Result<(
     }
 }
 
+/// Class tokens of the zoo's classes.
+#[derive(Debug)]
+pub(super) struct Known {
+    contract: KnownClasses,
+    /// `[tokens × dim]`.
+    tokens: Vec<f32>,
+}
+
+impl Known {
+    /// Those of a bundle, if it has them.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the file does not fit the manifest.
+    pub(super) fn of(bundle: &Bundle) -> Result<Option<Self>> {
+        Ok(bundle.known_classes()?.map(|(contract, tokens)| Self { contract, tokens }))
+    }
+
+    /// Distance of a token to the nearest, in units.
+    fn distance(&self, token: &[f32]) -> f64 {
+        let square = |other: &[f32]| token.iter().zip(other).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let nearest = self.tokens.chunks_exact(self.contract.dim).map(square).fold(f64::INFINITY, f64::min);
+        nearest.sqrt() / f64::from(self.contract.unit)
+    }
+}
+
 impl Generator {
+    /// How far each class of a dataset is from the classes of the zoo's tasks, in class order: the distance of its token (z_s,
+    /// paper 3.3) to the nearest of theirs, in units of what other images of those very classes have. About 1 is like one of
+    /// them. None where the bundle does not know: bundles of earlier versions, and encoders without class tokens.
+    pub fn class_distances(&self, embedding: &Embedding) -> Option<Vec<f64>> {
+        let known = self.known.as_ref()?;
+        let tokens = embedding.condition.get(self.manifest.encoder.embedding_dim..)?;
+        Some(
+            tokens
+                .chunks_exact(known.contract.dim)
+                .take(embedding.classes)
+                .map(|token| known.distance(token))
+                .collect(),
+        )
+    }
+
+    /// Whether the classes of a dataset are like the zoo's: their mean [distance](Self::class_distances) is within that of 95 %
+    /// of the zoo's own datasets. None where the bundle does not know.
+    pub fn is_near(&self, embedding: &Embedding) -> Option<bool> {
+        let distances = self.class_distances(embedding)?;
+        let near = f64::from(self.known.as_ref()?.contract.near);
+        Some(distances.iter().sum::<f64>() / distances.len().max(1) as f64 <= near)
+    }
+
     /// The same generator, for requests of this number of classes: of a generator for any number it chooses the head. It
     /// shares the graphs.
     ///

@@ -71,6 +71,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
             images_per_class: IMAGES,
             embedding_dim: FEATURES,
             condition_dim: CLASSES * FEATURES,
+            known_classes: None,
         },
         extractor: None,
         predictor: None,

@@ -13,6 +13,7 @@ use weights::{Architecture, Bundle, Manifest, tensors};
 use super::course::Given;
 use super::diffusion::{self, Denoiser};
 use super::encoder::{self, Encoder};
+use super::known;
 use super::measure;
 use super::predictor;
 use super::vae::{self, Vae};
@@ -80,6 +81,7 @@ pub fn train(
     let (mut encoder, encoder_curve) = timed.run("encoder", || encoder::train(&given, &latents))?;
     let (mut denoiser, denoiser_curve) =
         timed.run("denoiser", || diffusion::train(&given, &latents, &mut encoder, qualities.as_deref()))?;
+    let known = known::classes(config, zoo, sources, &mut encoder)?;
     let seen = config.predictor.dataset.then_some(&encoder);
     let predictor = match config.predictor.steps > 0 {
         true => Some(timed.run("predictor", || predictor::train(&given, "predictor", Some(&mut vae), seen))?),
@@ -102,6 +104,10 @@ pub fn train(
         files.insert(files::PREDICTOR.into(), export::predictor(predictor)?);
     }
     files.insert(files::TRAINING_CURVE.into(), curve::to_json(&curve)?);
+    if let Some((known, tokens)) = &known {
+        let tokens: (&str, &[usize], &[f32]) = ("tokens", &[known.tokens, known.dim], tokens);
+        files.insert(files::KNOWN_CLASSES.into(), tensors::named_to_safetensors(&[tokens], &BTreeMap::new()));
+    }
     if let Some(extractor) = sources.extractor() {
         files.insert(files::EXTRACTOR.into(), extractor.onnx.clone());
     }
@@ -113,6 +119,7 @@ pub fn train(
     let mut manifest = manifest(config, zoo, sources, &vectors, &encoder, &denoiser, metrics)?;
     manifest.architectures = architectures.iter().map(|a| entry(a, zoo.part.as_ref())).collect();
     manifest.format = Manifest::format_of(&manifest.vectorise, &manifest.architectures);
+    manifest.encoder.known_classes = known.map(|(known, _)| known);
     manifest.quality = qualities.map(|q| QualityContract { default: measure::high(&given, &q) });
     if let Some(predictor) = &mut predictor {
         probes.extend(export::predictor_probes(predictor)?);
@@ -266,7 +273,7 @@ fn manifest(
     let data: BTreeMap<&str, String> = sources.list().iter().map(|s| (s.name.as_str(), s.data.digest())).collect();
     let settings = serde_json::to_value(config).map_err(|e| Error::Config(e.to_string()))?;
     Ok(Manifest {
-        // Both follow from the zoo: `train` fills them in.
+        // What follows from the zoo `train` fills in.
         format: FORMAT,
         name: config.name.clone(),
         description: config.description.clone(),
@@ -284,6 +291,7 @@ fn manifest(
             images_per_class: encoder.shape.images,
             embedding_dim: encoder.shape.embedding_dim,
             condition_dim: encoder.shape.condition_dim(),
+            known_classes: None,
             input_shape,
         },
         extractor: extractor.map(|e| e.used.clone()),

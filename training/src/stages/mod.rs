@@ -6,6 +6,7 @@ pub mod diffusion;
 pub mod encoder;
 pub mod fit;
 pub mod generator;
+pub mod known;
 pub mod layers;
 pub mod measure;
 pub mod net;
