@@ -76,17 +76,33 @@ pub(crate) fn identity(what: &impl serde::Serialize) -> Result<String> {
 pub struct Keep<'a> {
     place: Option<&'a dyn Snapshots>,
     every: Duration,
+    /// Where finished VAEs are found again.
+    shared: Option<&'a dyn Snapshots>,
+    /// Whether names say what is trained.
+    by_identity: bool,
 }
 
 impl<'a> Keep<'a> {
     /// Keeps snapshots in `place`, one each `every` (and at the end of a stage, and when training is interrupted).
     pub fn new(place: &'a dyn Snapshots, every: Duration) -> Self {
-        Self { place: Some(place), every: every.min(LONGEST) }
+        Self { place: Some(place), every: every.min(LONGEST), shared: None, by_identity: false }
+    }
+
+    /// Keeps the snapshots of VAEs in `place`, each under a name of its own, and never clears them: generators that differ in
+    /// what comes after it alone (dataset encoder, denoiser, predictor) train one VAE together.
+    #[must_use]
+    pub fn sharing(self, place: &'a dyn Snapshots) -> Self {
+        Self { shared: Some(place), ..self }
+    }
+
+    /// Where those are kept, if anywhere.
+    pub(crate) fn shared(&self) -> Option<Self> {
+        Some(Self { place: Some(self.shared?), by_identity: true, ..*self })
     }
 
     /// Keeps none.
     pub fn nothing() -> Self {
-        Self { place: None, every: EVERY }
+        Self { place: None, every: EVERY, shared: None, by_identity: false }
     }
 
     /// Removes the snapshots of a generator's training, once its result is stored.
@@ -100,9 +116,11 @@ impl<'a> Keep<'a> {
 
     /// The keeper of one stage, whose snapshots are those of `identity` only.
     pub(crate) fn stage(&self, name: impl Into<String>, identity: &'a str, progress: &Progress) -> Keeper<'a> {
+        let name = name.into();
+        let short: String = identity.trim_start_matches("sha256:").chars().take(16).collect();
         Keeper {
             place: self.place,
-            name: name.into(),
+            name: if self.by_identity { format!("{name}-{short}") } else { name },
             identity,
             progress: progress.clone(),
             every: self.every,

@@ -204,6 +204,42 @@ impl Snapshots for Broken<'_> {
 }
 
 #[test]
+fn generators_that_differ_after_the_vae_share_it() {
+    let given = given();
+    let (shared, silent) = (Memory::default(), Progress::silent());
+    let train = |config: &Config, progress: &Progress| {
+        let own = Memory::default();
+        let keep = Keep::new(&own, NEVER).sharing(&shared);
+        let made = generator::train(config, &given.zoo, &given.sources, &Device::Cpu, progress, keep).unwrap();
+        keep.clear().unwrap();
+        assert_eq!(own.names(), [""; 0]);
+        made.bundle.digest()
+    };
+    assert_eq!(train(&given.config, &silent), given.whole.bundle.digest());
+    assert_eq!(shared.names().len(), 1);
+    let mut other = given.config.clone();
+    other.encoder.steps += 1;
+    other.diffusion.quality = false;
+    let alone = generator::train(&other, &given.zoo, &given.sources, &Device::Cpu, &silent, Keep::nothing()).unwrap();
+    let (watch, progress) = Watch::after(usize::MAX);
+    assert_eq!(train(&other, &progress), alone.bundle.digest());
+    assert_eq!((watch.steps("vae").len(), watch.steps("encoder").len()), (0, 21));
+    // What the VAE itself depends on makes another.
+    for change in
+        [|c: &mut Config| c.vae.lr *= 2.0, |c: &mut Config| c.seed += 1, |c: &mut Config| c.vectors.held_out = 0.4]
+    {
+        let mut other = given.config.clone();
+        change(&mut other);
+        let (watch, progress) = Watch::after(1);
+        let (own, before) = (Memory::default(), shared.names().len());
+        let keep = Keep::new(&own, NEVER).sharing(&shared);
+        let ended = generator::train(&other, &given.zoo, &given.sources, &Device::Cpu, &progress, keep);
+        assert!(matches!(ended, Err(Error::Interrupted)) && watch.steps("vae") == [1]);
+        assert_eq!(shared.names().len(), before + 1);
+    }
+}
+
+#[test]
 fn damaged_and_foreign_snapshots_are_passed_over() {
     let given = given();
     let place = Memory::default();

@@ -1,5 +1,5 @@
-//! What experiments share: zoos by the digest of all that they depend on, generators by theirs. Both are kept in
-//! `OUT/cache`, and continue where they were stopped.
+//! What experiments share: zoos by the digest of all that they depend on, generators and their VAEs by theirs. All are kept
+//! in `OUT/cache`, and continue where they were stopped.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -79,7 +79,9 @@ impl<'a> Cache<'a> {
         }
         let folder = Folder::new(dir.join(format!("{identity}.snapshots")));
         let _lock = folder.lock()?;
-        let keep = Keep::new(&folder, snapshots::EVERY);
+        // Variants that differ in what comes after the VAE share it.
+        let vaes = Folder::new(self.dir.join("vaes"));
+        let keep = Keep::new(&folder, snapshots::EVERY).sharing(&vaes);
         let trained = generator::train(config, zoo, sources, &train::candle_device(), self.progress, keep)?;
         train::verify(self.runtime, &trained.bundle, &trained.probes)?;
         let mut tar = Vec::new();

@@ -3,6 +3,7 @@
 
 use candle_core::{D, Device, Tensor, Var};
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
@@ -59,9 +60,42 @@ fn unit_scale(latents: &Tensor, vectors: &Vectors) -> Result<f32> {
     if let Some(presence) = vectors.presence(&vectors.train, latents.device())? {
         z = present(&z, &presence)?;
     }
+    inverse_deviation(&z)
+}
+
+/// 1 / standard deviation of all values.
+pub(super) fn inverse_deviation(z: &Tensor) -> Result<f32> {
     let mean = z.mean_all()?.to_scalar::<f32>()?;
     let variance = z.affine(1.0, -f64::from(mean))?.sqr()?.mean_all()?.to_scalar::<f32>()?;
     Ok(1.0 / variance.sqrt().max(1e-6))
+}
+
+/// Latents `[n, latent…]`, each after a number of noising steps of its own: `√ᾱ_t z + √(1 - ᾱ_t) ε` (the forward process of
+/// Eq. 3).
+pub(super) struct Noised {
+    /// As the latents.
+    pub noisy: Tensor,
+    /// ε, as the latents.
+    pub noise: Tensor,
+    /// t, `[n]`.
+    pub timestep: Tensor,
+}
+
+impl Noised {
+    pub(super) fn draw(z: &Tensor, alphas: &[f64], rng: &mut ChaCha8Rng) -> Result<Self> {
+        let (device, n) = (z.device(), z.dim(0)?);
+        let noise = random::normal(z.dims(), device, rng)?;
+        let t: Vec<usize> = (0..n).map(|_| rng.random_range(0..alphas.len())).collect();
+        let mut shape = vec![1; z.dims().len()];
+        shape[0] = n;
+        let column = |f: &dyn Fn(f64) -> f64| -> Result<Tensor> {
+            let values: Vec<f32> = t.iter().map(|&t| f(alphas[t]) as f32).collect();
+            Ok(Tensor::from_vec(values, shape.as_slice(), device)?)
+        };
+        let noisy = (z.broadcast_mul(&column(&f64::sqrt)?)? + noise.broadcast_mul(&column(&|a| (1.0 - a).sqrt())?)?)?;
+        let timestep = Tensor::from_vec(t.iter().map(|&t| t as f32).collect::<Vec<_>>(), n, device)?;
+        Ok(Self { noisy, noise, timestep })
+    }
 }
 
 /// One batch: noisy latents, timesteps, targets, and the mask that drops conditions.
@@ -73,23 +107,15 @@ struct Batch {
 }
 
 impl Batch {
-    fn draw(config: &Config, z: &Tensor, alphas: &[f64], rng: &mut rand_chacha::ChaCha8Rng) -> Result<Self> {
+    fn draw(config: &Config, z: &Tensor, alphas: &[f64], rng: &mut ChaCha8Rng) -> Result<Self> {
         let (device, n) = (z.device(), z.dim(0)?);
         let d = &config.diffusion;
         let z = (z + random::normal(z.dims(), device, rng)?.affine(d.latent_noise, 0.0)?)?;
-        let noise = random::normal(z.dims(), device, rng)?;
-        let t: Vec<usize> = (0..n).map(|_| rng.random_range(0..alphas.len())).collect();
-        let mut shape = vec![1; z.dims().len()];
-        shape[0] = n;
-        let column = |f: &dyn Fn(f64) -> f64| -> Result<Tensor> {
-            let values: Vec<f32> = t.iter().map(|&t| f(alphas[t]) as f32).collect();
-            Ok(Tensor::from_vec(values, shape.as_slice(), device)?)
-        };
-        let noisy = (z.broadcast_mul(&column(&f64::sqrt)?)? + noise.broadcast_mul(&column(&|a| (1.0 - a).sqrt())?)?)?;
+        let Noised { noisy, noise, timestep } = Noised::draw(&z, alphas, rng)?;
         let keep: Vec<f32> = (0..n).map(|_| if rng.random_bool(d.condition_dropout) { 0.0 } else { 1.0 }).collect();
         Ok(Self {
             noisy,
-            timestep: Tensor::from_vec(t.iter().map(|&t| t as f32).collect::<Vec<_>>(), n, device)?,
+            timestep,
             target: match d.prediction {
                 Prediction::Epsilon => noise,
                 Prediction::Sample => z,

@@ -19,11 +19,12 @@ use super::predictor;
 use super::vae::{self, Vae};
 use super::vectors::{self, Vectors};
 use super::zoo::Zoo;
-use crate::config::{Config, FEWEST};
+use crate::config::{Config, DiffusionConfig, EncoderConfig, EvaluationConfig, FEWEST, PredictorConfig};
 use crate::curve::{self, Curve};
 use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
 use crate::export::{self, Probe};
+use crate::networks::denoiser::DenoiserConfig;
 use crate::progress::Progress;
 use crate::snapshots::{self, Keep};
 
@@ -75,8 +76,13 @@ pub fn train(
         true => Some(timed.run("guide", || predictor::train(&given, "guide", None, None))?),
         false => None,
     };
+    let of_vae = vae_identity(config, zoo, sources)?;
+    let for_vae = match keep.shared() {
+        Some(keep) => Given { keep, identity: &of_vae, ..given },
+        None => given,
+    };
     let (mut vae, vae_curve) =
-        timed.run("vae", || vae::train(&given, guide.as_ref().map(|(predictor, ..)| predictor), device))?;
+        timed.run("vae", || vae::train(&for_vae, guide.as_ref().map(|(predictor, ..)| predictor), device))?;
     let latents = vae.means(&vectors)?;
     let (mut encoder, encoder_curve) = timed.run("encoder", || encoder::train(&given, &latents))?;
     let (mut denoiser, denoiser_curve) =
@@ -135,6 +141,23 @@ pub fn train(
 pub fn identity(config: &Config, zoo: &Zoo, sources: &Sources) -> Result<String> {
     let extractor = sources.extractor().map(|e| (&e.used, weights::digest::sha256(&e.onnx)));
     snapshots::identity(&(config, &zoo.digest, extractor))
+}
+
+/// Digest of all that a generator's VAE depends on: not of what its configuration says of later stages.
+fn vae_identity(config: &Config, zoo: &Zoo, sources: &Sources) -> Result<String> {
+    let mut own = Config {
+        name: String::new(),
+        description: String::new(),
+        encoder: EncoderConfig::default(),
+        denoiser: DenoiserConfig::Mlp { width: 0, blocks: 0 },
+        diffusion: DiffusionConfig::default(),
+        evaluation: EvaluationConfig::default(),
+        ..config.clone()
+    };
+    if own.vae.predictor == 0.0 {
+        own.predictor = PredictorConfig::default();
+    }
+    identity(&own, zoo, sources)
 }
 
 /// Refuses a zoo of one lineage: all its checkpoints are near copies of one network.

@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use weights::Layout;
 use weights::manifest::{Prediction, Schedule};
 
+use super::diffusion::{Noised, inverse_deviation};
 use super::shards::{self, Shard};
 use crate::backend::Eager;
 use crate::error::{Error, Result};
@@ -265,25 +266,15 @@ impl Layers {
 
     fn fit_denoiser(&mut self, rows: &Tensor, index: &Tensor, condition: &Tensor, progress: &Progress) -> Result<()> {
         let latents = self.latents(rows, index)?;
-        let mean = latents.mean_all()?.to_scalar::<f32>()?;
-        let variance = latents.affine(1.0, -f64::from(mean))?.sqr()?.mean_all()?.to_scalar::<f32>()?;
-        self.scale = 1.0 / f64::from(variance.sqrt().max(1e-6));
+        self.scale = f64::from(inverse_deviation(&latents)?);
         let latents = latents.affine(self.scale, 0.0)?;
         let alphas = self.schedule.alphas_cumulative();
         let n = rows.dim(0)?;
         let loss = |this: &Self, shard: &mut Shard<Params>| -> Result<Tensor> {
             let picked = this.pick(n, &mut shard.rng)?;
             let (z, c) = (latents.index_select(&picked, 0)?, condition.index_select(&picked, 0)?);
-            let noise = random::normal(z.dims(), &Device::Cpu, &mut shard.rng)?;
-            let t: Vec<usize> = (0..z.dim(0)?).map(|_| shard.rng.random_range(0..alphas.len())).collect();
-            let column = |f: &dyn Fn(f64) -> f64| -> Result<Tensor> {
-                let values: Vec<f32> = t.iter().map(|&t| f(alphas[t]) as f32).collect();
-                Ok(Tensor::from_vec(values, (t.len(), 1), &Device::Cpu)?)
-            };
-            let signal = z.broadcast_mul(&column(&f64::sqrt)?)?;
-            let noisy = (signal + noise.broadcast_mul(&column(&|a| (1.0 - a).sqrt())?)?)?;
-            let t = Tensor::from_vec(t.iter().map(|&t| t as f32).collect::<Vec<_>>(), t.len(), &Device::Cpu)?;
-            let y = denoise(&mut Eager::new(&mut shard.networks), &this.shape, &noisy, &t, &c)?;
+            let Noised { noisy, timestep, .. } = Noised::draw(&z, &alphas, &mut shard.rng)?;
+            let y = denoise(&mut Eager::new(&mut shard.networks), &this.shape, &noisy, &timestep, &c)?;
             Ok((y - z)?.sqr()?.mean_all()?)
         };
         let steps = self.config.diffusion_steps;
