@@ -135,7 +135,8 @@ pub(crate) struct GenerationSummary {
     distance: Option<f64>,
     /// How far each class of the dataset is from the classes of the generator's zoo, in the dataset's order: the distance of
     /// the class's token to the nearest of theirs, in units of what other images of those very classes have. About 1 is like
-    /// one of them; above 1.3 or so in the mean is far (than what 95 % of the zoo's own datasets have). Null where the generator does not know its zoo's classes.
+    /// one of them; above 1.3 or so in the mean (more than 95 % of the zoo's own datasets have) is far. Null where the
+    /// generator does not know its zoo's classes.
     #[schema(required, example = json!([0.9, 1.1, 1.0, 0.8, 1.2]))]
     class_distances: Option<Vec<f64>>,
     /// What to know about the answer.

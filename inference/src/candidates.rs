@@ -26,8 +26,8 @@ pub const NEAR: f64 = 1.5;
 
 /// Where nothing can be held out: the share of the examples, each moved by [`MOVED`] of the way to one of each other class,
 /// that what was generated for them must get right, mean over what was generated, to be trusted, where the classes are not
-/// known to be far. Closed forms are always right on one example a class; what is generated is not, unless the dataset is like the zoo's. What else was tried, and
-/// what it gives: `docs/CANDIDATES.md`.
+/// known to be far. Closed forms are always right on one example a class; what is generated is not, unless the dataset is
+/// like the zoo's. What else was tried, and what it gives: `docs/CANDIDATES.md`.
 const TRUSTED: f64 = 0.8;
 const MOVED: f32 = 0.2;
 
