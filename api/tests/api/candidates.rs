@@ -292,7 +292,7 @@ async fn samples_say_where_they_come_from(pool: PgPool) {
     assert!(made.get("warnings").is_none() && made["timings"]["rank_ms"].as_f64().unwrap() > 0.0, "{made}");
     let samples = made["samples"].as_array().unwrap();
     assert_eq!((samples.len(), &made["count"]), (12, &json!(12)));
-    // What leads is at most a standard error below the others, which are in the order of their scores.
+    // What leads is at most two standard errors below the others, which are in the order of their scores.
     let group = |sample: &Value| (sample["origin"].clone(), sample["method"].clone());
     let rest = samples.iter().skip_while(|sample| group(sample) == group(&samples[0]));
     let scores: Vec<f64> = rest.map(|s| s["scores"]["leave_one_out"].as_f64().unwrap()).collect();
