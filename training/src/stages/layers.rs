@@ -42,7 +42,7 @@ pub struct Chunk {
 pub struct LayersConfig {
     /// Values of a chunk.
     pub chunk: usize,
-    /// Width inside the VAE.
+    /// Width inside the VAE; 0: encoder and decoder are one linear layer each.
     pub hidden: usize,
     /// Values of a latent.
     pub latent: usize,
@@ -165,7 +165,8 @@ impl Layers {
         let parts = all.iter().map(|c| c.part + 1).max().unwrap_or(1);
         let statistics = kinds.iter().map(|kind| moments(&all, kind, theta)).collect();
         let index = kinds.len();
-        let (hidden, latent, form) = (vec![config.hidden], vec![config.latent], VaeForm::Linear);
+        let hidden = if config.hidden > 0 { vec![config.hidden] } else { Vec::new() };
+        let (latent, form) = (vec![config.latent], VaeForm::Linear);
         let vae = VaeShape { length: config.chunk, hidden, latent, form, index, rows: None };
         let shape = DenoiserShape {
             latent: vec![config.latent],
@@ -256,7 +257,8 @@ impl Layers {
             let kl = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?.mean_all()?.affine(0.5, -0.5)?;
             Ok(((y - x)?.sqr()?.mean_all()? + kl.affine(c.beta, 0.0)?)?)
         };
-        self.fit(("layers: vae", c.vae_steps), |this| this.vae_params.clone(), loss, progress)
+        self.vae_params = self.fit(("layers: vae", c.vae_steps), &self.vae_params, loss, progress)?;
+        Ok(())
     }
 
     fn latents(&mut self, rows: &Tensor, index: &Tensor) -> Result<Tensor> {
@@ -278,20 +280,21 @@ impl Layers {
             Ok((y - z)?.sqr()?.mean_all()?)
         };
         let steps = self.config.diffusion_steps;
-        self.fit(("layers: denoiser", steps), |this| this.denoiser.clone(), loss, progress)
+        self.denoiser = self.fit(("layers: denoiser", steps), &self.denoiser, loss, progress)?;
+        Ok(())
     }
 
-    /// Trains the network whose parameters `params` gives, and leaves their moving average.
+    /// Trains a network that begins with `params`, and gives the moving average of its parameters.
     fn fit(
         &self,
         (stage, steps): (&'static str, usize),
-        params: impl Fn(&Self) -> Params,
+        params: &Params,
         loss: impl Fn(&Self, &mut Shard<Params>) -> Result<Tensor> + Sync,
         progress: &Progress,
-    ) -> Result<()> {
+    ) -> Result<Params> {
         let config = &self.config;
-        // One loss makes all parameters, so that clones have them too.
-        let mut first = Shard { networks: params(self), rng: random::stream(config.seed, "create") };
+        // One loss makes all parameters, so that clones have them too; those that were cloned before it have not.
+        let mut first = Shard { networks: params.clone(), rng: random::stream(config.seed, "create") };
         loss(self, &mut first)?;
         let params = first.networks;
         let vars = params.vars();
@@ -306,7 +309,8 @@ impl Layers {
             shown.advance_with(1, value)?;
         }
         shown.finish();
-        ema.apply(&params)
+        ema.apply(&params)?;
+        Ok(params)
     }
 
     /// The network itself through the VAE and back; buffers stay.
@@ -401,7 +405,7 @@ pub fn nearest_copy(from: &Layout, theta: &[f32], to: &Layout) -> Result<Vec<f32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weights::resnet;
+    use weights::{ParamSpec, resnet};
 
     #[test]
     fn layers_have_types_and_positions() {
@@ -421,6 +425,40 @@ mod tests {
         assert!(of("bn1.running_mean").is_empty());
         let values: usize = all.iter().map(|c| c.len).sum();
         assert_eq!(values + layout.buffers().map(weights::ParamSpec::len).sum::<usize>(), layout.parameters());
+    }
+
+    #[test]
+    fn a_network_comes_back_and_its_own_layers_are_generated() {
+        let layout = resnet::layout(14, &[4, 4, 8], 3);
+        let mut rng = random::stream(3, "test");
+        let theta = random::normal_vec(layout.parameters(), &mut rng);
+        let config = LayersConfig {
+            chunk: 144,
+            hidden: 0,
+            latent: 48,
+            beta: 0.0,
+            vae_steps: 600,
+            width: 128,
+            blocks: 2,
+            diffusion_steps: 800,
+            batch: 32,
+            lr: 3e-3,
+            sampling_steps: 10,
+            ..LayersConfig::default()
+        };
+        let mut layers = Layers::learn(&config, &layout, &theta, &Progress::silent()).unwrap();
+        // Over all values that are learned, of their length.
+        let apart = |other: &[f32]| {
+            let own = layout.params.iter().filter(|p| !p.is_buffer()).flat_map(ParamSpec::range);
+            let (missed, all) = own.fold((0.0, 0.0), |(m, a), i| {
+                (m + f64::from(other[i] - theta[i]).powi(2), a + f64::from(theta[i]).powi(2))
+            });
+            (missed / all).sqrt()
+        };
+        let back = layers.reconstruct(&layout, &theta).unwrap();
+        assert!(apart(&back) < 0.2, "{}", apart(&back));
+        let made = layers.generate(&layout, &theta, 1).unwrap();
+        assert!(apart(&made) < 0.5, "{}", apart(&made));
     }
 
     #[test]
