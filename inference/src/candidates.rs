@@ -21,7 +21,7 @@ const FOLD_SAMPLES: usize = 8;
 pub const RETRIEVED: (usize, usize) = (8, 64);
 
 /// Largest distance, in units of the zoo's own spread, of a dataset that counts as near the zoo, where the bundle does not know
-/// the zoo's classes ([`Generator::is_near`]).
+/// the zoo's classes ([`Generator::familiarity`]).
 pub const NEAR: f64 = 1.5;
 
 /// Where nothing can be held out: the share of the examples, each moved by [`MOVED`] of the way to one of each other class,
@@ -171,6 +171,8 @@ pub struct Maker<'a, P: Place> {
     pub origins: &'a [Origin],
     /// How far the dataset is from the zoo's, in units of their own spread; none where that is not known.
     pub distance: Option<f64>,
+    /// Whether its classes are like the zoo's ([`Generator::familiarity`]); none where that is not known.
+    pub near: Option<bool>,
     /// Who asks.
     pub place: P,
 }
@@ -200,7 +202,6 @@ impl<P: Place> Maker<'_, P> {
     ) -> Result<Ranked<P::Key>, P::Error> {
         let (mut candidates, timings) = self.make(&support.whole(), embedding, self.options.count, true)?;
         let mut warnings = Vec::new();
-        let near = self.generator.is_near(embedding);
         let by = match rank_by {
             RankBy::Validation => {
                 self.validate(&mut candidates, validation)?;
@@ -212,7 +213,7 @@ impl<P: Place> Maker<'_, P> {
             }
             RankBy::LeaveOneOut if support.folds() == 0 => {
                 let moved = support.whole().moved(MOVED)?;
-                let trusted = near != Some(false) && self.generated_accuracy(&candidates, &moved)? >= TRUSTED;
+                let trusted = self.near != Some(false) && self.generated_accuracy(&candidates, &moved)? >= TRUSTED;
                 warnings.push(one_example(trusted));
                 By::OneExample { trusted }
             }
@@ -223,7 +224,7 @@ impl<P: Place> Maker<'_, P> {
                     let score = found.get(&candidate.group()).map(share);
                     candidate.scores.get_or_insert_default().leave_one_out = score;
                 }
-                let near = near.or(self.distance.map(|distance| distance <= NEAR)).unwrap_or(false);
+                let near = self.near.or(self.distance.map(|distance| distance <= NEAR)).unwrap_or(false);
                 By::LeaveOneOut { near, leader: order::leader(&found, near) }
             }
         };
@@ -279,10 +280,8 @@ impl<P: Place> Maker<'_, P> {
         }
         if self.has(Origin::ClosedForm) {
             let generated = candidates.iter().filter(|c| c.origin == Origin::Generated);
-            let generated: Vec<Vec<f32>> = generated.map(|c| c.theta.clone()).collect();
-            let adapted = (!generated.is_empty() && part.several()).then_some(ClosedForm::Adapted);
-            for form in ClosedForm::ALONE.into_iter().chain(adapted) {
-                let theta = self.generator.closed_form(form, &part.data, &generated)?;
+            let generated = generated.filter(|_| part.several()).map(|c| c.theta.clone());
+            for (form, theta) in self.generator.closed_forms(&part.data, &generated.collect::<Vec<_>>())? {
                 candidates.push(Candidate { method: Some(form), ..Candidate::new(Origin::ClosedForm, theta) });
             }
         }

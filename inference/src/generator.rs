@@ -26,6 +26,8 @@ use crate::runtime::{Provider, Runtime};
 use crate::samplers::{self, Noise, Step};
 use crate::statistics::Statistics;
 
+pub use classes::Familiarity;
+
 /// Rows in one run of a graph.
 const BATCH: usize = 64;
 /// What tells the seed of noise on latents from that of the walk.

@@ -39,7 +39,7 @@ pub use candidates::{Candidate, Maker, NEAR, Origin, Place, RETRIEVED, RankBy, R
 pub use error::{Error, Result};
 pub use extractor::Extractor;
 pub use forward::{Evaluation, Forward};
-pub use generator::{Embedding, Generated, Generator, Timings};
+pub use generator::{Embedding, Familiarity, Generated, Generator, Timings};
 pub use options::{SampleLimits, SampleOptions, SamplerKind};
 pub use output::{Provenance, to_safetensors};
 pub use pool::{Lease, SessionPool, Tensor};

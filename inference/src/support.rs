@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use datasets::{Data, Dataset};
 use weights::Architecture;
-use weights::closed_form::Examples;
+use weights::closed_form::{Blend, Examples};
 
 use crate::error::{Error, Result};
 use crate::generator::Generator;
@@ -89,9 +89,6 @@ pub enum ClosedForm {
 }
 
 impl ClosedForm {
-    /// Those that need nothing but examples.
-    pub const ALONE: [Self; 3] = [Self::Ridge, Self::Centroid, Self::Blend];
-
     /// Its name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -139,22 +136,21 @@ impl Generator {
         matches!(self.architecture().config, Architecture::Head { .. })
     }
 
-    /// The linear head θ `[d]` that a closed form finds for examples as the networks take them; `generated` are heads of
-    /// `[d]` each, which [`ClosedForm::Adapted`] needs.
+    /// The linear heads θ `[d]` that closed forms find for examples as the networks take them; `generated` are heads of `[d]`
+    /// each, without which there is no [`ClosedForm::Adapted`].
     ///
     /// # Errors
     /// [`Error::Weights`] when they do not fit the head, or are not finite.
-    pub fn closed_form(&self, form: ClosedForm, data: &Dataset, generated: &[Vec<f32>]) -> Result<Vec<f32>> {
+    pub fn closed_forms(&self, data: &Dataset, generated: &[Vec<f32>]) -> Result<Vec<(ClosedForm, Vec<f32>)>> {
         let features = data.gather(&(0..data.len()).collect::<Vec<_>>());
         let examples = Examples::new(&features, &data.labels, data.dim(), data.classes())?;
-        let theta = match form {
-            ClosedForm::Ridge => examples.ridge()?.theta,
-            ClosedForm::Centroid => examples.centroid(),
-            ClosedForm::Blend => examples.blend()?,
-            ClosedForm::Adapted => examples.ridge_towards(&mean(generated))?.theta,
-        };
-        match self.is_head() && theta.len() == self.architecture().parameters {
-            true => Ok(theta),
+        let Blend { ridge, centroid, theta } = examples.blend()?;
+        let mut heads = vec![(ClosedForm::Ridge, ridge), (ClosedForm::Centroid, centroid), (ClosedForm::Blend, theta)];
+        if !generated.is_empty() {
+            heads.push((ClosedForm::Adapted, examples.ridge_towards(&mean(generated))?.theta));
+        }
+        match self.is_head() && heads.iter().all(|(_, theta)| theta.len() == self.architecture().parameters) {
+            true => Ok(heads),
             false => Err(Error::Bundle(format!("a linear head is not its {}", self.architecture().name))),
         }
     }

@@ -10,7 +10,7 @@ mod support;
 #[path = "support/any_number.rs"]
 mod train;
 
-use inference::{ClosedForm, Generator, SampleOptions, SessionPool};
+use inference::{Familiarity, Generator, SampleOptions, SessionPool};
 use made::check_probe;
 use support::runtime;
 use train::{Any, FEATURES, IMAGES, any};
@@ -56,8 +56,10 @@ fn each_number_of_classes_gives_its_head() {
         let mean = generated.iter().map(|theta| accuracy(theta)).sum::<f64>() / 4.0;
         // Chance is 1/k; also with 4 classes, which no head of the zoo has.
         assert!(mean > 0.5 + 0.5 / k as f64, "{k} classes: {mean}");
-        for form in ClosedForm::ALONE {
-            assert_eq!(own.closed_form(form, &support.data, &[]).unwrap().len(), k * (FEATURES + 1));
+        let heads = own.closed_forms(&support.data, &[]).unwrap();
+        assert_eq!(heads.len(), 3);
+        for (_, theta) in heads {
+            assert_eq!(theta.len(), k * (FEATURES + 1));
         }
         // Not with the head of another number of classes.
         let other = generator.for_classes(if k == 2 { 3 } else { 2 }).unwrap();
@@ -89,10 +91,10 @@ fn classes_like_the_zoos_are_near_and_others_are_far() {
     let distances = |data: &datasets::Dataset, classes: &[u32], seed| {
         let own = generator.for_classes(classes.len()).unwrap();
         let embedding = own.embed(&own.features(data, classes, seed).unwrap()).unwrap();
-        let found = own.class_distances(&embedding).unwrap();
+        let Familiarity { distances: found, near } = own.familiarity(&embedding).unwrap();
         assert_eq!(found.len(), classes.len());
         let mean = found.iter().sum::<f64>() / found.len() as f64;
-        assert_eq!(own.is_near(&embedding), Some(mean <= f64::from(known.near)));
+        assert_eq!(near, mean <= f64::from(known.near));
         mean
     };
     let mut far = any.digits.clone();

@@ -53,14 +53,16 @@ fn closed_forms_come_from_the_examples_that_the_encoder_takes() {
     assert_eq!(whole.features, generator.features(&data, &classes, 1).unwrap());
     assert_eq!(whole.data.class_names, ["z", "x"]);
     let task = data.select_classes(&classes).unwrap();
-    for form in ClosedForm::ALONE {
-        let theta = generator.closed_form(form, &whole.data, &[]).unwrap();
-        assert_eq!(generator.evaluate(&theta, &task).unwrap().accuracy, 1.0, "{form:?}");
+    let heads = generator.closed_forms(&whole.data, &[]).unwrap();
+    let forms: Vec<ClosedForm> = heads.iter().map(|(form, _)| *form).collect();
+    assert_eq!(forms, [ClosedForm::Ridge, ClosedForm::Centroid, ClosedForm::Blend]);
+    for (form, theta) in &heads {
+        assert_eq!(generator.evaluate(theta, &task).unwrap().accuracy, 1.0, "{form:?}");
     }
     let means = [class_mean(&data, 2), class_mean(&data, 0)];
     let bias = means.iter().map(|mean| -mean.iter().map(|v| v * v).sum::<f32>());
     let centroid: Vec<f32> = means.iter().flatten().map(|v| 2.0 * v).chain(bias).collect();
-    close(&generator.closed_form(ClosedForm::Centroid, &whole.data, &[]).unwrap(), &centroid, 1e-5);
+    close(&heads[1].1, &centroid, 1e-5);
 
     let fold = support.fold(1);
     assert_eq!((fold.held_out.len(), fold.rest.data.len()), (2, whole.data.len() - 2));

@@ -21,7 +21,8 @@ pub enum Init {
 }
 
 /// Parameters by name. A parameter's initial value depends on the seed and its name only, not on the order of
-/// creation. A clone shares the values.
+/// creation. A clone shares the values of the parameters that there are; what is made later is its own
+/// (`stages::shards::created`).
 #[derive(Debug, Clone)]
 pub struct Params {
     vars: BTreeMap<String, Var>,

@@ -37,6 +37,17 @@ pub struct Ridge {
     pub left_out: f64,
 }
 
+/// A mean of two heads, and the two.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blend {
+    /// θ of [`Examples::ridge`].
+    pub ridge: Vec<f32>,
+    /// θ of [`Examples::centroid`].
+    pub centroid: Vec<f32>,
+    /// θ of their mean.
+    pub theta: Vec<f32>,
+}
+
 impl<'a> Examples<'a> {
     /// `features` is `[labels.len() × dim]` row-major; labels are below `classes`.
     ///
@@ -111,7 +122,7 @@ impl<'a> Examples<'a> {
     ///
     /// # Errors
     /// As [`Self::ridge`].
-    pub fn blend(&self) -> Result<Vec<f32>> {
+    pub fn blend(&self) -> Result<Blend> {
         let (ridge, centroid) = (self.ridge()?.theta, self.centroid());
         let smallest = self.counts().into_iter().min().unwrap_or(1);
         let share = 1.0 / (1.0 + (smallest as f64).sqrt());
@@ -121,7 +132,7 @@ impl<'a> Examples<'a> {
         let theta: Vec<f32> = both.map(|(r, c)| (part(*r, 1.0 - share, a) + part(*c, share, b)) as f32).collect();
         match theta.iter().position(|v| !v.is_finite()) {
             Some(position) => Err(Error::NotFinite { what: "the mean of closed forms".into(), position }),
-            None => Ok(theta),
+            None => Ok(Blend { ridge, centroid, theta }),
         }
     }
 
@@ -416,7 +427,7 @@ mod tests {
         let (features, labels) = draw(12, 6, 3, 4);
         let examples = Examples::new(&features, &labels, 6, 3).unwrap();
         let (ridge, centroid, blend) =
-            (examples.ridge().unwrap().theta, examples.centroid(), examples.blend().unwrap());
+            (examples.ridge().unwrap().theta, examples.centroid(), examples.blend().unwrap().theta);
         let spread = |theta: &[f32]| examples.logit_spread(theta);
         for x in draw(20, 6, 3, 5).0.chunks_exact(6) {
             let expected = logits(&ridge, x, 3).into_iter().zip(logits(&centroid, x, 3));
@@ -427,7 +438,7 @@ mod tests {
             }
         }
         // Examples without any difference have logits without spread.
-        let same = Examples::new(&[1.0; 6], &[0, 1, 2], 2, 3).unwrap().blend().unwrap();
+        let same = Examples::new(&[1.0; 6], &[0, 1, 2], 2, 3).unwrap().blend().unwrap().theta;
         assert!(same.iter().all(|v| v.is_finite()), "{same:?}");
     }
 

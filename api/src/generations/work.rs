@@ -147,14 +147,16 @@ impl Job {
         timings.encode_ms = clock.lap();
         self.require_retrieved(&embedding.dataset)?;
         let distance = self.retriever.distance(&embedding.dataset)?;
-        let ranked = self.candidates(&support, (&embedding, distance), validation.as_ref(), cancel, report)?;
+        let familiarity = generator.familiarity(&embedding);
+        let near = familiarity.as_ref().map(|familiarity| familiarity.near);
+        let ranked = self.candidates(&support, (&embedding, distance, near), validation.as_ref(), cancel, report)?;
         timings.sample_ms = ranked.timings.sample_ms;
         let rest = clock.lap() - ranked.timings.sample_ms - ranked.timings.decode_ms;
         timings.rank_ms = self.plan.rank_by.map(|_| rest.max(0.0));
         let mut warnings = ranked.warnings;
         let samples = ranked.candidates;
         let generated = samples.first().is_some_and(|first| first.origin == Origin::Generated);
-        if generated && self.options.refine.is_none() && generator.is_near(&embedding) == Some(false) {
+        if generated && self.options.refine.is_none() && near == Some(false) {
             warnings.push(FAR.into());
         }
         let files = samples
@@ -170,7 +172,7 @@ impl Job {
             architecture: generator.architecture().name.clone(),
             classes,
             distance,
-            class_distances: generator.class_distances(&embedding),
+            class_distances: familiarity.map(|familiarity| familiarity.distances),
             samples,
             files,
             evaluations,
@@ -211,7 +213,7 @@ impl Job {
     fn candidates(
         &mut self,
         support: &Support,
-        (embedding, distance): (&Embedding, Option<f64>),
+        (embedding, distance, near): (&Embedding, Option<f64>, Option<bool>),
         validation: Option<&Dataset>,
         cancel: &Cancel,
         report: &dyn Fn(usize, usize),
@@ -238,6 +240,7 @@ impl Job {
             options: &self.options,
             origins: &self.plan.origins,
             distance,
+            near,
             place: Asked { retriever: &mut self.retriever, cancel, report },
         };
         let mut ranked = maker.rank(support, embedding, validation, rank_by)?;

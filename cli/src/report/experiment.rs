@@ -301,7 +301,7 @@ impl<'a> Run<'a> {
                 progress: run.place.progress,
             };
             let timing = e.timing.then(|| run.time(made, &comparison)).transpose()?;
-            let tune = |t: usize, models| run.tune(made, &tasks[t], t, models);
+            let tune = |t: usize, models| run.tune(made, &run.support_of(made, t, &tasks[t])?, models);
             let tunes = made.part.variant.sampling.tune > 0;
             Ok((comparison.run(if tunes { Some(&tune) } else { None })?, timing))
         })?;
@@ -379,7 +379,7 @@ impl<'a> Run<'a> {
             let weights = made.generator.decode(&latents)?;
             return Ok((embedding, weights));
         }
-        let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+        let support = self.support_of(made, t, task)?;
         if sampling.refine > 0 {
             let mut proceed = || self.place.progress.check().is_ok();
             latents = made.generator.refine(&latents, &support, &sampling.refinement(), &mut proceed)?;
@@ -388,16 +388,20 @@ impl<'a> Run<'a> {
         if sampling.recalibrate {
             weights = made.recalibrated(&weights, &support, self.sources.frozen())?;
         }
-        Ok((embedding, self.tune(made, task, t, weights)?))
+        Ok((embedding, self.tune(made, &support, weights)?))
     }
 
-    /// Fine-tunes networks on the support images of the `t`th task, as the variant does what it generates.
-    fn tune(&self, made: &Made<'_>, task: &Task, t: usize, networks: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
-        let (data, seed) = self.request(made, t, task)?;
-        let support = made.generator.gather_support(data, &task.classes, seed)?.whole().data;
+    /// Fine-tunes networks on support images, as the variant does what it generates.
+    fn tune(&self, made: &Made<'_>, support: &Dataset, networks: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
         let architecture = &made.generator.architecture().config;
         let (steps, lr) = (made.part.variant.sampling.tune, self.experiment.fine_tuning.lr);
-        Ok(fit::adapt(architecture, &support, networks, steps, lr)?)
+        Ok(fit::adapt(architecture, support, networks, steps, lr)?)
+    }
+
+    /// The support images of the `t`th task, as networks take them.
+    fn support_of(&self, made: &Made<'_>, t: usize, task: &Task) -> Result<Dataset> {
+        let (data, seed) = self.request(made, t, task)?;
+        Ok(made.generator.gather_support(data, &task.classes, seed)?.whole().data)
     }
 
     /// Validation images of a task's source, and the seed of its request: which of them are the support, and the noise.
@@ -442,11 +446,9 @@ impl<'a> Run<'a> {
             let (data, seed) = self.request(made, t, task)?;
             let support = made.generator.gather_support(data, &task.classes, seed)?;
             let part = support.whole();
-            for (arm, form) in FORMS.iter().filter(|(arm, _)| arms.contains(arm)) {
-                if *form != ClosedForm::Adapted || support.folds() > 0 {
-                    let theta = made.generator.closed_form(*form, &part.data, &generated[t])?;
-                    models.entry(*arm).or_default().push((t, theta));
-                }
+            let generated = if support.folds() > 0 { generated[t].as_slice() } else { &[] };
+            for (form, theta) in made.generator.closed_forms(&part.data, generated)? {
+                models.entry(arm_of(form)).or_default().push((t, theta));
             }
             if arms.contains(&Arm::Answer) {
                 let first = answer(made, &mut zoo, &support, &self.sampling(made, seed), &mut answers)?;
@@ -518,13 +520,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Closed forms that are arms.
-const FORMS: [(Arm, ClosedForm); 4] = [
-    (Arm::ClosedFormRidge, ClosedForm::Ridge),
-    (Arm::ClosedFormCentroid, ClosedForm::Centroid),
-    (Arm::ClosedFormBlend, ClosedForm::Blend),
-    (Arm::Adapted, ClosedForm::Adapted),
-];
+/// The arm of a closed form.
+fn arm_of(form: ClosedForm) -> Arm {
+    match form {
+        ClosedForm::Ridge => Arm::ClosedFormRidge,
+        ClosedForm::Centroid => Arm::ClosedFormCentroid,
+        ClosedForm::Blend => Arm::ClosedFormBlend,
+        ClosedForm::Adapted => Arm::Adapted,
+    }
+}
 
 /// Models of arms, by the task of each.
 type Models = BTreeMap<Arm, Vec<(usize, Vec<f32>)>>;
@@ -540,8 +544,10 @@ fn answer(
     let embedding = made.generator.embed(&support.whole().features)?;
     let distance = zoo.distance(&embedding.dataset);
     answers.distances.extend(distance);
-    answers.class_distances.extend(made.generator.class_distances(&embedding));
-    let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, distance, place: zoo };
+    let familiarity = made.generator.familiarity(&embedding);
+    let near = familiarity.as_ref().map(|familiarity| familiarity.near);
+    answers.class_distances.extend(familiarity.map(|familiarity| familiarity.distances));
+    let maker = Maker { generator: &made.generator, options, origins: &Origin::ALL, distance, near, place: zoo };
     let ranked = maker.rank(support, &embedding, None, RankBy::LeaveOneOut)?;
     let first = ranked.candidates.into_iter().next();
     let first = first.ok_or_else(|| Error::Internal("there are no candidates".into()))?;

@@ -1,8 +1,8 @@
 //! Classes of requests: how far they are from the zoo's; and generators for any number of them: the head of each number,
 //! and which class rows there are.
 
-use weights::Bundle;
 use weights::manifest::{EncoderContract, KnownClasses};
+use weights::{Bundle, novelty};
 
 use super::{Embedding, Generator};
 use crate::error::{Error, Result};
@@ -28,6 +28,16 @@ pub(super) struct Known {
     tokens: Vec<f32>,
 }
 
+/// How far a dataset is from the zoo, by its classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Familiarity {
+    /// Of each class, in class order: the distance of its token (z_s, paper 3.3) to the nearest of those of the zoo's tasks, in
+    /// units of what other images of those very classes have. About 1 is like one of them.
+    pub distances: Vec<f64>,
+    /// Whether their mean is within that of 95 % of the zoo's own datasets.
+    pub near: bool,
+}
+
 impl Known {
     /// Those of a bundle, if it has them.
     ///
@@ -39,34 +49,21 @@ impl Known {
 
     /// Distance of a token to the nearest, in units.
     fn distance(&self, token: &[f32]) -> f64 {
-        let square = |other: &[f32]| token.iter().zip(other).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-        let nearest = self.tokens.chunks_exact(self.contract.dim).map(square).fold(f64::INFINITY, f64::min);
-        nearest.sqrt() / f64::from(self.contract.unit)
+        let nearest = novelty::nearest(token, &self.tokens, self.contract.dim, None);
+        nearest.map_or(f64::INFINITY, |(_, distance)| distance) / f64::from(self.contract.unit)
     }
 }
 
 impl Generator {
-    /// How far each class of a dataset is from the classes of the zoo's tasks, in class order: the distance of its token (z_s,
-    /// paper 3.3) to the nearest of theirs, in units of what other images of those very classes have. About 1 is like one of
-    /// them. None where the bundle does not know: bundles of earlier versions, and encoders without class tokens.
-    pub fn class_distances(&self, embedding: &Embedding) -> Option<Vec<f64>> {
+    /// How far a dataset is from the zoo, by its classes. None where the bundle does not know: bundles of earlier versions, and
+    /// encoders without class tokens.
+    pub fn familiarity(&self, embedding: &Embedding) -> Option<Familiarity> {
         let known = self.known.as_ref()?;
         let tokens = embedding.condition.get(self.manifest.encoder.embedding_dim..)?;
-        Some(
-            tokens
-                .chunks_exact(known.contract.dim)
-                .take(embedding.classes)
-                .map(|token| known.distance(token))
-                .collect(),
-        )
-    }
-
-    /// Whether the classes of a dataset are like the zoo's: their mean [distance](Self::class_distances) is within that of 95 %
-    /// of the zoo's own datasets. None where the bundle does not know.
-    pub fn is_near(&self, embedding: &Embedding) -> Option<bool> {
-        let distances = self.class_distances(embedding)?;
-        let near = f64::from(self.known.as_ref()?.contract.near);
-        Some(distances.iter().sum::<f64>() / distances.len().max(1) as f64 <= near)
+        let tokens = tokens.chunks_exact(known.contract.dim).take(embedding.classes);
+        let distances: Vec<f64> = tokens.map(|token| known.distance(token)).collect();
+        let mean = distances.iter().sum::<f64>() / distances.len().max(1) as f64;
+        Some(Familiarity { near: mean <= f64::from(known.contract.near), distances })
     }
 
     /// The same generator, for requests of this number of classes: of a generator for any number it chooses the head. It

@@ -72,10 +72,7 @@ pub fn fit(config: &Config, from: &[&Source], shape: [usize; 3], s: &Settings, s
     }
     let device = Device::Cpu;
     let batch = Batches { s, shape, classes: &classes };
-    let mut first =
-        Shard { networks: Params::new(config.seed ^ 0xbac8, &device), rng: crate::random::stream(0, "create") };
-    batch.loss(&mut first)?;
-    let params = first.networks;
+    let params = shards::created(Params::new(config.seed ^ 0xbac8, &device), 0, |shard| batch.loss(shard))?;
     let vars = params.vars();
     let mut adam = AdamW::new(vars.clone(), AdamConfig { weight_decay: DECAY, clip: 1.0, ..Default::default() });
     let mut shards = shards::shards(config.seed, "backbone", || params.clone());

@@ -169,10 +169,7 @@ pub fn train(
         joint,
         qualities,
     };
-    // One loss makes all parameters, so that clones have them too.
-    let mut first = Shard { networks: (denoiser, encoder.clone()), rng: random::stream(config.seed, "create") };
-    data.loss(&mut first)?;
-    denoiser = first.networks.0;
+    (denoiser, _) = shards::created((denoiser, encoder.clone()), config.seed, |shard| data.loss(shard))?;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut learners = vec![Learner::new(&denoiser.params, 1.0, decay, settings.ema)?];
     if joint {

@@ -16,7 +16,6 @@ use crate::error::Result;
 use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::{Init, Params};
-use crate::random;
 
 /// A trained dataset encoder. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -102,10 +101,7 @@ pub fn train(given: &Given<'_>, latents: &Tensor) -> Result<(Encoder, Curve)> {
     let settings = &config.encoder;
     let encoder = Encoder::new(config, zoo, sources, latents.device());
     let batch = Batches { config, zoo, sources, vectors, latents: latents.flatten_from(1)? };
-    // One loss makes all parameters, so that clones have them too.
-    let mut first = Shard { networks: encoder, rng: random::stream(config.seed, "create") };
-    batch.loss(&mut first)?;
-    let encoder = first.networks;
+    let encoder = shards::created(encoder, config.seed, |shard| batch.loss(shard))?;
     let vars = encoder.params.vars();
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut adam = AdamW::new(vars.clone(), decay);

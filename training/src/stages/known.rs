@@ -10,6 +10,7 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use weights::manifest::KnownClasses;
+use weights::novelty;
 
 use super::encoder::Encoder;
 use super::zoo::Zoo;
@@ -41,21 +42,22 @@ pub fn classes(
 ) -> Result<Option<(KnownClasses, Vec<f32>)>> {
     let dim = encoder.shape.token_dim;
     let has = encoder.shape.kind == EncoderKind::SetTransformer && encoder.shape.condition == Condition::Tokens;
-    let tasks: Vec<&Task> = zoo.runs.iter().map(|run| &run.task).collect();
-    let mut images = tasks.iter().map(|task| Ok(sources.task(task, Part::Validation)?.per_class()));
-    if !has || images.any(|n: Result<usize>| !n.is_ok_and(|n| n > 0)) {
+    if !has {
         return Ok(None);
+    }
+    let tasks: Vec<&Task> = zoo.runs.iter().map(|run| &run.task).collect();
+    for task in &tasks {
+        if sources.task(task, Part::Validation)?.per_class() == 0 {
+            return Ok(None);
+        }
     }
     let mut rng = random::stream(config.seed, "known classes");
     let known = tokens(&tasks, TOKENS, (sources, Part::Train), encoder, &mut rng)?.concat();
     let judged = tokens(&tasks, JUDGED, (sources, Part::Validation), encoder, &mut rng)?;
-    let nearest = |token: &[f32]| {
-        let squares = |other: &[f32]| token.iter().zip(other).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
-        known.chunks_exact(dim).map(squares).fold(f64::INFINITY, f64::min).sqrt()
-    };
     let of_dataset = |tokens: &Vec<f32>| {
-        let distances: Vec<f64> = tokens.chunks_exact(dim).map(nearest).collect();
-        distances.iter().sum::<f64>() / distances.len() as f64
+        let nearest =
+            |token| novelty::nearest(token, &known, dim, None).map_or(f64::INFINITY, |(_, distance)| distance);
+        tokens.chunks_exact(dim).map(nearest).sum::<f64>() / (tokens.len() / dim) as f64
     };
     let mut distances: Vec<f64> = judged.par_iter().map(of_dataset).collect();
     let unit = distances.iter().sum::<f64>() / distances.len() as f64;

@@ -293,10 +293,7 @@ impl Layers {
         progress: &Progress,
     ) -> Result<Params> {
         let config = &self.config;
-        // One loss makes all parameters, so that clones have them too; those that were cloned before it have not.
-        let mut first = Shard { networks: params.clone(), rng: random::stream(config.seed, "create") };
-        loss(self, &mut first)?;
-        let params = first.networks;
+        let params = shards::created(params.clone(), config.seed, |shard| loss(self, shard))?;
         let vars = params.vars();
         let mut adam = AdamW::new(vars.clone(), AdamConfig { clip: 1.0, ..Default::default() });
         let mut ema = Ema::new(&params, 0.99)?;

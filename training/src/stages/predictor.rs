@@ -204,11 +204,8 @@ pub fn train(
         params: Params::new(config.seed ^ 0xacc0, &Device::Cpu),
     };
     let batch = Batches { given, settings, examples: &learned, std };
-    // One loss makes all parameters, so that clones have them too.
     let networks = (predictor, encoder.cloned());
-    let mut first = Shard { networks, rng: random::stream(config.seed, "create") };
-    batch.loss(&mut first)?;
-    let (mut predictor, mut encoder) = first.networks;
+    let (mut predictor, mut encoder) = shards::created(networks, config.seed, |shard| batch.loss(shard))?;
     let vars = predictor.params.vars();
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut adam = AdamW::new(vars.clone(), decay);

@@ -23,6 +23,17 @@ pub struct Shard<N> {
     pub rng: ChaCha8Rng,
 }
 
+/// Networks with all their parameters: those are made by first use, here in one `loss`. A clone has the parameters that there
+/// are when it is made, so that shards must be clones of what this gives.
+///
+/// # Errors
+/// Those of the loss.
+pub fn created<N>(networks: N, seed: u64, loss: impl FnOnce(&mut Shard<N>) -> Result<Tensor>) -> Result<N> {
+    let mut first = Shard { networks, rng: random::stream(seed, "create") };
+    loss(&mut first)?;
+    Ok(first.networks)
+}
+
 /// Shards with streams of their own for one stage.
 pub fn shards<N>(seed: u64, stage: &str, networks: impl Fn() -> N) -> Vec<Shard<N>> {
     (0..SHARDS)
