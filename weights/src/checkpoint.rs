@@ -201,6 +201,11 @@ impl<R: Read + Seek> Checkpoint<R> {
         Ok(Self { source, tensors })
     }
 
+    /// Its tensors, and at which byte of the file each begins, in the order of the file.
+    pub fn places(&self) -> impl Iterator<Item = (&TensorSpec, u64)> {
+        self.tensors.iter().map(|found| (&found.spec, found.start))
+    }
+
     /// Names, shapes and types of its tensors, in the order of the file.
     pub fn layout(&self) -> TensorLayout {
         TensorLayout { params: self.tensors.iter().map(|found| found.spec.clone()).collect() }

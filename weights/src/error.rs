@@ -11,6 +11,16 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// A matrix has no spectrum.
+    #[error("a matrix of {rows} rows and {cols} columns: {reason}")]
+    Matrix {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        cols: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// A tensor is absent from a weights file.
     #[error("tensor {tensor} is missing; the layout needs {expected}")]
     MissingTensor {
@@ -144,6 +154,7 @@ impl Error {
             Self::Part(_) => "part_invalid",
             Self::Safetensors(_) => "safetensors_invalid",
             Self::Bundle(_) => "bundle_invalid",
+            Self::Matrix { .. } => "matrix_invalid",
         }
     }
 }

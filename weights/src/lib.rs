@@ -17,6 +17,7 @@ pub mod mobilenet;
 pub mod novelty;
 pub mod part;
 pub mod resnet;
+pub mod spectrum;
 pub mod standardise;
 pub mod tensors;
 pub mod vectorise;

@@ -104,8 +104,8 @@ pub fn chunks(layout: &Layout, chunk: usize) -> Vec<Chunk> {
     all
 }
 
-/// A parameter's name without the number of its block, and that number.
-fn kind(name: &str) -> (String, Option<usize>) {
+/// A parameter's name with `*` for the number of its block, and that number.
+pub fn kind(name: &str) -> (String, Option<usize>) {
     let mut block = None;
     let parts: Vec<&str> = name
         .split('.')
