@@ -30,6 +30,9 @@ pub enum Error {
     /// Training.
     #[error(transparent)]
     Training(#[from] training::Error),
+    /// Language models.
+    #[error(transparent)]
+    Language(language::Error),
     /// ONNX Runtime.
     #[error(transparent)]
     Inference(#[from] inference::Error),
@@ -76,6 +79,7 @@ impl Error {
             Self::Data(e) => e.code(),
             Self::Weights(e) => e.code(),
             Self::Training(e) => e.code(),
+            Self::Language(e) => e.code(),
             Self::Inference(e) => e.code(),
             Self::Registry(e) => e.code(),
             Self::Api(e) => e.code(),
@@ -94,6 +98,7 @@ impl Error {
                 training::Error::Tensor(_) | training::Error::Diverged { .. } | training::Error::Collapsed { .. },
             ) => 1,
             Self::Input { .. } | Self::Io { .. } | Self::Data(_) | Self::Weights(_) | Self::Training(_) => 2,
+            Self::Language(_) => 2,
             Self::Inference(inference::Error::Graph { .. }) => 1,
             Self::Registry(e)
                 if matches!(
@@ -108,6 +113,16 @@ impl Error {
             // What the API would call the client's mistake is one here too, as in an import.
             Self::Api(e) if e.status().is_client_error() => 2,
             Self::Api(_) | Self::Http(_) | Self::Damaged(_) | Self::Parity(_) | Self::Internal(_) => 1,
+        }
+    }
+}
+
+impl From<language::Error> for Error {
+    fn from(error: language::Error) -> Self {
+        // Interruptions and divergence have exit codes of their own.
+        match error {
+            language::Error::Training(error) => Self::Training(error),
+            error => Self::Language(error),
         }
     }
 }

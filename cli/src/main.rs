@@ -23,6 +23,7 @@ mod import;
 mod publish;
 mod report;
 mod serve;
+mod spectrum;
 mod token;
 mod train;
 mod worker;
@@ -76,6 +77,8 @@ enum Command {
     /// Import and list feature extractors.
     #[command(subcommand)]
     Extractor(extractor::Command),
+    /// Compare the spectra of a language model's layers with that of noise.
+    Spectrum(spectrum::Args),
     /// Measure against other programs.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -111,6 +114,7 @@ fn run(command: Command) -> Result<()> {
         Command::Architecture(command) => architecture::run(command),
         Command::Dataset(command) => dataset::run(command),
         Command::Extractor(command) => extractor::run(command),
+        Command::Spectrum(args) => spectrum::run(&args),
         Command::Bench(command) => bench::run(command),
         Command::Gc(args) => gc::run_gc(args),
         Command::Fsck(args) => gc::run_fsck(args),

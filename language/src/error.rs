@@ -30,6 +30,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// A stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Model { .. } => "model_invalid",
+            Self::Io { .. } => "io",
+            Self::Weights(e) => e.code(),
+            Self::Training(e) => e.code(),
+        }
+    }
+
     /// For `map_err` on file operations.
     pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();

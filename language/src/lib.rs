@@ -4,5 +4,6 @@
 pub mod error;
 pub mod model;
 pub mod rewrite;
+pub mod spectra;
 
 pub use error::{Error, Result};

@@ -197,7 +197,7 @@ impl Model {
 }
 
 /// A matrix of a block.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Matrix {
     /// Name of the tensor.
     pub name: String,

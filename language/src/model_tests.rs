@@ -21,7 +21,7 @@ fn shape(name: &str, n: usize) -> Vec<usize> {
     if name.contains("norm") { vec![n] } else { vec![n / 8, 8] }
 }
 
-fn write(path: &Path, tensors: &[(String, Dtype, Vec<f32>)]) {
+pub(crate) fn write(path: &Path, tensors: &[(String, Dtype, Vec<f32>)]) {
     let bytes: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, dtype, values)| {

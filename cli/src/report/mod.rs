@@ -6,7 +6,7 @@ mod experiment;
 mod markdown;
 mod near;
 mod overrides;
-mod plot;
+pub mod plot;
 mod result;
 mod unseen;
 mod weights_figure;

@@ -165,7 +165,8 @@ struct Target {
 impl Runner<'_> {
     fn measure(&mut self, data: &Path) -> Result<()> {
         let from = self.target(data, self.settings.from)?;
-        let mut layers = Layers::learn(&self.settings.layers, &from.layout, &from.original, self.place.progress)?;
+        let mut layers =
+            Layers::learn(&self.settings.layers, &from.layout, &from.original.as_slice(), self.place.progress)?;
         self.add("original", &from, &from.original)?;
         self.add_recalibrated("original, recalibrated", &from, &from.original)?;
         let back = layers.reconstruct(&from.layout, &from.original)?;
