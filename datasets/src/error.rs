@@ -64,6 +64,14 @@ pub enum Error {
         /// Size of this image, height x width.
         found: String,
     },
+    /// A file of a task of GLUE that is not as it should be.
+    #[error("{path}: {reason}")]
+    Glue {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
     /// A class has no example.
     #[error("class {0:?} has no examples; give at least one for every class")]
     ClassWithoutImages(String),
@@ -186,6 +194,7 @@ impl Error {
             Self::TarInvalid(_) => "tar_invalid",
             Self::TarUnsafePath(_) => "tar_unsafe_path",
             Self::LabelsCsvInvalid(_) => "labels_csv_invalid",
+            Self::Glue { .. } => "glue_invalid",
             Self::UnknownFormat(_) => "unknown_format",
             Self::ArchiveInvalid(_) => "archive_invalid",
             Self::Stopped => "cancelled",

@@ -23,6 +23,7 @@ mod error;
 mod file;
 pub mod folder;
 mod gather;
+pub mod glue;
 pub mod idx;
 mod images;
 pub mod inline;

@@ -13,6 +13,9 @@ pub enum Error {
         /// What is wrong and what would be right.
         reason: String,
     },
+    /// Texts, tokens or settings of a language model that cannot be used.
+    #[error("{0}")]
+    Text(String),
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -34,6 +37,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Model { .. } => "model_invalid",
+            Self::Text(_) => "text_invalid",
             Self::Io { .. } => "io",
             Self::Weights(e) => e.code(),
             Self::Training(e) => e.code(),

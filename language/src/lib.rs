@@ -2,6 +2,7 @@
 //! generation of layers chunk by chunk, and the greedy search of Algorithm 1.
 
 pub mod error;
+pub mod lm;
 pub mod model;
 pub mod rewrite;
 pub mod spectra;

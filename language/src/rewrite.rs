@@ -39,10 +39,7 @@ pub trait Fill {
 pub fn rewrite(model: &Model, to: &Path, fill: &mut impl Fill) -> Result<()> {
     let names = fill.names();
     names.iter().try_for_each(|name| model.entry(name).map(|_| ()))?;
-    if to.exists() {
-        return Err(Error::model(to, "it exists already: name a directory that does not"));
-    }
-    let part = Part::beside(to)?;
+    let part = Part::new(to)?;
     copy_others(model, &part.path)?;
     for shard in 0..model.shards().len() {
         write_shard(model, shard, &part.path, &names, fill)?;
@@ -51,20 +48,31 @@ pub fn rewrite(model: &Model, to: &Path, fill: &mut impl Fill) -> Result<()> {
 }
 
 /// A directory under a temporary name, removed when it is not kept.
-struct Part {
+#[derive(Debug)]
+pub(crate) struct Part {
     path: PathBuf,
     kept: bool,
 }
 
 impl Part {
-    fn beside(to: &Path) -> Result<Self> {
+    /// Beside `to`, which must not exist.
+    pub(crate) fn new(to: &Path) -> Result<Self> {
+        if to.exists() {
+            return Err(Error::model(to, "it exists already: name a directory that does not"));
+        }
         let name = to.file_name().unwrap_or_default().to_string_lossy();
         let path = to.with_file_name(format!(".{name}.{}.part", std::process::id()));
         std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
         Ok(Self { path, kept: false })
     }
 
-    fn keep(mut self, to: &Path) -> Result<()> {
+    /// Where it is now.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name.
+    pub(crate) fn keep(mut self, to: &Path) -> Result<()> {
         std::fs::rename(&self.path, to).map_err(Error::io(to))?;
         self.kept = true;
         Ok(())
