@@ -32,7 +32,7 @@ pub enum Error {
     Training(#[from] training::Error),
     /// Language models.
     #[error(transparent)]
-    Language(language::Error),
+    Language(::language::Error),
     /// ONNX Runtime.
     #[error(transparent)]
     Inference(#[from] inference::Error),
@@ -117,11 +117,11 @@ impl Error {
     }
 }
 
-impl From<language::Error> for Error {
-    fn from(error: language::Error) -> Self {
+impl From<::language::Error> for Error {
+    fn from(error: ::language::Error) -> Self {
         // Interruptions and divergence have exit codes of their own.
         match error {
-            language::Error::Training(error) => Self::Training(error),
+            ::language::Error::Training(error) => Self::Training(error),
             error => Self::Language(error),
         }
     }

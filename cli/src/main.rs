@@ -20,10 +20,10 @@ mod gc;
 mod generate;
 mod generator;
 mod import;
+mod language;
 mod publish;
 mod report;
 mod serve;
-mod spectrum;
 mod token;
 mod train;
 mod worker;
@@ -78,7 +78,10 @@ enum Command {
     #[command(subcommand)]
     Extractor(extractor::Command),
     /// Compare the spectra of a language model's layers with that of noise.
-    Spectrum(spectrum::Args),
+    Spectrum(language::spectrum::Args),
+    /// Learn, generate, search and mix layers of language models.
+    #[command(subcommand)]
+    Language(language::Command),
     /// Measure against other programs.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -114,7 +117,8 @@ fn run(command: Command) -> Result<()> {
         Command::Architecture(command) => architecture::run(command),
         Command::Dataset(command) => dataset::run(command),
         Command::Extractor(command) => extractor::run(command),
-        Command::Spectrum(args) => spectrum::run(&args),
+        Command::Spectrum(args) => language::spectrum::run(&args),
+        Command::Language(command) => language::run(&command),
         Command::Bench(command) => bench::run(command),
         Command::Gc(args) => gc::run_gc(args),
         Command::Fsck(args) => gc::run_fsck(args),

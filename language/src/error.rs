@@ -16,6 +16,9 @@ pub enum Error {
     /// Texts, tokens or settings of a language model that cannot be used.
     #[error("{0}")]
     Text(String),
+    /// A model could not be evaluated.
+    #[error("evaluation: {0}")]
+    Evaluator(String),
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -38,6 +41,7 @@ impl Error {
         match self {
             Self::Model { .. } => "model_invalid",
             Self::Text(_) => "text_invalid",
+            Self::Evaluator(_) => "evaluation_failed",
             Self::Io { .. } => "io",
             Self::Weights(e) => e.code(),
             Self::Training(e) => e.code(),

@@ -2,9 +2,17 @@
 //! generation of layers chunk by chunk, and the greedy search of Algorithm 1.
 
 pub mod error;
+pub mod evaluate;
+pub mod generator;
 pub mod lm;
 pub mod model;
 pub mod rewrite;
+pub mod search;
+pub mod soup;
 pub mod spectra;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
 
 pub use error::{Error, Result};

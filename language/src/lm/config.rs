@@ -106,7 +106,7 @@ impl Config {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        if self.head_dim == 0 || self.head_dim % 2 == 1 || self.heads % self.kv_heads != 0 {
+        if self.head_dim == 0 || self.head_dim % 2 == 1 || !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv, width) = (self.heads, self.kv_heads, self.hidden);
             return Err(format!("{heads} heads, {kv} of keys and values, do not fit a width of {width}"));
         }

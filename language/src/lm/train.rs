@@ -102,7 +102,7 @@ pub fn small(
     heads: usize,
     length: usize,
 ) -> Result<Config> {
-    if heads == 0 || hidden % heads != 0 || (hidden / heads) % 2 == 1 || layers == 0 {
+    if heads == 0 || !hidden.is_multiple_of(heads) || (hidden / heads) % 2 == 1 || layers == 0 {
         return Err(Error::Text(format!("{heads} heads do not fit a width of {hidden}: it must be an even multiple")));
     }
     let gated = family != Family::Gpt2;
@@ -113,7 +113,7 @@ pub fn small(
         intermediate: if gated { (8 * hidden / 3).next_multiple_of(32) } else { 4 * hidden },
         layers,
         heads,
-        kv_heads: if gated && heads % 2 == 0 { heads / 2 } else { heads },
+        kv_heads: if gated && heads.is_multiple_of(2) { heads / 2 } else { heads },
         head_dim: hidden / heads,
         epsilon: 1e-5,
         rope_theta: if gated { 10_000.0 } else { 0.0 },

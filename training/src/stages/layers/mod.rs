@@ -8,6 +8,8 @@
 mod chunks;
 mod saved;
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -95,7 +97,7 @@ impl LayersConfig {
             return Err(Error::Config(text.into()));
         }
         let shares = self.kl_from.is_finite() && (0.0..=1.0).contains(&self.kl_from);
-        if !shares || !(self.beta >= 0.0 && self.lr > 0.0 && self.lr.is_finite()) {
+        if !(shares && self.beta >= 0.0 && self.lr > 0.0 && self.lr.is_finite()) {
             return Err(Error::Config("layers: kl_from is a share of 0 to 1, beta at least 0, lr above 0".into()));
         }
         Ok(())
@@ -328,9 +330,8 @@ impl Layers {
     /// When it has a layer of a type that was not learned.
     pub fn reconstruct(&mut self, layout: &Layout, theta: &[f32]) -> Result<Vec<f32>> {
         let all = self.config.chunks(layout);
-        let (kinds, conditions) = self.conditions(&all)?;
-        let z = self.latents(&Table { all: &all, kinds, conditions }, &theta)?;
-        self.into_place(&all, &z, theta.to_vec())
+        let z = self.encode(&all, &theta)?;
+        self.in_place(&all, &z, theta.to_vec())
     }
 
     /// A network of another layout whose layers are of the types that were learned; its buffers are those of
@@ -340,11 +341,11 @@ impl Layers {
     /// When it has a layer of a type that was not learned.
     pub fn generate(&mut self, layout: &Layout, start: &[f32], seed: u64) -> Result<Vec<f32>> {
         let all = self.config.chunks(layout);
-        let z = self.sample(&all, seed)?;
-        self.into_place(&all, &z, start.to_vec())
+        let z = self.sample(&all, 0..all.len(), seed)?;
+        self.in_place(&all, &z, start.to_vec())
     }
 
-    fn into_place(&mut self, all: &[Chunk], z: &Tensor, mut theta: Vec<f32>) -> Result<Vec<f32>> {
+    fn in_place(&mut self, all: &[Chunk], z: &Tensor, mut theta: Vec<f32>) -> Result<Vec<f32>> {
         for (i, some) in all.chunks(ROWS).enumerate() {
             let rows = self.decode(some, &z.narrow(0, i * ROWS, some.len())?)?;
             for (row, chunk) in rows.chunks_exact(self.config.chunk).zip(some) {
@@ -355,18 +356,28 @@ impl Layers {
         Ok(theta)
     }
 
-    /// Latents `[n, latent]` of chunks, sampled by DDIM: from one seed the same, whatever they are decoded with.
+    /// Latents `[n, latent]` of chunks with these values.
+    ///
+    /// # Errors
+    /// When a chunk is of a type that was not learned, or values cannot be read.
+    pub fn encode(&mut self, all: &[Chunk], values: &dyn Values) -> Result<Tensor> {
+        let (kinds, conditions) = self.conditions(all)?;
+        self.latents(&Table { all, kinds, conditions }, values)
+    }
+
+    /// Latents `[n, latent]` of the chunks `range` of `all`, sampled by DDIM: from one seed a chunk has the same, whichever
+    /// range it is sampled in.
     ///
     /// # Errors
     /// When a chunk is of a type that was not learned.
-    pub fn sample(&mut self, all: &[Chunk], seed: u64) -> Result<Tensor> {
-        let (_, conditions) = self.conditions(all)?;
-        let noise =
-            random::normal(&[all.len(), self.config.latent], &Device::Cpu, &mut random::stream(seed, "layers"))?;
+    pub fn sample(&mut self, all: &[Chunk], range: Range<usize>, seed: u64) -> Result<Tensor> {
+        let (_, conditions) = self.conditions(&all[range.clone()])?;
+        let mut rng = random::stream(seed, "layers");
+        let noise = random::normal(&[all.len(), self.config.latent], &Device::Cpu, &mut rng)?;
         let mut parts = Vec::new();
-        for start in (0..all.len()).step_by(ROWS) {
-            let n = ROWS.min(all.len() - start);
-            parts.push(self.denoised(noise.narrow(0, start, n)?, &conditions.narrow(0, start, n)?)?);
+        for start in range.clone().step_by(ROWS) {
+            let n = ROWS.min(range.end - start);
+            parts.push(self.denoised(noise.narrow(0, start, n)?, &conditions.narrow(0, start - range.start, n)?)?);
         }
         Ok(Tensor::cat(&parts, 0)?.affine(1.0 / self.scale, 0.0)?)
     }

@@ -25,11 +25,11 @@ fn invalid(reason: impl std::fmt::Display) -> Error {
 }
 
 impl Layers {
-    /// As one safetensors file.
+    /// As one safetensors file, with further texts in its metadata.
     ///
     /// # Errors
     /// When parameters cannot be read.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+    pub fn to_bytes(&self, texts: &[(&str, String)]) -> Result<Vec<u8>> {
         let head = Head {
             config: self.config.clone(),
             kinds: self.kinds.clone(),
@@ -46,7 +46,8 @@ impl Layers {
         let list: Vec<(&str, &[usize], &[f32])> =
             all.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice())).collect();
         let head = serde_json::to_string(&head).map_err(invalid)?;
-        Ok(tensors::named_to_safetensors(&list, &BTreeMap::from([(KEY.to_owned(), head)])))
+        let texts = texts.iter().map(|(key, text)| ((*key).to_owned(), text.clone()));
+        Ok(tensors::named_to_safetensors(&list, &texts.chain([(KEY.to_owned(), head)]).collect()))
     }
 
     /// Reads what [`Layers::to_bytes`] wrote.
@@ -87,7 +88,7 @@ impl Layers {
         let table = super::Table { all: std::slice::from_ref(&chunk), kinds, conditions };
         let zeros = vec![0f32; self.config.chunk];
         self.latents(&table, &zeros.as_slice())?;
-        let z = self.sample(std::slice::from_ref(&chunk), 0)?;
+        let z = self.sample(std::slice::from_ref(&chunk), 0..1, 0)?;
         self.decode(std::slice::from_ref(&chunk), &z)?;
         Ok(())
     }

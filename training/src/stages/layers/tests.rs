@@ -113,7 +113,7 @@ fn what_was_learned_is_kept_in_a_file() {
             ..LayersConfig::default()
         };
         let mut layers = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap();
-        let bytes = layers.to_bytes().unwrap();
+        let bytes = layers.to_bytes(&[]).unwrap();
         let mut again = Layers::from_bytes(&bytes).unwrap();
         assert_eq!(again.generate(&layout, &theta, 3).unwrap(), layers.generate(&layout, &theta, 3).unwrap());
         assert_eq!(again.reconstruct(&layout, &theta).unwrap(), layers.reconstruct(&layout, &theta).unwrap());

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use language::model::Model;
-use language::spectra::{Layer, spectra};
+use ::language::model::Model;
+use ::language::spectra::{Layer, spectra};
 use plotters::prelude::*;
 
 use crate::context::{progress, say, write_whole};
