@@ -193,13 +193,17 @@ impl Search<'_> {
         if self.config.proposal == Proposal::Generated {
             return Ok(generated);
         }
-        let original = self.model.tensor(matrix)?;
-        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let apart = norm(&mut generated.iter().zip(&original).map(|(a, b)| a - b));
-        let noise = random::normal_vec(original.len(), &mut random::stream(seed, "noise"));
-        let scale = (apart / norm(&mut noise.iter().copied()).max(1e-30)) as f32;
-        Ok(original.iter().zip(noise).map(|(w, n)| w + scale * n).collect())
+        Ok(as_far(&self.model.tensor(matrix)?, &generated, seed))
     }
+}
+
+/// `original` moved in a random direction as far as `generated` is from it.
+pub fn as_far(original: &[f32], generated: &[f32], seed: u64) -> Vec<f32> {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let apart = norm(&mut generated.iter().zip(original).map(|(a, b)| a - b));
+    let noise = random::normal_vec(original.len(), &mut random::stream(seed, "noise"));
+    let scale = (apart / norm(&mut noise.iter().copied()).max(1e-30)) as f32;
+    original.iter().zip(noise).map(|(w, n)| w + scale * n).collect()
 }
 
 fn resumed(path: &Path) -> Result<Option<Course>> {

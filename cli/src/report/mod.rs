@@ -3,11 +3,14 @@
 mod cache;
 mod config;
 mod experiment;
+mod language;
 mod markdown;
 mod near;
 mod overrides;
+mod own;
 pub mod plot;
 mod result;
+mod scale;
 mod unseen;
 mod weights_figure;
 
@@ -17,6 +20,7 @@ use crate::context::{RuntimeArgs, prepare, progress, say, write_whole};
 use crate::error::{Error, Result};
 use config::Experiment;
 use experiment::Place;
+use own::Own;
 
 /// Run an experiment and write its page, its plots and its numbers.
 #[derive(Debug, clap::Args)]
@@ -45,9 +49,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
+    let own = args.experiment.as_deref().and_then(Own::find);
     let experiments = match (args.experiment.as_deref(), &args.config) {
         (Some("list"), _) => return list(&args),
-        (Some(unseen::NAME), _) => Vec::new(),
+        _ if own.is_some() => Vec::new(),
         (Some("all"), _) => there(&args)?,
         (Some(name), _) => vec![config::built_in(name, args.quick)?],
         (None, Some(file)) => vec![config::of_file(file, args.quick)?],
@@ -59,30 +64,34 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Error::input("data_missing", text));
         }
     }
-    // Of a form of its own: it has no zoo.
     let everything = args.experiment.as_deref() == Some("all");
-    let unseen = match (args.experiment.as_deref() == Some(unseen::NAME), unseen::missing_data(args.data.as_deref())) {
-        (true, Some(text)) => return Err(Error::input("data_missing", text)),
-        (_, Some(text)) => {
-            if everything {
-                say(&format!("passed over: {text}"));
-            }
+    let mut others: Vec<&Own> = own.into_iter().collect();
+    if everything {
+        others.extend(own::ALL.iter().filter(|own| own.of_all));
+    }
+    let data = args.data.as_deref();
+    if let Some(text) = own.and_then(|own| own.missing(data)) {
+        return Err(Error::input("data_missing", text));
+    }
+    others.retain(|own| match own.missing(data) {
+        Some(text) => {
+            say(&format!("passed over: {text}"));
             false
         }
-        (asked, None) => asked || everything,
-    };
+        None => true,
+    });
     let runtime = args.runtime.open()?;
     let progress = progress()?;
     let place = Place { data: args.data.as_deref(), out: &args.out, runtime: &runtime, progress: &progress };
     for experiment in &experiments {
         one(experiment, &place, args.config.as_ref()).map_err(diverged)?;
     }
-    if unseen {
-        unseen::run(&place, args.quick).map_err(diverged)?;
+    for own in &others {
+        own.run(&place, args.quick).map_err(diverged)?;
     }
     if everything {
         let named = experiments.iter().map(|e| (e.title.as_str(), e.name.as_str()));
-        join(&named.chain(unseen.then_some((unseen::TITLE, unseen::NAME))).collect::<Vec<_>>(), &args.out)?;
+        join(&named.chain(others.iter().map(|own| (own.title, own.name))).collect::<Vec<_>>(), &args.out)?;
     }
     Ok(())
 }
@@ -126,9 +135,11 @@ fn list(args: &Args) -> Result<()> {
             say(&format!("{:<14} {text}", ""));
         }
     }
-    say(&format!("{} {}", unseen::NAME, unseen::TITLE));
-    if let Some(text) = unseen::missing_data(args.data.as_deref()) {
-        say(&format!("{:<14} {text}", ""));
+    for own in &own::ALL {
+        say(&format!("{:<14} {}", own.name, own.title));
+        if let Some(text) = own.missing(args.data.as_deref()) {
+            say(&format!("{:<14} {text}", ""));
+        }
     }
     Ok(())
 }

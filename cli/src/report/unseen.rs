@@ -20,8 +20,9 @@ use weights::checkpoint::{Checkpoint, Limits, Options};
 use weights::{Architecture, Layout, tensors};
 
 use super::experiment::Place;
+use super::own;
 use crate::compare::mean_std;
-use crate::context::{peak_rss_mib, prepare, say, write_whole};
+use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 
 /// Its name.
@@ -54,20 +55,7 @@ struct Settings {
 }
 
 fn settings(quick: bool) -> Result<Settings> {
-    let invalid = |e: String| Error::input("config_invalid", format!("experiment {NAME}: {e}"));
-    let mut table: toml::Table = toml::from_str(FILE).map_err(|e| invalid(e.to_string()))?;
-    let small = table.remove("quick");
-    if let Some(toml::Value::Table(small)) = small.filter(|_| quick) {
-        for (key, value) in small {
-            match (table.get_mut(&key), value) {
-                (Some(toml::Value::Table(own)), toml::Value::Table(value)) => own.extend(value),
-                (_, value) => {
-                    table.insert(key, value);
-                }
-            }
-        }
-    }
-    table.try_into().map_err(|e: toml::de::Error| invalid(e.to_string()))
+    own::settings(NAME, FILE, quick)
 }
 
 /// Why its data is not there, if so.
@@ -88,18 +76,14 @@ type Arms = BTreeMap<&'static str, BTreeMap<usize, Vec<f64>>>;
 /// # Errors
 /// `data_missing`, and those of reading, training and ONNX Runtime.
 pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
-    let missing = || missing_data(place.data).map(|text| Error::input("data_missing", text));
-    let data = match (place.data, missing()) {
-        (Some(data), None) => data,
-        (_, error) => return Err(error.unwrap_or_else(|| Error::Internal("no data".into()))),
-    };
+    let data = place.data.ok_or_else(|| Error::Internal("no data".into()))?;
     let start = Instant::now();
     let settings = settings(quick)?;
     let (calibration, test) = images(data, &settings)?;
     let mut runner = Runner { place, settings: &settings, calibration, test, arms: Arms::new() };
     runner.measure(data)?;
     let arms = runner.arms;
-    let command = format!("weightsmith report {NAME} --data DIR{}", if quick { " --quick" } else { "" });
+    let command = own::command(NAME, quick);
     let seconds = start.elapsed().as_secs_f64();
     let page = page(&settings, &arms, &command, quick, seconds);
     let numbers = |values: &Vec<f64>| {
@@ -113,14 +97,7 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"), "command": command, "seeds": [settings.layers.seed], "seconds": seconds,
         "peak_rss_mib": peak_rss_mib(), "arms": by_arm,
     });
-    let mut text = serde_json::to_vec_pretty(&out).map_err(|e| Error::Internal(e.to_string()))?;
-    text.push(b'\n');
-    let target = |ending: &str| place.out.join(format!("{NAME}.{ending}"));
-    prepare(&target("md"))?;
-    write_whole(&target("json"), &text)?;
-    write_whole(&target("md"), page.as_bytes())?;
-    say(&page);
-    Ok(())
+    own::finish(place, NAME, &out, &page)
 }
 
 /// Images to recalibrate on, and other images to measure on, of each class the first ones.
@@ -265,10 +242,7 @@ const ARMS: [(&str, &str); 7] = [
 fn page(settings: &Settings, arms: &Arms, command: &str, quick: bool, seconds: f64) -> String {
     let mut depths = vec![settings.from];
     depths.extend(&settings.to);
-    let mut out = format!("# {TITLE}\n\n");
-    if quick {
-        out.push_str("**A quick run, to see that it works: none of these numbers is a result.**\n\n");
-    }
+    let mut out = format!("# {TITLE}\n\n{}", own::warning(quick));
     let _ = write!(
         out,
         "Figure 2 of the paper (section 4.1.4). The published CIFAR-10 checkpoints on JPEG copies of its test images ({} a class; \
