@@ -53,6 +53,18 @@ struct Columns {
     label: usize,
 }
 
+impl Columns {
+    /// Copies differ in what they call the sentence.
+    fn check(self, path: &Path, first: &csv::StringRecord) -> Result<()> {
+        let names = self.header.unwrap_or_default();
+        let label = first.get(self.label).map(str::trim);
+        if first.len() == self.count && label == names.get(self.label).copied() {
+            return Ok(());
+        }
+        Err(refused(path, format!("its first line must name the columns {}", names.join(", "))))
+    }
+}
+
 impl Task {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Sst2, Self::Cola, Self::Mrpc, Self::Rte];
@@ -137,26 +149,31 @@ impl Task {
 
     fn parse(self, path: &Path, text: &str) -> Result<Vec<Example>> {
         let columns = self.columns();
-        let mut lines = text.trim_start_matches('\u{feff}').lines().enumerate();
-        if let Some(header) = columns.header {
-            // Copies differ in what they call the sentence.
-            let first: Vec<&str> = lines.next().map(|(_, line)| line.split('\t').collect()).unwrap_or_default();
-            if first.len() != columns.count || first.get(columns.label) != header.get(columns.label) {
-                return Err(refused(path, format!("its first line must name the columns {}", header.join(", "))));
-            }
-        }
+        // MRPC quotes cells as spreadsheets do; elsewhere a quotation mark is one.
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(b'\t')
+            .quoting(self == Self::Mrpc)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text.trim_start_matches('\u{feff}').as_bytes());
         let mut examples = Vec::new();
-        for (number, line) in lines.filter(|(_, line)| !line.trim().is_empty()) {
-            let wrong = |reason: String| refused(path, format!("line {}: {reason}", number + 1));
-            let cells: Vec<&str> = line.split('\t').collect();
-            if cells.len() != columns.count {
-                return Err(wrong(format!("it has {} columns and should have {}", cells.len(), columns.count)));
+        for (row, record) in reader.records().enumerate() {
+            let record = record.map_err(|e| refused(path, e.to_string()))?;
+            if row == 0 && columns.header.is_some() {
+                columns.check(path, &record)?;
+                continue;
             }
-            let cell = cells[columns.label].trim();
+            let line = record.position().map_or(0, csv::Position::line);
+            let wrong = |reason: String| refused(path, format!("line {line}: {reason}"));
+            if record.len() != columns.count {
+                return Err(wrong(format!("it has {} columns and should have {}", record.len(), columns.count)));
+            }
+            let cell = record[columns.label].trim();
             let number = cell.parse().ok().filter(|label: &usize| *label < 2);
             let label = number.or_else(|| self.classes().iter().position(|class| *class == cell));
             let label = label.ok_or_else(|| wrong(format!("its label is {cell:?}, neither 0 nor 1")))?;
-            let sentence = |column: usize| cells[column].trim().to_owned();
+            // A copy of MRPC has tabs for commas inside its quotation marks.
+            let sentence = |column: usize| record[column].trim().replace('\t', ",");
             let (first, second) = (sentence(columns.first), columns.second.map(sentence));
             examples.push(Example { first, second, label: label as u32 });
         }
@@ -229,7 +246,10 @@ mod tests {
         let read = Task::Rte.read(data.path()).unwrap();
         assert_eq!(read.train, [example("No weapons.", Some("Weapons."), 0), example("A b.", Some("A."), 1)]);
         let read = Task::Mrpc.read(data.path()).unwrap();
-        assert_eq!(read.test, [example("One .", Some("The one ."), 1), example("One .", Some("Two ."), 0)]);
+        assert_eq!(
+            read.test,
+            [example("He said , \" One \" .", Some("The one ."), 1), example("One .", Some("Two ."), 0)]
+        );
     }
 
     #[test]

@@ -1,0 +1,144 @@
+//! Language models from the command line: trained, looked at, their layers learned, generated, searched and mixed.
+
+// Helpers outside #[test] functions fail a test by panicking too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::{folder, refused, repository, succeed, text, weightsmith};
+
+fn corpus(path: &Path) {
+    let line = |i: usize| {
+        let (colour, mood) = (["red", "old", "big"][i % 3], ["sad", "new"][i / 3 % 2]);
+        format!("the {colour} cat sees the {mood} dog , and the {mood} dog sees the {colour} cat .\n")
+    };
+    std::fs::write(path, (0..120).map(line).collect::<String>()).unwrap();
+}
+
+/// The number behind `word` in a command's output.
+fn number(out: &str, word: &str) -> f64 {
+    let behind = out.split(word).nth(1).unwrap_or_else(|| panic!("no {word} in {out}"));
+    let number: String = behind.trim_start().chars().take_while(|c| c.is_ascii_digit() || "-.".contains(*c)).collect();
+    number.trim_end_matches('.').parse().unwrap()
+}
+
+#[test]
+fn from_text_to_a_soup() {
+    let data = folder();
+    let at = |name: &str| data.path().join(name);
+    let (lines, base, layers) = (at("lines.txt"), at("base"), at("layers.safetensors"));
+    corpus(&lines);
+    let sizes = ["--width", "32", "--layers", "2", "--heads", "2", "--vocabulary", "280", "--length", "24"];
+    let steps = ["--steps", "60", "--batch", "8", "--lr", "0.01"];
+    let train = ["language", "train", "--text", text(&lines), "--out", text(&base)];
+    let said = succeed(&[&train[..], &sizes, &steps].concat());
+    assert!(number(&said, "held out:") < 0.5 * number(&said, "frequencies:"), "{said}");
+    let again = refused(&mut weightsmith([&train[..], &sizes, &steps].concat()));
+    assert!(again.contains("exists already"), "{again}");
+
+    let (svg, numbers) = (at("spectrum.svg"), at("spectrum.json"));
+    let said = succeed(&["spectrum", text(&base), "--top", "0.5", "--svg", text(&svg), "--json", text(&numbers)]);
+    assert!(said.contains("selected: 7 of 14 matrices"), "{said}");
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("singular value / edge"));
+    let spectra: Vec<Value> = serde_json::from_slice(&std::fs::read(&numbers).unwrap()).unwrap();
+    assert_eq!(spectra.iter().filter(|layer| layer["selected"] == true).count(), 7);
+
+    let settings = at("layers.toml");
+    std::fs::write(
+        &settings,
+        "chunk = 512\nlatent = 24\nhidden = 0\nvae_steps = 100\ndiffusion_steps = 100\nwidth = 32\nblocks = 1\n",
+    )
+    .unwrap();
+    let learn = ["language", "learn", text(&base), "--top", "0.5", "--config", text(&settings), "--out", text(&layers)];
+    let said = succeed(&learn);
+    assert!(said.contains("kurtosis") && said.contains("7 matrices"), "{said}");
+    let from = ["--generator", text(&layers)];
+    let made = at("made");
+    succeed(&[&["language", "generate", text(&base)][..], &from, &["--out", text(&made)]].concat());
+    let (better, score) = (at("better"), ["--text", text(&lines), "--length", "24"]);
+    let search = ["language", "search", text(&base), "--candidates", "2", "--out", text(&better)];
+    let said = succeed(&[&search[..], &from, &score].concat());
+    assert!(number(&said, ": score") <= number(&said, "before,"), "{said}");
+    let course: Value = serde_json::from_slice(&std::fs::read(at("better.course.json")).unwrap()).unwrap();
+    assert_eq!(course["steps"].as_array().unwrap().len(), 7);
+
+    let mixed = at("mixed");
+    let (one, other) = (format!("{}=2", base.display()), format!("{}=1", better.display()));
+    succeed(&["language", "soup", &one, &other, "--out", text(&mixed)]);
+    let perplexity =
+        |model: &Path| number(&succeed(&[&["language", "evaluate", text(model)][..], &score].concat()), "perplexity");
+    assert!(perplexity(&better) <= perplexity(&base) + 1e-3, "{} {}", perplexity(&better), perplexity(&base));
+    assert!(perplexity(&mixed) < 2.0 * perplexity(&base));
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let data = folder();
+    let nothing = data.path().join("nothing");
+    for (args, wanted) in [
+        (vec!["spectrum", text(&nothing)], "config.json"),
+        (vec!["language", "evaluate", text(&nothing)], "config.json"),
+        (vec!["language", "soup", "a=x", "b", "--out", text(&nothing)], "x is no weight"),
+        (vec!["language", "train", "--text", text(&nothing), "--out", text(&nothing)], "No such file"),
+    ] {
+        let line = refused(&mut weightsmith(&args));
+        assert!(line.contains(wanted), "{line}");
+    }
+    assert!(!nothing.exists());
+}
+
+#[test]
+fn reports_on_language_models() {
+    let data = folder();
+    let (texts, out) = (data.path().join("data"), data.path().join("out"));
+    let noun = |i: usize| ["cat", "dog", "horse", "bird", "man"][i % 5];
+    let sentence = |i: usize| format!("{i} times the {} has seen the {} .", noun(i), noun(i / 5 + 1));
+    let table = |header: &str, row: &dyn Fn(usize) -> String| -> String {
+        std::iter::once(format!("{header}\n")).chain((0..60).map(row)).collect()
+    };
+    let write = |name: &str, text: &str| {
+        let path = texts.join("text").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    for file in ["train.tsv", "dev.tsv"] {
+        write(&format!("sst2/{file}"), &table("label\tsentence", &|i| format!("{}\t{}\n", i % 2, sentence(i))));
+        let row = |i: usize| {
+            format!("{i}\t{}\t{}\t{}\n", sentence(100 + i), sentence(200 + i), ["entailment", "not_entailment"][i % 2])
+        };
+        write(&format!("rte/{file}"), &table("index\tsentence1\tsentence2\tlabel", &row));
+    }
+    let pair = |i: usize| format!("{}\t1\t2\t{}\t{}\n", i % 2, sentence(300 + i), sentence(400 + i));
+    for file in ["train", "test"] {
+        write(&format!("mrpc/msr_paraphrase_{file}.txt"), &table("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", &pair));
+    }
+    std::fs::create_dir_all(texts.join("text/cola")).unwrap();
+    let file = std::fs::File::create(texts.join("text/cola/cola_public.zip")).unwrap();
+    let mut archive = zip::ZipWriter::new(file);
+    for name in ["in_domain_train", "in_domain_dev"] {
+        archive.start_file(format!("cola_public/raw/{name}.tsv"), zip::write::SimpleFileOptions::default()).unwrap();
+        let rows: String = (0..60).map(|i| format!("x\t{}\t\t{}\n", i % 2, sentence(500 + i))).collect();
+        std::io::Write::write_all(&mut archive, rows.as_bytes()).unwrap();
+    }
+    archive.finish().unwrap();
+    let report = |name: &str| -> Value {
+        succeed(&["report", name, "--quick", "--data", text(&texts), "--out", text(&out)]);
+        assert!(out.join(format!("{name}.md")).is_file());
+        serde_json::from_slice(&std::fs::read(out.join(format!("{name}.json"))).unwrap()).unwrap()
+    };
+    let search = report("table-6");
+    let of = |arm: &str, split: &str| search["arms"][arm]["llama"][split]["mean"].as_f64().unwrap();
+    for arm in ["searched", "searched, noise"] {
+        assert!(of(arm, "validation_perplexity") <= of("start", "validation_perplexity"), "{}", search["arms"]);
+    }
+    assert_eq!(report("table-18")["arms"].as_object().unwrap().len(), 4);
+    let scale = report("scale-872m");
+    assert!(scale["parameters"] == json!(401_408) && scale["floor_seconds"].as_f64().unwrap() > 0.0, "{scale}");
+    let configured = std::fs::read_to_string(repository("configs/report/scale-872m.toml")).unwrap();
+    assert!(configured.contains("873,463,808"));
+    let line = refused(&mut weightsmith(["report", "table-6", "--data", text(&out)]));
+    assert!(line.contains("text/sst2") && line.contains("not in"), "{line}");
+}
