@@ -230,8 +230,7 @@ mod tests {
         let sst2 = "label\tsentence\n0\tcontains no wit , only \"labored gags\n1\ta joy\n";
         let rte =
             "index\tsentence1\tsentence2\tlabel\n0\tNo weapons.\tWeapons.\tnot_entailment\n1\tA b.\tA.\tentailment\n";
-        let mrpc =
-            "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tOne .\tThe one .\n0\t7\t9\tOne .\tTwo .\n";
+        let mrpc = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\t\"He said \t \"\" One \"\" .\"\tThe one .\n0\t7\t9\tOne .\tTwo .\n";
         let data = folder(&[
             ("sst2/train.tsv", sst2),
             ("sst2/dev.tsv", &sst2.replace("sentence", "content")),

@@ -31,6 +31,19 @@ impl Candidate<'_> {
     pub fn write(&mut self, to: &Path) -> Result<()> {
         rewrite(self.model, to, &mut Changed(&self.changed))
     }
+
+    /// Writes it into `folder`, and removes it when `score` has seen it.
+    ///
+    /// # Errors
+    /// Those of writing and of `score`.
+    pub fn written(&mut self, folder: &Path, score: impl FnOnce(&Path) -> Result<f64>) -> Result<f64> {
+        let dir = folder.join(format!("candidate-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        self.write(&dir)?;
+        let score = score(&dir);
+        let _ = std::fs::remove_dir_all(&dir);
+        score
+    }
 }
 
 struct Changed<'a>(&'a BTreeMap<String, Vec<f32>>);
@@ -241,12 +254,7 @@ impl External {
 
 impl Evaluator for External {
     fn score(&mut self, candidate: &mut Candidate<'_>) -> Result<f64> {
-        let dir = self.folder.join(format!("candidate-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        candidate.write(&dir)?;
-        let score = self.run(&dir);
-        let _ = std::fs::remove_dir_all(&dir);
-        score
+        candidate.written(&self.folder, |dir| self.run(dir))
     }
 
     fn describe(&self) -> String {

@@ -12,7 +12,7 @@ use weights::{Layout, ParamSpec};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::rewrite::Fill;
+use crate::rewrite::{Fill, write_whole};
 
 /// Values decoded at a time, about.
 const DECODED: usize = 1 << 22;
@@ -114,12 +114,7 @@ impl Generator {
             self.layout.params.iter().map(|p| (p.name.as_str(), p.shape.as_slice())).collect();
         let names = serde_json::to_string(&names).map_err(|e| Error::Text(e.to_string()))?;
         let bytes = self.layers.to_bytes(&[(KEY, names)])?;
-        let part = path.with_extension(format!("{}.part", std::process::id()));
-        let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&part);
-        }
-        written.map_err(Error::io(path))
+        write_whole(path, &bytes)
     }
 
     /// Reads what [`Generator::save`] wrote.

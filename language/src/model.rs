@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 use weights::checkpoint::{Checkpoint, Dtype, Limits, Options, TensorSpec};
 
@@ -99,7 +100,7 @@ impl Model {
         let shard = self.shards.len();
         let mut first = u64::MAX;
         for (spec, start) in checkpoint.places() {
-            if !matches!(spec.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) && spec.shape.len() > 1 {
+            if !matches!(spec.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) && spec.name.ends_with("weight") {
                 let text = "tensor {name} is {type}, as in quantised models; those of F32, F16 and BF16 are read";
                 return Err(refused(text.replace("{name}", &spec.name).replace("{type}", spec.dtype.name())));
             }
@@ -176,6 +177,33 @@ impl Model {
         let mut values = vec![0.0; self.entry(name)?.len()];
         self.read(name, 0..values.len(), &mut values)?;
         Ok(values)
+    }
+
+    /// Tensors of these names and shapes, f32, each read under the name that `own` gives.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when one is missing or of another shape; [`Error::Weights`] when a value is not finite.
+    pub(crate) fn tensors_as(
+        &self,
+        wanted: Vec<(String, Vec<usize>)>,
+        own: impl Fn(&str) -> String,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in wanted {
+            let own = own(&name);
+            let found = &self.entry(&own)?.spec.shape;
+            if *found != shape {
+                return Err(Error::model(
+                    &self.dir,
+                    format!("{own} is {found:?}; its configuration makes it {shape:?}"),
+                ));
+            }
+            let values = self.tensor(&own)?;
+            weights::error::check_finite(&own, &values)?;
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).map_err(training::Error::Tensor)?;
+            tensors.insert(name, tensor);
+        }
+        Ok(tensors)
     }
 
     /// Bytes of a shard from `at` on.

@@ -87,6 +87,17 @@ impl Drop for Part {
     }
 }
 
+/// Writes a whole file or none.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    written.map_err(Error::io(path))
+}
+
 /// Everything but the shards: configuration, tokenizer, index. Directories are passed over.
 fn copy_others(model: &Model, to: &Path) -> Result<()> {
     for entry in std::fs::read_dir(model.dir()).map_err(Error::io(model.dir()))? {

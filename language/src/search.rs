@@ -1,7 +1,7 @@
 //! Algorithm 1: matrix by matrix, K candidates each, the best one kept when it is no worse than what there is.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use training::progress::Progress;
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Candidate, Evaluator};
 use crate::generator::Generator;
 use crate::model::Model;
+use crate::rewrite::write_whole;
 
 /// What candidates are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,6 +219,5 @@ fn resumed(path: &Path) -> Result<Option<Course>> {
 
 fn keep(path: &Path, course: &Course) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(course).map_err(|e| Error::Text(e.to_string()))?;
-    let part: PathBuf = path.with_extension(format!("{}.part", std::process::id()));
-    std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path)).map_err(Error::io(path))
+    write_whole(path, &bytes)
 }

@@ -64,12 +64,8 @@ impl Address {
 
 impl Evaluator for Address {
     fn score(&mut self, candidate: &mut Candidate<'_>) -> ::language::Result<f64> {
-        let dir = self.folder.join(format!("candidate-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        candidate.write(&dir)?;
-        let score = self.runtime.block_on(self.ask(&dir));
-        let _ = std::fs::remove_dir_all(&dir);
-        score.map_err(|reason| ::language::Error::Evaluator(format!("{}: {reason}", self.url)))
+        let failed = |reason: String| ::language::Error::Evaluator(format!("{}: {reason}", self.url));
+        candidate.written(&self.folder, |dir| self.runtime.block_on(self.ask(dir)).map_err(failed))
     }
 
     fn describe(&self) -> String {

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::softmax;
 
 use super::config::{Config, Family};
+use crate::nn::{self, linear, product};
 
 type Result<T> = candle_core::Result<T>;
 
@@ -119,29 +119,22 @@ impl Decoder {
     /// `[b, t, heads × head_dim]` from queries, keys and values.
     fn attention(&self, qkv: [Tensor; 3], rope: Option<&(Tensor, Tensor)>, mask: &Tensor) -> Result<Tensor> {
         let c = &self.config;
-        let (b, t, _) = qkv[0].dims3()?;
-        let split = |x: &Tensor, heads: usize| x.reshape((b, t, heads, c.head_dim))?.transpose(1, 2)?.contiguous();
         let [q, k, v] = qkv;
-        let (mut q, mut k, v) = (split(&q, c.heads)?, split(&k, c.kv_heads)?, split(&v, c.kv_heads)?);
+        let (mut q, mut k, v) = (nn::heads(&q, c.heads)?, nn::heads(&k, c.kv_heads)?, nn::heads(&v, c.kv_heads)?);
         if let Some(rope) = rope {
             (q, k) = (rotated(&q, rope)?, rotated(&k, rope)?);
         }
         let (k, v) = (repeated(&k, c.heads / c.kv_heads)?, repeated(&v, c.heads / c.kv_heads)?);
-        let scale = 1.0 / (c.head_dim as f64).sqrt();
-        let scores = q.matmul(&k.transpose(2, 3)?.contiguous()?)?.affine(scale, 0.0)?.broadcast_add(mask)?;
-        softmax(&scores, D::Minus1)?.matmul(&v)?.transpose(1, 2)?.reshape((b, t, c.heads * c.head_dim))
+        nn::attention(&q, &k, &v, mask)
     }
 
     fn rms_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        x.broadcast_div(&square.affine(1.0, self.config.epsilon)?.sqrt()?)?.broadcast_mul(self.get(name)?)
+        nn::rms_norm(x, self.get(name)?, self.config.epsilon)
     }
 
     fn layer_norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let x = x.broadcast_div(&variance.affine(1.0, self.config.epsilon)?.sqrt()?)?;
-        x.broadcast_mul(self.get(&format!("{name}.weight"))?)?.broadcast_add(self.get(&format!("{name}.bias"))?)
+        let (weight, bias) = (self.get(&format!("{name}.weight"))?, self.get(&format!("{name}.bias"))?);
+        nn::layer_norm(x, weight, bias, self.config.epsilon)
     }
 
     /// A layer whose matrix is stored as inputs × outputs.
@@ -188,17 +181,6 @@ impl Decoder {
         let log = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
         log.gather(&next, D::Minus1)?.reshape((b, t - 1))?.neg()?.to_dtype(DType::F32)
     }
-}
-
-/// Rows of `x` times the transpose of `w` (`[outputs, inputs]`).
-fn linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    product(x, &w.t()?)
-}
-
-/// Rows of `x` (`[b, t, inputs]`) times `w` (`[inputs, outputs]`), as one product.
-fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (b, t, inputs) = x.dims3()?;
-    x.reshape((b * t, inputs))?.matmul(w)?.reshape((b, t, w.dim(1)?))
 }
 
 /// The first half of each head turned with the second one.

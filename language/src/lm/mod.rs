@@ -29,19 +29,8 @@ impl Decoder {
         let config = Config::of(model)?;
         // GPT-2's own files have no prefix before the blocks; those of its language model have.
         let bare = config.family == Family::Gpt2 && model.entries().contains_key("wte.weight");
-        let mut tensors = BTreeMap::new();
-        for (name, shape) in config.tensors() {
-            let own = if bare { name.trim_start_matches("transformer.") } else { name.as_str() };
-            let found = &model.entry(own)?.spec.shape;
-            if *found != shape {
-                let text = format!("{own} is {found:?}; its configuration makes it {shape:?}");
-                return Err(Error::model(model.dir(), text));
-            }
-            let values = model.tensor(own)?;
-            weights::error::check_finite(own, &values)?;
-            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).map_err(training::Error::Tensor)?;
-            tensors.insert(name, tensor);
-        }
+        let own = |name: &str| if bare { name.trim_start_matches("transformer.").to_owned() } else { name.to_owned() };
+        let tensors = model.tensors_as(config.tensors(), own)?;
         Ok(Self::new(config, tensors))
     }
 
