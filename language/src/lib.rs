@@ -1,6 +1,7 @@
 //! Language models (paper 3.5, 4.3 to 4.5, A.3, A.4): directories as Hugging Face writes them, spectra of their layers,
 //! generation of layers chunk by chunk, and the greedy search of Algorithm 1.
 
+pub mod adapters;
 pub mod bert;
 pub mod error;
 pub mod evaluate;

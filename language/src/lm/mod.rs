@@ -5,7 +5,7 @@ pub mod decoder;
 pub mod tokens;
 pub mod train;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use candle_core::DType;
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral, phi3};

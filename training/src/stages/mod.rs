@@ -11,6 +11,7 @@ pub mod layers;
 pub mod measure;
 pub mod net;
 pub mod predictor;
+pub mod rows;
 pub mod shards;
 pub mod vae;
 pub mod vectors;

@@ -1,12 +1,9 @@
 //! What was learned of layers as one file: safetensors, with the rest as JSON in its metadata.
 
-use std::collections::BTreeMap;
-
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use weights::tensors;
 
-use super::{Layers, LayersConfig, Moments, chunks::Chunk};
+use super::{Layers, LayersConfig, Moments};
 use crate::error::{Error, Result};
 
 const KEY: &str = "weightsmith.layers";
@@ -32,17 +29,12 @@ impl Layers {
     pub fn to_bytes(&self, texts: &[(&str, String)]) -> Result<Vec<u8>> {
         let head = Head {
             config: self.config.clone(),
-            kinds: self.kinds.clone(),
-            parts: self.parts,
-            moments: self.moments.clone(),
-            scale: self.scale,
+            kinds: self.types.kinds.clone(),
+            parts: self.types.parts,
+            moments: self.types.moments.clone(),
+            scale: self.rows.scale(),
         };
-        let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-        for (prefix, params) in [("vae", &self.vae_params), ("denoiser", &self.denoiser)] {
-            for (name, value) in params.snapshot()? {
-                all.push((format!("{prefix}/{name}"), value.dims().to_vec(), value.flatten_all()?.to_vec1()?));
-            }
-        }
+        let all = self.rows.parameters()?;
         let list: Vec<(&str, &[usize], &[f32])> =
             all.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice())).collect();
         let head = serde_json::to_string(&head).map_err(invalid)?;
@@ -63,33 +55,10 @@ impl Layers {
             return Err(invalid("its types and their moments do not fit each other"));
         }
         let mut layers = Self::new(&head.config, head.kinds, head.parts, head.moments);
-        layers.scale = head.scale;
-        layers.create()?;
-        for (prefix, params) in [("vae", &layers.vae_params), ("denoiser", &layers.denoiser)] {
-            let mut values = BTreeMap::new();
-            for (name, own) in params.snapshot()? {
-                let (shape, data) = tensors::named_from_safetensors(bytes, &format!("{prefix}/{name}"))?;
-                if shape != own.dims() {
-                    return Err(invalid(format!("{prefix}/{name} is {shape:?}; {:?} fits", own.dims())));
-                }
-                weights::error::check_finite(&name, &data)?;
-                values.insert(name, Tensor::from_vec(data, shape, params.device())?);
-            }
-            params.restore(&values)?;
-        }
+        layers.rows.restore(bytes, head.scale).map_err(|e| match e {
+            Error::Config(text) => invalid(text),
+            other => other,
+        })?;
         Ok(layers)
-    }
-
-    /// Makes all parameters, which exist from their first use on.
-    fn create(&mut self) -> Result<()> {
-        let kind = self.kinds[0].clone();
-        let chunk = Chunk { kind, position: 0.0, part: 0, offset: 0, len: self.config.chunk };
-        let (kinds, conditions) = self.conditions(std::slice::from_ref(&chunk))?;
-        let table = super::Table { all: std::slice::from_ref(&chunk), kinds, conditions };
-        let zeros = vec![0f32; self.config.chunk];
-        self.latents(&table, &zeros.as_slice())?;
-        let z = self.sample(std::slice::from_ref(&chunk), 0..1, 0)?;
-        self.decode(std::slice::from_ref(&chunk), &z)?;
-        Ok(())
     }
 }

@@ -1,0 +1,356 @@
+//! Rows of values learned by a VAE and a denoiser from what each row is conditioned on, given outright: what the chunks of
+//! layers ([`super::layers`]) and adapters of described tasks have in common.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use weights::manifest::{Prediction, Schedule};
+use weights::tensors;
+
+use super::diffusion::{Noised, inverse_deviation};
+use super::shards::{self, Shard};
+use crate::backend::Eager;
+use crate::error::{Error, Result};
+use crate::networks::denoiser::{DenoiserConfig, DenoiserShape, denoise};
+use crate::networks::vae::{VaeForm, VaeShape, decode, encode};
+use crate::optim::{self, AdamConfig, AdamW, Ema};
+use crate::params::Params;
+use crate::progress::Progress;
+use crate::random;
+
+/// How rows are learned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RowsConfig {
+    /// Width inside the VAE; 0: encoder and decoder are one linear layer each.
+    pub hidden: usize,
+    /// Values of a latent.
+    pub latent: usize,
+    /// Weight of the KL divergence; 0: an autoencoder without noise.
+    pub beta: f64,
+    /// Share of the VAE's steps that are an autoencoder's, without noise: the KL divergence counts from there on.
+    pub kl_from: f64,
+    /// Steps of the VAE.
+    pub vae_steps: usize,
+    /// Width of the denoiser.
+    pub width: usize,
+    /// Blocks of the denoiser.
+    pub blocks: usize,
+    /// Steps of the denoiser.
+    pub diffusion_steps: usize,
+    /// Rows of a batch.
+    pub batch: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Steps of sampling.
+    pub sampling_steps: usize,
+    /// Seed.
+    pub seed: u64,
+}
+
+impl Default for RowsConfig {
+    fn default() -> Self {
+        Self {
+            hidden: 512,
+            latent: 64,
+            beta: 1e-5,
+            kl_from: 0.0,
+            vae_steps: 1500,
+            width: 256,
+            blocks: 4,
+            diffusion_steps: 3000,
+            batch: 64,
+            lr: 1e-3,
+            sampling_steps: 50,
+            seed: 0,
+        }
+    }
+}
+
+impl RowsConfig {
+    /// # Errors
+    /// [`Error::Config`] names what makes no sense.
+    pub fn check(&self) -> Result<()> {
+        if [self.batch, self.latent, self.sampling_steps, self.width].contains(&0) {
+            return Err(Error::Config("batch, latent, width and sampling_steps must be at least 1".into()));
+        }
+        let share = self.kl_from.is_finite() && (0.0..=1.0).contains(&self.kl_from);
+        if !(share && self.beta >= 0.0 && self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(Error::Config("kl_from is a share of 0 to 1, beta at least 0, lr above 0".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Where rows come from.
+pub trait Source: Sync {
+    /// The standardised rows `[k, length]` of these numbers.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn rows(&self, picked: &[u32]) -> Result<Tensor>;
+}
+
+/// What rows are conditioned on.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    /// One-hot types, which the VAE sees, `[n, kinds]`; none: of one type.
+    pub kinds: Option<Tensor>,
+    /// What the denoiser sees, `[n, c]`.
+    pub values: Tensor,
+}
+
+/// Rows that are worked on at a time, where they are worked on in order.
+const ROWS: usize = 256;
+
+/// A VAE and a denoiser.
+#[derive(Debug)]
+pub struct Rows {
+    config: RowsConfig,
+    vae: VaeShape,
+    vae_params: Params,
+    shape: DenoiserShape,
+    denoiser: Params,
+    schedule: Schedule,
+    scale: f64,
+}
+
+impl Rows {
+    /// Not learned yet: rows of `length` values of `kinds` types (0: of one), conditioned on `condition` values.
+    pub fn new(config: &RowsConfig, length: usize, kinds: usize, condition: usize) -> Self {
+        let hidden = if config.hidden > 0 { vec![config.hidden] } else { Vec::new() };
+        let (latent, form) = (vec![config.latent], VaeForm::Linear);
+        let shape = DenoiserShape {
+            latent: vec![config.latent],
+            condition_dim: condition,
+            token_dim: 0,
+            any_number: false,
+            config: DenoiserConfig::Mlp { width: config.width, blocks: config.blocks },
+        };
+        Self {
+            config: config.clone(),
+            vae: VaeShape { length, hidden, latent, form, index: kinds, rows: None },
+            vae_params: Params::new(config.seed, &Device::Cpu),
+            shape,
+            denoiser: Params::new(config.seed ^ 0xd1f5, &Device::Cpu),
+            schedule: Schedule { steps: 1000, beta_start: 0.0015, beta_end: 0.0155, prediction: Prediction::Sample },
+            scale: 1.0,
+        }
+    }
+
+    /// Learns `n` rows.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`], [`Error::Interrupted`], those of reading.
+    pub fn learn(
+        &mut self,
+        source: &dyn Source,
+        known: &Conditions,
+        (vae, denoiser): (&'static str, &'static str),
+        progress: &Progress,
+    ) -> Result<()> {
+        self.config.check()?;
+        self.fit_vae(source, known, vae, progress)?;
+        self.fit_denoiser(source, known, denoiser, progress)
+    }
+
+    fn pick(&self, n: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
+        (0..self.config.batch.div_ceil(shards::SHARDS)).map(|_| rng.random_range(0..n as u32)).collect()
+    }
+
+    fn fit_vae(
+        &mut self,
+        source: &dyn Source,
+        known: &Conditions,
+        stage: &'static str,
+        progress: &Progress,
+    ) -> Result<()> {
+        let c = self.config.clone();
+        let kl_from = (c.kl_from * c.vae_steps as f64) as usize;
+        let n = known.values.dim(0)?;
+        let loss = |this: &Self, shard: &mut Shard<Params>, step: usize| -> Result<Tensor> {
+            let picked = this.pick(n, &mut shard.rng);
+            let x = source.rows(&picked)?;
+            let picked = Tensor::new(picked.as_slice(), &Device::Cpu)?;
+            let kinds = known.kinds.as_ref().map(|kinds| kinds.index_select(&picked, 0)).transpose()?;
+            let mut b = Eager::new(&mut shard.networks);
+            let (mean, log_variance) = encode(&mut b, &this.vae, &x, kinds.as_ref())?;
+            if c.beta == 0.0 || step < kl_from {
+                return Ok((decode(&mut b, &this.vae, &mean, kinds.as_ref())? - x)?.sqr()?.mean_all()?);
+            }
+            let log_variance = log_variance.clamp(-12.0, 4.0)?;
+            let noise = random::normal(mean.dims(), &Device::Cpu, &mut shard.rng)?;
+            let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
+            let y = decode(&mut b, &this.vae, &z, kinds.as_ref())?;
+            let kl = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?.mean_all()?.affine(0.5, -0.5)?;
+            Ok(((y - x)?.sqr()?.mean_all()? + kl.affine(c.beta, 0.0)?)?)
+        };
+        self.vae_params = self.fit((stage, c.vae_steps), &self.vae_params, loss, progress)?;
+        Ok(())
+    }
+
+    fn fit_denoiser(
+        &mut self,
+        source: &dyn Source,
+        known: &Conditions,
+        stage: &'static str,
+        progress: &Progress,
+    ) -> Result<()> {
+        let latents = self.encode(source, known)?;
+        self.scale = f64::from(inverse_deviation(&latents)?);
+        let latents = latents.affine(self.scale, 0.0)?;
+        let alphas = self.schedule.alphas_cumulative();
+        let n = known.values.dim(0)?;
+        let loss = |this: &Self, shard: &mut Shard<Params>, _: usize| -> Result<Tensor> {
+            let picked = Tensor::new(this.pick(n, &mut shard.rng).as_slice(), &Device::Cpu)?;
+            let (z, c) = (latents.index_select(&picked, 0)?, known.values.index_select(&picked, 0)?);
+            let Noised { noisy, timestep, .. } = Noised::draw(&z, &alphas, &mut shard.rng)?;
+            let y = denoise(&mut Eager::new(&mut shard.networks), &this.shape, &noisy, &timestep, &c)?;
+            Ok((y - z)?.sqr()?.mean_all()?)
+        };
+        self.denoiser = self.fit((stage, self.config.diffusion_steps), &self.denoiser, loss, progress)?;
+        Ok(())
+    }
+
+    /// Trains a network that begins with `params`, and gives the moving average of its parameters.
+    fn fit(
+        &self,
+        (stage, steps): (&'static str, usize),
+        params: &Params,
+        loss: impl Fn(&Self, &mut Shard<Params>, usize) -> Result<Tensor> + Sync,
+        progress: &Progress,
+    ) -> Result<Params> {
+        let config = &self.config;
+        let params = shards::created(params.clone(), config.seed, |shard| loss(self, shard, 0))?;
+        let vars = params.vars();
+        let mut adam = AdamW::new(vars.clone(), AdamConfig { clip: 1.0, ..Default::default() });
+        let mut ema = Ema::new(&params, 0.99)?;
+        let mut shards = shards::shards(config.seed, stage, || params.clone());
+        let shown = progress.stage(stage, steps, 0);
+        for step in 0..steps {
+            let loss = |shard: &mut Shard<Params>| loss(self, shard, step);
+            let (value, grads) = shards::gradients(&mut shards, &vars, (stage, step), loss)?;
+            adam.step(&grads, optim::cosine(config.lr, step, steps))?;
+            ema.update(&params)?;
+            shown.advance_with(1, value)?;
+        }
+        shown.finish();
+        ema.apply(&params)?;
+        Ok(params)
+    }
+
+    /// Latents `[n, latent]` of all rows.
+    ///
+    /// # Errors
+    /// Those of reading and of tensors.
+    pub fn encode(&mut self, source: &dyn Source, known: &Conditions) -> Result<Tensor> {
+        let (shape, n) = (self.vae.clone(), known.values.dim(0)?);
+        let mut parts = Vec::new();
+        for start in (0..n).step_by(ROWS) {
+            let some: Vec<u32> = (start..(start + ROWS).min(n)).map(|i| i as u32).collect();
+            let kinds = known.kinds.as_ref().map(|kinds| kinds.narrow(0, start, some.len())).transpose()?;
+            let mut b = Eager::new(&mut self.vae_params);
+            parts.push(encode(&mut b, &shape, &source.rows(&some)?, kinds.as_ref())?.0.detach());
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Latents `[n, latent]` from noise as large, by DDIM.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn sample(&mut self, noise: &Tensor, conditions: &Tensor) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        let n = noise.dim(0)?;
+        for start in (0..n).step_by(ROWS) {
+            let some = ROWS.min(n - start);
+            parts.push(self.denoised(noise.narrow(0, start, some)?, &conditions.narrow(0, start, some)?)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?.affine(1.0 / self.scale, 0.0)?)
+    }
+
+    fn denoised(&mut self, mut z: Tensor, condition: &Tensor) -> Result<Tensor> {
+        let alphas = self.schedule.alphas_cumulative();
+        let steps = self.config.sampling_steps.min(alphas.len());
+        let times: Vec<usize> = (0..steps).map(|i| (alphas.len() - 1) * (steps - i) / steps).collect();
+        let shape = self.shape.clone();
+        for (i, &t) in times.iter().enumerate() {
+            // DDIM with a prediction of the clean latent.
+            let time = Tensor::full(t as f32, z.dim(0)?, &Device::Cpu)?;
+            let clean = denoise(&mut Eager::new(&mut self.denoiser), &shape, &z, &time, condition)?.detach();
+            let noise = ((&z - clean.affine(alphas[t].sqrt(), 0.0)?)?).affine(1.0 / (1.0 - alphas[t]).sqrt(), 0.0)?;
+            z = match times.get(i + 1) {
+                Some(&next) => {
+                    (clean.affine(alphas[next].sqrt(), 0.0)? + noise.affine((1.0 - alphas[next]).sqrt(), 0.0)?)?
+                }
+                None => clean,
+            };
+        }
+        Ok(z)
+    }
+
+    /// Standardised rows `[n, length]` of latents.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn decode(&mut self, z: &Tensor, kinds: Option<&Tensor>) -> Result<Tensor> {
+        let shape = self.vae.clone();
+        Ok(decode(&mut Eager::new(&mut self.vae_params), &shape, z, kinds)?.detach())
+    }
+
+    /// One over the deviation of the latents.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// All parameters by name, with their shapes.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn parameters(&self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let mut all = Vec::new();
+        for (prefix, params) in [("vae", &self.vae_params), ("denoiser", &self.denoiser)] {
+            for (name, value) in params.snapshot()? {
+                all.push((format!("{prefix}/{name}"), value.dims().to_vec(), value.flatten_all()?.to_vec1()?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes the parameters of a safetensors file that has those of [`Rows::parameters`].
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when one is missing, [`Error::Config`] when one is of another shape.
+    pub fn restore(&mut self, bytes: &[u8], scale: f64) -> Result<()> {
+        self.scale = scale;
+        self.create()?;
+        for (prefix, params) in [("vae", &self.vae_params), ("denoiser", &self.denoiser)] {
+            let mut values = BTreeMap::new();
+            for (name, own) in params.snapshot()? {
+                let (shape, data) = tensors::named_from_safetensors(bytes, &format!("{prefix}/{name}"))?;
+                if shape != own.dims() {
+                    return Err(Error::Config(format!("{prefix}/{name} is {shape:?}; {:?} fits", own.dims())));
+                }
+                weights::error::check_finite(&name, &data)?;
+                values.insert(name, Tensor::from_vec(data, shape, params.device())?);
+            }
+            params.restore(&values)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all parameters, which exist from their first use on.
+    fn create(&mut self) -> Result<()> {
+        let zeros = |n: usize| Tensor::zeros((1, n), candle_core::DType::F32, &Device::Cpu);
+        let kinds = if self.vae.index > 0 { Some(zeros(self.vae.index)?) } else { None };
+        let shape = self.vae.clone();
+        encode(&mut Eager::new(&mut self.vae_params), &shape, &zeros(shape.length)?, kinds.as_ref())?;
+        let (noise, condition) = (zeros(self.config.latent)?, zeros(self.shape.condition_dim)?);
+        let z = self.sample(&noise, &condition)?;
+        self.decode(&z, kinds.as_ref())?;
+        Ok(())
+    }
+}
