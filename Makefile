@@ -21,7 +21,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Queries are checked against committed metadata, never against whatever DATABASE_URL points to.
 export SQLX_OFFLINE ?= true
 
-.PHONY: help setup toolchain build demo serve test fmt lint openapi openapi-check dev-bin clean
+.PHONY: help setup text-encoder toolchain build demo serve test fmt lint openapi openapi-check dev-bin clean
 
 help: ## This list
 	@echo "Targets (variables: DEMO_ARGS, SERVE_ARGS, TEST_ARGS, PYTHON, WEIGHTSMITH_DEPS):"
@@ -29,6 +29,9 @@ help: ## This list
 
 setup: ## Fetch and unpack ONNX Runtime and PostgreSQL with pgvector, as pinned in runtime/pins.json
 	@$(PYTHON) scripts/setup.py runtime
+
+text-encoder: ## Fetch and unpack a small text encoder (MiniLM, 84 MB), for table-5
+	@$(PYTHON) scripts/setup.py text
 
 toolchain:
 	@$(PYTHON) scripts/setup.py toolchain

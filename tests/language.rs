@@ -90,6 +90,35 @@ fn what_is_wrong_is_said() {
     assert!(!nothing.exists());
 }
 
+/// A BERT of random values, with a tokenizer of whole words.
+fn text_encoder(dir: &Path) {
+    let config = json!({
+        "model_type": "bert", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 32, "type_vocab_size": 2,
+    });
+    std::fs::create_dir(dir).unwrap();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let vocabulary: serde_json::Map<String, Value> = "[UNK] the cat dog horse bird man has seen times ."
+        .split(' ')
+        .zip(0..)
+        .map(|(w, i)| (w.to_owned(), json!(i)))
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = language::bert::BertConfig::from_json(&config).unwrap();
+    let all: Vec<(String, Vec<usize>)> = config.tensors().into_iter().chain(config.pooler()).collect();
+    let values = |shape: &[usize]| (0..shape.iter().product::<usize>()).map(|i| (i as f32 * 0.7).sin() * 0.3).collect();
+    let values: Vec<Vec<f32>> = all.iter().map(|(_, shape)| values(shape)).collect();
+    let list: Vec<(&str, &[usize], &[f32])> =
+        all.iter().zip(&values).map(|((name, shape), v)| (name.as_str(), shape.as_slice(), v.as_slice())).collect();
+    let bytes = weights::tensors::named_to_safetensors(&list, &std::collections::BTreeMap::new());
+    std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
+}
+
 #[test]
 fn reports_on_language_models() {
     let data = folder();
@@ -139,6 +168,15 @@ fn reports_on_language_models() {
     assert!(scale["parameters"] == json!(401_408) && scale["floor_seconds"].as_f64().unwrap() > 0.0, "{scale}");
     let configured = std::fs::read_to_string(repository("configs/report/scale-872m.toml")).unwrap();
     assert!(configured.contains("873,463,808"));
+    let encoder = data.path().join("encoder");
+    text_encoder(&encoder);
+    let ask = ["report", "table-5", "--quick", "--data", text(&texts), "--out", text(&out)];
+    let line = refused(&mut weightsmith(ask));
+    assert!(line.contains("--text-encoder"), "{line}");
+    succeed(&[&ask[..], &["--text-encoder", text(&encoder)]].concat());
+    let adapters: Value = serde_json::from_slice(&std::fs::read(out.join("table-5.json")).unwrap()).unwrap();
+    let arms = adapters["arms"].as_object().unwrap();
+    assert!(arms.len() == 9 && arms.values().all(|by| by.as_object().unwrap().len() == 4), "{}", adapters["arms"]);
     let line = refused(&mut weightsmith(["report", "table-6", "--data", text(&out)]));
     assert!(line.contains("text/sst2") && line.contains("not in"), "{line}");
 }

@@ -217,6 +217,15 @@ impl<'a> Adapted<'a> {
         Ok(vars)
     }
 
+    /// Values that training begins with: adapters that add nothing, and a classifier of chance.
+    ///
+    /// # Errors
+    /// Those of tensors.
+    pub fn start(&self, seed: u64) -> Result<Vec<f32>> {
+        let vars = self.initial(seed).map_err(tensor_error)?;
+        self.flat(&vars.into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect())
+    }
+
     /// Trains an adapter from `start` (its seed) with batches of an order of `seed`; keeps those of the last epochs.
     ///
     /// # Errors

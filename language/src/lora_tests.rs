@@ -68,7 +68,7 @@ fn examples(n: usize, seed: u64) -> Vec<Example> {
         let word = [["bad", "poor"], ["good", "well"]][i % 2][rng.random_range(0..2)];
         let (before, behind) =
             (["the film was", "a very"][rng.random_range(0..2)], ["plot", "actor and film"][rng.random_range(0..2)]);
-        let second = (i % 3 == 0).then(|| "seen".to_owned());
+        let second = i.is_multiple_of(3).then(|| "seen".to_owned());
         Example { first: format!("{before} {word} {behind}"), second, label }
     };
     (0..n).map(example).collect()

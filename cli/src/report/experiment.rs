@@ -37,6 +37,8 @@ const RECONSTRUCTED: usize = 48;
 pub struct Place<'a> {
     /// The folder of IDX sets.
     pub data: Option<&'a Path>,
+    /// The directory of a text encoder.
+    pub text_encoder: Option<&'a Path>,
     /// The output folder.
     pub out: &'a Path,
     /// ONNX Runtime.

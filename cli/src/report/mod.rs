@@ -1,5 +1,6 @@
 //! `weightsmith report`: experiments from committed configurations, with every baseline, as Markdown, SVG and JSON.
 
+mod adapters;
 mod cache;
 mod config;
 mod experiment;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Folder of the results; zoos and generators are kept in its `cache`, and used again.
     #[arg(long, default_value = "out/report")]
     out: PathBuf,
+    /// Directory of a text encoder, for table-5.
+    #[arg(long, env = "WEIGHTSMITH_TEXT_ENCODER", value_name = "DIR")]
+    text_encoder: Option<PathBuf>,
     /// A small run that shows that everything works.
     #[arg(long)]
     quick: bool,
@@ -82,7 +86,13 @@ pub fn run(args: Args) -> Result<()> {
     });
     let runtime = args.runtime.open()?;
     let progress = progress()?;
-    let place = Place { data: args.data.as_deref(), out: &args.out, runtime: &runtime, progress: &progress };
+    let place = Place {
+        data: args.data.as_deref(),
+        text_encoder: args.text_encoder.as_deref(),
+        out: &args.out,
+        runtime: &runtime,
+        progress: &progress,
+    };
     for experiment in &experiments {
         one(experiment, &place, args.config.as_ref()).map_err(diverged)?;
     }

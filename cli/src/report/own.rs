@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::experiment::Place;
-use super::{language, scale, unseen};
+use super::{adapters, language, scale, unseen};
 use crate::context::{prepare, say, write_whole};
 use crate::error::{Error, Result};
 
@@ -22,7 +22,7 @@ pub struct Own {
 }
 
 /// All of them.
-pub const ALL: [Own; 4] = [
+pub const ALL: [Own; 5] = [
     Own { name: unseen::NAME, title: unseen::TITLE, of_all: true, missing: unseen::missing_data, run: unseen::run },
     Own {
         name: language::SEARCH,
@@ -37,6 +37,14 @@ pub const ALL: [Own; 4] = [
         of_all: true,
         missing: language::missing_data,
         run: language::run_soup,
+    },
+    // It needs a text encoder.
+    Own {
+        name: adapters::NAME,
+        title: adapters::TITLE,
+        of_all: false,
+        missing: adapters::missing_data,
+        run: adapters::run,
     },
     // It writes 3.5 GB.
     Own { name: scale::NAME, title: scale::TITLE, of_all: false, missing: |_| None, run: scale::run },

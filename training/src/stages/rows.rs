@@ -103,6 +103,9 @@ pub struct Conditions {
     pub values: Tensor,
 }
 
+/// A parameter: name, shape, values.
+pub type Parameter = (String, Vec<usize>, Vec<f32>);
+
 /// Rows that are worked on at a time, where they are worked on in order.
 const ROWS: usize = 256;
 
@@ -310,7 +313,7 @@ impl Rows {
     ///
     /// # Errors
     /// When they cannot be copied.
-    pub fn parameters(&self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    pub fn parameters(&self) -> Result<Vec<Parameter>> {
         let mut all = Vec::new();
         for (prefix, params) in [("vae", &self.vae_params), ("denoiser", &self.denoiser)] {
             for (name, value) in params.snapshot()? {
