@@ -21,7 +21,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Queries are checked against committed metadata, never against whatever DATABASE_URL points to.
 export SQLX_OFFLINE ?= true
 
-.PHONY: help setup text-encoder toolchain build demo serve test fmt lint openapi openapi-check dev-bin clean
+.PHONY: help setup text-encoder toolchain build demo serve test test-peft fmt lint openapi openapi-check dev-bin clean
 
 help: ## This list
 	@echo "Targets (variables: DEMO_ARGS, SERVE_ARGS, TEST_ARGS, PYTHON, WEIGHTSMITH_DEPS):"
@@ -48,6 +48,13 @@ serve: build ## Serve the API on loopback
 test: ## Run every test, against a private Postgres unless DATABASE_URL is set
 	@$(PYTHON) scripts/setup.py tests
 	@$(ENV) exec $(PYTHON) scripts/with-postgres $(PYTHON) scripts/run_tests.py $(TEST_ARGS)
+
+test-peft: setup text-encoder ## Compare an adapter with Python's peft (fetches torch: gigabytes)
+	@[ -x .weightsmith/peft/bin/python ] || $(PYTHON) -m venv .weightsmith/peft
+	@.weightsmith/peft/bin/python -c 'import peft, torch, transformers' 2>/dev/null \
+		|| .weightsmith/peft/bin/python -m pip install --quiet torch transformers peft
+	@$(ENV) WEIGHTSMITH_PEFT_PYTHON=$(CURDIR)/.weightsmith/peft/bin/python \
+		$(CARGO) test --locked -p language --test peft -- --ignored
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all

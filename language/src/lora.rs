@@ -289,27 +289,38 @@ impl<'a> Adapted<'a> {
     /// Classes that an adapter predicts.
     ///
     /// # Errors
-    /// [`Error::Weights`] when `theta` does not fit the layout.
+    /// As [`Adapted::scores`].
     pub fn predict(&self, theta: &[f32], data: &Encoded) -> Result<Vec<u32>> {
+        let largest = |row: &Vec<f32>| {
+            let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+            best.map_or(0, |(class, _)| class as u32)
+        };
+        Ok(self.scores(theta, data)?.iter().map(largest).collect())
+    }
+
+    /// Logits of the classes for each example.
+    ///
+    /// # Errors
+    /// [`Error::Text`] when `theta` does not fit the layout.
+    pub fn scores(&self, theta: &[f32], data: &Encoded) -> Result<Vec<Vec<f32>>> {
         if theta.len() != self.layout.parameters() {
             let text = format!("an adapter has {} values, and {} are given", self.layout.parameters(), theta.len());
             return Err(Error::Text(text));
         }
-        let all = || -> candle_core::Result<Vec<u32>> {
+        let all = || -> candle_core::Result<Vec<Vec<f32>>> {
             let mut values = BTreeMap::new();
             for param in &self.layout.params {
                 let own = theta[param.range()].to_vec();
                 values.insert(param.name.clone(), Tensor::from_vec(own, param.shape.as_slice(), &Device::Cpu)?);
             }
-            let mut classes = Vec::with_capacity(data.len());
+            let mut scores = Vec::with_capacity(data.len());
             for start in (0..data.len()).step_by(64) {
                 let rows: Vec<u32> = (start..(start + 64).min(data.len())).map(|i| i as u32).collect();
                 let index = Tensor::new(rows, &Device::Cpu)?;
                 let hidden = data.hidden.index_select(&index, 0)?;
-                let logits = self.logits(&values, &hidden, &data.batch.select(&index)?)?;
-                classes.extend(logits.argmax(1)?.to_vec1::<u32>()?);
+                scores.extend(self.logits(&values, &hidden, &data.batch.select(&index)?)?.to_vec2::<f32>()?);
             }
-            Ok(classes)
+            Ok(scores)
         };
         all().map_err(tensor_error)
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use weights::manifest::{Prediction, Schedule};
 use weights::tensors;
@@ -108,6 +109,8 @@ pub type Parameter = (String, Vec<usize>, Vec<f32>);
 
 /// Rows that are worked on at a time, where they are worked on in order.
 const ROWS: usize = 256;
+/// Rows that are decoded at a time.
+const DECODED: usize = 32;
 
 /// A VAE and a denoiser.
 #[derive(Debug)]
@@ -261,29 +264,26 @@ impl Rows {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// Latents `[n, latent]` from noise as large, by DDIM.
+    /// Latents `[n, latent]` from noise as large, by DDIM; on all cores.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn sample(&mut self, noise: &Tensor, conditions: &Tensor) -> Result<Tensor> {
-        let mut parts = Vec::new();
-        let n = noise.dim(0)?;
-        for start in (0..n).step_by(ROWS) {
-            let some = ROWS.min(n - start);
-            parts.push(self.denoised(noise.narrow(0, start, some)?, &conditions.narrow(0, start, some)?)?);
-        }
-        Ok(Tensor::cat(&parts, 0)?.affine(1.0 / self.scale, 0.0)?)
+    pub fn sample(&self, noise: &Tensor, conditions: &Tensor) -> Result<Tensor> {
+        let of = |start: usize, some: usize| -> Result<Tensor> {
+            let (z, condition) = (noise.narrow(0, start, some)?, conditions.narrow(0, start, some)?);
+            self.denoised(&mut self.denoiser.clone(), z, &condition)
+        };
+        Ok(in_parts(noise.dim(0)?, ROWS, of)?.affine(1.0 / self.scale, 0.0)?)
     }
 
-    fn denoised(&mut self, mut z: Tensor, condition: &Tensor) -> Result<Tensor> {
+    fn denoised(&self, params: &mut Params, mut z: Tensor, condition: &Tensor) -> Result<Tensor> {
         let alphas = self.schedule.alphas_cumulative();
         let steps = self.config.sampling_steps.min(alphas.len());
         let times: Vec<usize> = (0..steps).map(|i| (alphas.len() - 1) * (steps - i) / steps).collect();
-        let shape = self.shape.clone();
         for (i, &t) in times.iter().enumerate() {
             // DDIM with a prediction of the clean latent.
             let time = Tensor::full(t as f32, z.dim(0)?, &Device::Cpu)?;
-            let clean = denoise(&mut Eager::new(&mut self.denoiser), &shape, &z, &time, condition)?.detach();
+            let clean = denoise(&mut Eager::new(params), &self.shape, &z, &time, condition)?.detach();
             let noise = ((&z - clean.affine(alphas[t].sqrt(), 0.0)?)?).affine(1.0 / (1.0 - alphas[t]).sqrt(), 0.0)?;
             z = match times.get(i + 1) {
                 Some(&next) => {
@@ -295,13 +295,16 @@ impl Rows {
         Ok(z)
     }
 
-    /// Standardised rows `[n, length]` of latents.
+    /// Standardised rows `[n, length]` of latents; on all cores.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn decode(&mut self, z: &Tensor, kinds: Option<&Tensor>) -> Result<Tensor> {
-        let shape = self.vae.clone();
-        Ok(decode(&mut Eager::new(&mut self.vae_params), &shape, z, kinds)?.detach())
+    pub fn decode(&self, z: &Tensor, kinds: Option<&Tensor>) -> Result<Tensor> {
+        in_parts(z.dim(0)?, DECODED, |start, some| {
+            let kinds = kinds.map(|kinds| kinds.narrow(0, start, some)).transpose()?;
+            let mut b = self.vae_params.clone();
+            Ok(decode(&mut Eager::new(&mut b), &self.vae, &z.narrow(0, start, some)?, kinds.as_ref())?.detach())
+        })
     }
 
     /// One over the deviation of the latents.
@@ -350,10 +353,19 @@ impl Rows {
         let zeros = |n: usize| Tensor::zeros((1, n), candle_core::DType::F32, &Device::Cpu);
         let kinds = if self.vae.index > 0 { Some(zeros(self.vae.index)?) } else { None };
         let shape = self.vae.clone();
-        encode(&mut Eager::new(&mut self.vae_params), &shape, &zeros(shape.length)?, kinds.as_ref())?;
-        let (noise, condition) = (zeros(self.config.latent)?, zeros(self.shape.condition_dim)?);
-        let z = self.sample(&noise, &condition)?;
-        self.decode(&z, kinds.as_ref())?;
+        let mut b = Eager::new(&mut self.vae_params);
+        let (z, _) = encode(&mut b, &shape, &zeros(shape.length)?, kinds.as_ref())?;
+        decode(&mut b, &shape, &z, kinds.as_ref())?;
+        let (shape, time) = (self.shape.clone(), Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?);
+        let condition = zeros(shape.condition_dim)?;
+        denoise(&mut Eager::new(&mut self.denoiser), &shape, &zeros(self.config.latent)?, &time, &condition)?;
         Ok(())
     }
+}
+
+/// `n` rows in parts of `size`, which do not depend on the number of cores, so that results do not.
+fn in_parts(n: usize, size: usize, of: impl Fn(usize, usize) -> Result<Tensor> + Sync) -> Result<Tensor> {
+    let starts: Vec<usize> = (0..n).step_by(size).collect();
+    let parts = starts.par_iter().map(|&start| of(start, size.min(n - start))).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&parts, 0)?)
 }
