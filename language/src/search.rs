@@ -30,6 +30,9 @@ pub struct SearchConfig {
     pub candidates: usize,
     /// What they are.
     pub proposal: Proposal,
+    /// How far each goes from the matrix that there is to the generated one, from 0 to 1: candidates take these in turn. In the
+    /// paper all the way.
+    pub shares: Vec<f64>,
     /// Seed: each candidate has its own, by matrix and number.
     pub seed: u64,
     /// Further candidates of a matrix in place of those whose evaluation failed.
@@ -103,6 +106,9 @@ pub fn search(
     (config, path): (&SearchConfig, &Path),
     progress: &Progress,
 ) -> Result<(Course, BTreeMap<String, Vec<f32>>)> {
+    if config.candidates == 0 || config.shares.is_empty() || !config.shares.iter().all(|s| *s > 0.0 && *s <= 1.0) {
+        return Err(Error::Text("a search has candidates of 1 or more, and shares above 0 and at most 1".into()));
+    }
     generator.fits(model)?;
     let matrices: Vec<String> = generator.names().map(str::to_owned).collect();
     let mut candidate = Candidate { model, changed: BTreeMap::new() };
@@ -190,11 +196,14 @@ impl Search<'_> {
         use rand::Rng;
         let purpose = format!("{matrix} candidate {number}");
         let seed = random::stream(self.config.seed, &purpose).random();
-        let generated = self.generator.sample_matrix(seed, matrix)?;
-        if self.config.proposal == Proposal::Generated {
-            return Ok(generated);
+        let original = self.model.tensor(matrix)?;
+        let mut to = self.generator.sample_matrix(seed, matrix)?;
+        if self.config.proposal == Proposal::Noise {
+            to = as_far(&original, &to, seed);
         }
-        Ok(as_far(&self.model.tensor(matrix)?, &generated, seed))
+        let share = self.config.shares[number % self.config.shares.len()] as f32;
+        to.iter_mut().zip(original).for_each(|(to, w)| *to = w + share * (*to - w));
+        Ok(to)
     }
 }
 

@@ -104,7 +104,7 @@ fn a_search_never_gets_worse_and_goes_on_where_it_stopped() {
     let mut generator = generator(&model);
     let mut evaluator = likelihood(&model, &texts(60, 20), 24).unwrap();
     for proposal in [Proposal::Generated, Proposal::Noise] {
-        let config = SearchConfig { candidates: 2, proposal, seed: 3, retries: 1 };
+        let config = SearchConfig { candidates: 2, proposal, shares: vec![1.0, 0.25], seed: 3, retries: 1 };
         let path = folder.path().join(format!("{proposal:?}.json"));
         let (course, kept) =
             search(&model, &mut generator, &mut evaluator, (&config, &path), &Progress::silent()).unwrap();
@@ -126,6 +126,8 @@ fn a_search_never_gets_worse_and_goes_on_where_it_stopped() {
         // JSON loses the last bit of some scores.
         let scores = again.steps.iter().zip(&course.steps).all(|(a, b)| (a.after - b.after).abs() < 1e-12);
         assert!(scores && again.steps.len() == 7 && same == kept, "{again:?}");
+        let none = SearchConfig { shares: Vec::new(), ..config.clone() };
+        assert!(search(&model, &mut generator, &mut evaluator, (&none, &path), &Progress::silent()).is_err());
         let other = SearchConfig { seed: 4, ..config };
         let error = search(&model, &mut generator, &mut evaluator, (&other, &path), &Progress::silent());
         assert!(error.unwrap_err().to_string().contains("another search"));
@@ -163,7 +165,7 @@ fn a_program_scores_a_directory_and_its_failures_are_told() {
         "n=$(cat \"$0.n\" 2>/dev/null || echo 0)\necho $((n + 1)) > \"$0.n\"\n[ $((n % 2)) = 0 ] || exit 1\necho $n\n";
     let mut flaky = program(folder.path(), "flaky", script);
     let mut generator = generator(&model);
-    let config = SearchConfig { candidates: 1, proposal: Proposal::Generated, seed: 3, retries: 2 };
+    let config = SearchConfig { candidates: 1, proposal: Proposal::Generated, shares: vec![1.0], seed: 3, retries: 2 };
     let path = folder.path().join("course.json");
     let (course, kept) = search(&model, &mut generator, &mut flaky, (&config, &path), &Progress::silent()).unwrap();
     assert!(kept.len() == 7 && course.steps.iter().all(|s| s.tried.len() == 2 && s.tried[0].failure.is_some()));

@@ -109,10 +109,8 @@ pub fn search(args: &Search) -> Result<()> {
     let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     let mut evaluator = evaluators::open(&args.score, &model, folder.path())?;
     let proposal = if args.noise { Proposal::Noise } else { Proposal::Generated };
-    let config = SearchConfig { candidates: args.candidates, proposal, seed: args.seed, retries: args.retries };
-    if args.candidates == 0 {
-        return Err(Error::input("usage", "--candidates must be at least 1"));
-    }
+    let (candidates, shares, retries) = (args.candidates, args.shares.clone(), args.retries);
+    let config = SearchConfig { candidates, proposal, shares, seed: args.seed, retries };
     let (course, kept) = algorithm_1(&model, &mut generator, evaluator.as_mut(), (&config, &course), &progress()?)?;
     for step in &course.steps {
         let kept = step.kept.map_or("stays".to_owned(), |number| format!("candidate {number}"));

@@ -183,6 +183,9 @@ pub struct Search {
     /// Candidates of each matrix (K).
     #[arg(long, default_value_t = 8)]
     candidates: usize,
+    /// How far candidates go from the matrix that there is to the generated one, in turn; 1: all the way, as in the paper.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0, 0.5, 0.25, 0.125])]
+    shares: Vec<f64>,
     /// Try random directions in place of the generator: the control.
     #[arg(long)]
     noise: bool,

@@ -49,6 +49,7 @@ struct Settings {
     heads: usize,
     top: f64,
     candidates: usize,
+    shares: Vec<f64>,
     searches: u64,
     validation_tokens: usize,
     test_tokens: usize,
@@ -166,7 +167,8 @@ impl<'a> Bench<'a> {
 
     /// Algorithm 1; what it kept.
     fn search(&mut self, proposal: Proposal, seed: u64) -> Result<(Course, BTreeMap<String, Vec<f32>>)> {
-        let config = SearchConfig { candidates: self.settings.candidates, proposal, seed, retries: 0 };
+        let (candidates, shares) = (self.settings.candidates, self.settings.shares.clone());
+        let config = SearchConfig { candidates, proposal, shares, seed, retries: 0 };
         let path = self.folder.join(format!("{proposal:?}-{seed}.json").to_lowercase());
         let place = (&config, path.as_path());
         Ok(search(&self.model, &mut self.generator, &mut self.validation, place, self.place.progress)?)
