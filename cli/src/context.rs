@@ -306,13 +306,7 @@ pub fn prepare(path: &Path) -> Result<()> {
 /// Writes a whole file or none: to a temporary name in the same folder, then renamed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     prepare(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&part);
-    }
-    written.map_err(Error::io(path))
+    Ok(::language::rewrite::write_whole(path, bytes)?)
 }
 
 /// Class labels of names, in the order given; all classes when there are none.

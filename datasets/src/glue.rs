@@ -89,16 +89,6 @@ impl Task {
         }
     }
 
-    /// What the task is, in a sentence.
-    pub fn description(self) -> &'static str {
-        match self {
-            Self::Sst2 => "Decide whether a sentence from a film review has a positive or a negative sentiment.",
-            Self::Cola => "Decide whether an English sentence is grammatically acceptable.",
-            Self::Mrpc => "Decide whether two sentences from the news are paraphrases of each other.",
-            Self::Rte => "Decide whether a hypothesis follows from a given text: textual entailment.",
-        }
-    }
-
     fn files(self) -> [&'static str; 2] {
         match self {
             Self::Sst2 | Self::Rte => ["train.tsv", "dev.tsv"],

@@ -127,7 +127,7 @@ impl Adapters {
     ///
     /// # Errors
     /// [`Error::Text`] when the embedding is of another length.
-    pub fn sample(&mut self, description: &[f32], n: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
+    pub fn sample(&self, description: &[f32], n: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
         if description.len() != self.head.dim {
             let (found, dim) = (description.len(), self.head.dim);
             return Err(Error::Text(format!("the embedding has {found} values; the generator's encoder gives {dim}")));
@@ -244,7 +244,7 @@ mod tests {
         let members: Vec<Member<'_>> =
             zoo.iter().map(|(t, theta)| Member { theta, descriptions: &descriptions[*t] }).collect();
         let lora = LoraConfig::default();
-        let mut adapters = Adapters::learn(&members, (&layout, &lora, 3), &config(), &Progress::silent()).unwrap();
+        let adapters = Adapters::learn(&members, (&layout, &lora, 3), &config(), &Progress::silent()).unwrap();
         let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         for task in 0..2 {
             // Between the descriptions that it was told.
@@ -257,7 +257,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapters.safetensors");
         adapters.save(&path).unwrap();
-        let mut again = Adapters::open(&path).unwrap();
+        let again = Adapters::open(&path).unwrap();
         let near = [1.0, 0.0, 0.0];
         assert_eq!(again.sample(&near, 2, 9).unwrap(), adapters.sample(&near, 2, 9).unwrap());
         assert_eq!((again.lora(), again.classes()), (&lora, 3));

@@ -28,7 +28,7 @@ impl Candidate<'_> {
     ///
     /// # Errors
     /// Those of [`rewrite`].
-    pub fn write(&mut self, to: &Path) -> Result<()> {
+    pub fn write(&self, to: &Path) -> Result<()> {
         rewrite(self.model, to, &mut Changed(&self.changed))
     }
 
@@ -36,7 +36,7 @@ impl Candidate<'_> {
     ///
     /// # Errors
     /// Those of writing and of `score`.
-    pub fn written(&mut self, folder: &Path, score: impl FnOnce(&Path) -> Result<f64>) -> Result<f64> {
+    pub fn written(&self, folder: &Path, score: impl FnOnce(&Path) -> Result<f64>) -> Result<f64> {
         let dir = folder.join(format!("candidate-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         self.write(&dir)?;

@@ -135,7 +135,7 @@ impl Generator {
     ///
     /// # Errors
     /// Those of tensors.
-    pub fn sample(&mut self, seed: u64) -> Result<Sample<'_>> {
+    pub fn sample(&self, seed: u64) -> Result<Sample<'_>> {
         let latents = self.layers.sample(&self.chunks, 0..self.chunks.len(), seed)?;
         Ok(Sample { generator: self, latents, first: 0 })
     }
@@ -144,7 +144,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Text`] when the generator does not make it; those of tensors.
-    pub fn sample_matrix(&mut self, seed: u64, name: &str) -> Result<Vec<f32>> {
+    pub fn sample_matrix(&self, seed: u64, name: &str) -> Result<Vec<f32>> {
         let param = self.layout.get(name).ok_or_else(|| unknown(name))?.range();
         let range = overlapping(&self.chunks, &param);
         let latents = self.layers.sample(&self.chunks, range.clone(), seed)?;
@@ -155,7 +155,7 @@ impl Generator {
     ///
     /// # Errors
     /// Those of reading and of tensors.
-    pub fn reconstruct(&mut self, model: &Model) -> Result<Sample<'_>> {
+    pub fn reconstruct(&self, model: &Model) -> Result<Sample<'_>> {
         self.fits(model)?;
         let latents = self.layers.encode(&self.chunks, &Selected { model, layout: &self.layout })?;
         Ok(Sample { generator: self, latents, first: 0 })
@@ -175,7 +175,7 @@ fn overlapping(chunks: &[Chunk], range: &Range<usize>) -> Range<usize> {
 /// Latents of all chunks, decoded where they are asked for.
 #[derive(Debug)]
 pub struct Sample<'a> {
-    generator: &'a mut Generator,
+    generator: &'a Generator,
     latents: Tensor,
     /// The chunk of the first latent.
     first: usize,
@@ -201,7 +201,7 @@ impl Fill for Sample<'_> {
     }
 
     fn fill(&mut self, name: &str, range: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let Generator { layers, layout, chunks } = &mut *self.generator;
+        let Generator { layers, layout, chunks } = self.generator;
         let param = layout.get(name).ok_or_else(|| unknown(name))?;
         let wanted = param.offset + range.start..param.offset + range.end;
         let range = overlapping(chunks, &wanted);

@@ -20,6 +20,8 @@ use crate::text::TextEncoder;
 
 const CONFIG: &str = "adapter_config.json";
 const FILE: &str = "adapter_model.safetensors";
+/// Examples that are run at a time.
+const PART: usize = 64;
 /// What `peft` puts before the names of a BERT's modules.
 const PREFIX: &str = "base_model.model";
 
@@ -70,6 +72,8 @@ pub struct Adapted<'a> {
     config: LoraConfig,
     layout: Layout,
     classes: usize,
+    /// The first block that is adapted.
+    first: usize,
 }
 
 /// Examples as hidden states in front of the first block that is adapted.
@@ -147,17 +151,12 @@ impl<'a> Adapted<'a> {
         }
         params.push((format!("{PREFIX}.classifier.weight"), vec![classes, c.hidden]));
         params.push((format!("{PREFIX}.classifier.bias"), vec![classes]));
-        Ok(Self { bert, config: config.clone(), layout: Layout::new(params), classes })
+        Ok(Self { bert, config: config.clone(), layout: Layout::new(params), classes, first })
     }
 
     /// Names and shapes of an adapter's values.
     pub fn layout(&self) -> &Layout {
         &self.layout
-    }
-
-    fn first(&self) -> usize {
-        let layers = self.bert.config().layers;
-        if self.config.blocks == 0 { 0 } else { layers - self.config.blocks }
     }
 
     /// Runs the blocks that are not adapted, once for all.
@@ -169,11 +168,10 @@ impl<'a> Adapted<'a> {
             examples.iter().map(|e| (e.first.as_str(), e.second.as_deref())).collect();
         let batch = batch(encoder.tokenizer(), &texts, length)?;
         let mut parts = Vec::new();
-        for start in (0..examples.len()).step_by(64) {
-            let rows: Vec<u32> = (start..(start + 64).min(examples.len())).map(|i| i as u32).collect();
+        for rows in parts_of(examples.len()) {
             let part = || -> candle_core::Result<Tensor> {
                 let some = batch.select(&Tensor::new(rows, &Device::Cpu)?)?;
-                self.bert.blocks(&self.bert.embed(&some)?, &some, 0..self.first(), &|_, _| Ok(None))
+                self.bert.blocks(&self.bert.embed(&some)?, &some, 0..self.first, &|_, _| Ok(None))
             };
             parts.push(part().map_err(tensor_error)?.detach());
         }
@@ -190,7 +188,7 @@ impl<'a> Adapted<'a> {
             Ok(Some(crate::nn::linear(&crate::nn::linear(x, a)?, b)?.affine(scale, 0.0)?))
         };
         let layers = self.bert.config().layers;
-        let x = self.bert.blocks(hidden, batch, self.first()..layers, &added)?;
+        let x = self.bert.blocks(hidden, batch, self.first..layers, &added)?;
         let x = self.bert.pooler(&x.i((.., 0, ..))?.contiguous()?)?;
         let of = |name: &str| {
             let missing = || candle_core::Error::Msg(format!("the adapter has no classifier.{name}"));
@@ -314,8 +312,7 @@ impl<'a> Adapted<'a> {
                 values.insert(param.name.clone(), Tensor::from_vec(own, param.shape.as_slice(), &Device::Cpu)?);
             }
             let mut scores = Vec::with_capacity(data.len());
-            for start in (0..data.len()).step_by(64) {
-                let rows: Vec<u32> = (start..(start + 64).min(data.len())).map(|i| i as u32).collect();
+            for rows in parts_of(data.len()) {
                 let index = Tensor::new(rows, &Device::Cpu)?;
                 let hidden = data.hidden.index_select(&index, 0)?;
                 scores.extend(self.logits(&values, &hidden, &data.batch.select(&index)?)?.to_vec2::<f32>()?);
@@ -343,7 +340,7 @@ impl<'a> Adapted<'a> {
 
     fn peft(&self, base: &str) -> Value {
         let layers = self.bert.config().layers;
-        let transformed: Option<Vec<usize>> = (self.config.blocks > 0).then(|| (self.first()..layers).collect());
+        let transformed: Option<Vec<usize>> = (self.config.blocks > 0).then(|| (self.first..layers).collect());
         json!({
             "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": base, "r": self.config.rank,
             "lora_alpha": self.config.alpha, "lora_dropout": 0.0, "target_modules": self.config.targets,
@@ -361,6 +358,11 @@ impl<'a> Adapted<'a> {
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         Ok(tensors::from_safetensors(&bytes, &self.layout)?)
     }
+}
+
+/// The numbers of `n` examples, some at a time.
+fn parts_of(n: usize) -> impl Iterator<Item = Vec<u32>> {
+    (0..n).step_by(PART).map(move |start| (start..(start + PART).min(n)).map(|i| i as u32).collect())
 }
 
 /// Share of right predictions.

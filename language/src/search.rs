@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use training::progress::Progress;
 use training::random;
+use weights::novelty;
 
 use crate::error::{Error, Result};
 use crate::evaluate::{Candidate, Evaluator};
@@ -101,7 +102,7 @@ impl Course {
 /// evaluation; [`Error::Training`] when it is interrupted.
 pub fn search(
     model: &Model,
-    generator: &mut Generator,
+    generator: &Generator,
     evaluator: &mut dyn Evaluator,
     (config, path): (&SearchConfig, &Path),
     progress: &Progress,
@@ -124,10 +125,11 @@ pub fn search(
         let text = format!("{} is the course of another search; remove it, or name another file", path.display());
         return Err(Error::Text(text));
     }
-    let mut search = Search { model, generator, config };
+    let search = Search { model, generator, config };
     for step in &course.steps {
         if let Some(number) = step.kept {
-            candidate.changed.insert(step.matrix.clone(), search.propose(&step.matrix, number)?);
+            let original = model.tensor(&step.matrix)?;
+            candidate.changed.insert(step.matrix.clone(), search.propose(&step.matrix, &original, number)?);
         }
     }
     let shown = progress.stage("search", matrices.len(), course.steps.len());
@@ -144,13 +146,13 @@ pub fn search(
 
 struct Search<'a> {
     model: &'a Model,
-    generator: &'a mut Generator,
+    generator: &'a Generator,
     config: &'a SearchConfig,
 }
 
 impl Search<'_> {
     fn step(
-        &mut self,
+        &self,
         matrix: &str,
         before: f64,
         candidate: &mut Candidate<'_>,
@@ -159,13 +161,14 @@ impl Search<'_> {
     ) -> Result<Step> {
         let mut best: Option<(usize, f64, Vec<f32>)> = None;
         let mut tried: Vec<Tried> = Vec::new();
+        let original = self.model.tensor(matrix)?;
         let scored = |tried: &[Tried]| tried.iter().filter(|t| t.score.is_some()).count();
         for number in 0..self.config.candidates + self.config.retries {
             if scored(&tried) == self.config.candidates {
                 break;
             }
             progress.check()?;
-            candidate.changed.insert(matrix.to_owned(), self.propose(matrix, number)?);
+            candidate.changed.insert(matrix.to_owned(), self.propose(matrix, &original, number)?);
             let score = evaluator.score(candidate);
             let values = candidate.changed.remove(matrix).unwrap_or_default();
             match score {
@@ -192,14 +195,13 @@ impl Search<'_> {
         Ok(Step { matrix: matrix.to_owned(), before, after, kept, tried })
     }
 
-    fn propose(&mut self, matrix: &str, number: usize) -> Result<Vec<f32>> {
+    fn propose(&self, matrix: &str, original: &[f32], number: usize) -> Result<Vec<f32>> {
         use rand::Rng;
         let purpose = format!("{matrix} candidate {number}");
         let seed = random::stream(self.config.seed, &purpose).random();
-        let original = self.model.tensor(matrix)?;
         let mut to = self.generator.sample_matrix(seed, matrix)?;
         if self.config.proposal == Proposal::Noise {
-            to = as_far(&original, &to, seed);
+            to = as_far(original, &to, seed);
         }
         let share = self.config.shares[number % self.config.shares.len()] as f32;
         to.iter_mut().zip(original).for_each(|(to, w)| *to = w + share * (*to - w));
@@ -209,11 +211,13 @@ impl Search<'_> {
 
 /// `original` moved in a random direction as far as `generated` is from it.
 pub fn as_far(original: &[f32], generated: &[f32], seed: u64) -> Vec<f32> {
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-    let apart = norm(&mut generated.iter().zip(original).map(|(a, b)| a - b));
-    let noise = random::normal_vec(original.len(), &mut random::stream(seed, "noise"));
-    let scale = (apart / norm(&mut noise.iter().copied()).max(1e-30)) as f32;
-    original.iter().zip(noise).map(|(w, n)| w + scale * n).collect()
+    let mut moved = original.to_vec();
+    novelty::move_as_far(
+        &mut moved,
+        generated,
+        &random::normal_vec(original.len(), &mut random::stream(seed, "noise")),
+    );
+    moved
 }
 
 fn resumed(path: &Path) -> Result<Option<Course>> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use training::progress::Progress;
 use training::stages::layers::LayersConfig;
+use training::stages::rows::RowsConfig;
 
 use crate::evaluate::{Candidate, Evaluator, External, MultipleChoice, Question, likelihood};
 use crate::generator::Generator;
@@ -36,8 +37,7 @@ fn trained(folder: &Path) -> Model {
 }
 
 fn config() -> LayersConfig {
-    LayersConfig {
-        chunk: 512,
+    let rows = RowsConfig {
         hidden: 0,
         latent: 24,
         beta: 1e-4,
@@ -49,8 +49,9 @@ fn config() -> LayersConfig {
         batch: 16,
         lr: 3e-3,
         sampling_steps: 8,
-        ..LayersConfig::default()
-    }
+        ..RowsConfig::default()
+    };
+    LayersConfig { chunk: 512, rows, ..LayersConfig::default() }
 }
 
 fn generator(model: &Model) -> Generator {
@@ -69,10 +70,10 @@ fn apart(a: &[f32], b: &[f32]) -> f64 {
 fn layers_are_learned_kept_and_written() {
     let folder = tempfile::tempdir().unwrap();
     let model = trained(folder.path());
-    let mut generator = generator(&model);
+    let generator = generator(&model);
     let file = folder.path().join("generator.safetensors");
     generator.save(&file).unwrap();
-    let mut again = Generator::open(&file).unwrap();
+    let again = Generator::open(&file).unwrap();
     assert!(again.names().eq(generator.names()) && again.parameters() == generator.parameters());
     let names: Vec<String> = generator.names().map(str::to_owned).collect();
     let to = folder.path().join("made");
@@ -101,13 +102,12 @@ fn layers_are_learned_kept_and_written() {
 fn a_search_never_gets_worse_and_goes_on_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let model = trained(folder.path());
-    let mut generator = generator(&model);
+    let generator = generator(&model);
     let mut evaluator = likelihood(&model, &texts(60, 20), 24).unwrap();
     for proposal in [Proposal::Generated, Proposal::Noise] {
         let config = SearchConfig { candidates: 2, proposal, shares: vec![1.0, 0.25], seed: 3, retries: 1 };
         let path = folder.path().join(format!("{proposal:?}.json"));
-        let (course, kept) =
-            search(&model, &mut generator, &mut evaluator, (&config, &path), &Progress::silent()).unwrap();
+        let (course, kept) = search(&model, &generator, &mut evaluator, (&config, &path), &Progress::silent()).unwrap();
         assert_eq!((course.steps.len(), course.evaluations()), (7, 14));
         let mut before = course.initial;
         for step in &course.steps {
@@ -121,15 +121,14 @@ fn a_search_never_gets_worse_and_goes_on_where_it_stopped() {
         // Stopped after three matrices.
         let stopped = Course { steps: course.steps[..3].to_vec(), ..course.clone() };
         std::fs::write(&path, serde_json::to_vec(&stopped).unwrap()).unwrap();
-        let (again, same) =
-            search(&model, &mut generator, &mut evaluator, (&config, &path), &Progress::silent()).unwrap();
+        let (again, same) = search(&model, &generator, &mut evaluator, (&config, &path), &Progress::silent()).unwrap();
         // JSON loses the last bit of some scores.
         let scores = again.steps.iter().zip(&course.steps).all(|(a, b)| (a.after - b.after).abs() < 1e-12);
         assert!(scores && again.steps.len() == 7 && same == kept, "{again:?}");
         let none = SearchConfig { shares: Vec::new(), ..config.clone() };
-        assert!(search(&model, &mut generator, &mut evaluator, (&none, &path), &Progress::silent()).is_err());
+        assert!(search(&model, &generator, &mut evaluator, (&none, &path), &Progress::silent()).is_err());
         let other = SearchConfig { seed: 4, ..config };
-        let error = search(&model, &mut generator, &mut evaluator, (&other, &path), &Progress::silent());
+        let error = search(&model, &generator, &mut evaluator, (&other, &path), &Progress::silent());
         assert!(error.unwrap_err().to_string().contains("another search"));
     }
 }
@@ -164,14 +163,14 @@ fn a_program_scores_a_directory_and_its_failures_are_told() {
     let script =
         "n=$(cat \"$0.n\" 2>/dev/null || echo 0)\necho $((n + 1)) > \"$0.n\"\n[ $((n % 2)) = 0 ] || exit 1\necho $n\n";
     let mut flaky = program(folder.path(), "flaky", script);
-    let mut generator = generator(&model);
+    let generator = generator(&model);
     let config = SearchConfig { candidates: 1, proposal: Proposal::Generated, shares: vec![1.0], seed: 3, retries: 2 };
     let path = folder.path().join("course.json");
-    let (course, kept) = search(&model, &mut generator, &mut flaky, (&config, &path), &Progress::silent()).unwrap();
+    let (course, kept) = search(&model, &generator, &mut flaky, (&config, &path), &Progress::silent()).unwrap();
     assert!(kept.len() == 7 && course.steps.iter().all(|s| s.tried.len() == 2 && s.tried[0].failure.is_some()));
     let mut broken = program(folder.path(), "broken", "[ -f \"$0.n\" ] && exit 1\ntouch \"$0.n\"\necho 1\n");
     let path = folder.path().join("other.json");
-    let error = search(&model, &mut generator, &mut broken, (&config, &path), &Progress::silent()).unwrap_err();
+    let error = search(&model, &generator, &mut broken, (&config, &path), &Progress::silent()).unwrap_err();
     assert!(error.to_string().contains("no candidate of"), "{error}");
 }
 
@@ -198,7 +197,7 @@ fn questions_are_answered_by_likelihood() {
 fn a_soup_is_a_mean() {
     let folder = tempfile::tempdir().unwrap();
     let model = trained(folder.path());
-    let mut generator = generator(&model);
+    let generator = generator(&model);
     let to = folder.path().join("made");
     rewrite(&model, &to, &mut generator.sample(5).unwrap()).unwrap();
     let open = |path: &Path| Model::open(path).unwrap();

@@ -18,6 +18,13 @@ pub fn nearest(theta: &[f32], rows: &[f32], length: usize, except: Option<usize>
         .min_by(|a, b| a.1.total_cmp(&b.1))
 }
 
+/// Moves `values` in the direction of `noise` as far as `made` is from them (Euclidean): the control of equal distance.
+pub fn move_as_far(values: &mut [f32], made: &[f32], noise: &[f32]) {
+    let length = noise.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let scale = (distance(made, values) / length.max(f64::MIN_POSITIVE)) as f32;
+    values.iter_mut().zip(noise).for_each(|(value, noise)| *value += scale * noise);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use ::language::search::{Proposal, SearchConfig, search as algorithm_1};
 use ::language::soup::soup as mix;
 use ::language::spectra::spectra;
 use training::stages::layers::LayersConfig;
+use training::stages::rows::RowsConfig;
 
 use super::{Evaluate, Generate, Learn, Search, Soup, Train, absent, evaluators, lines};
 use crate::context::{peak_rss_mib, prepare, progress, say};
@@ -60,7 +61,10 @@ pub fn evaluate(args: &Evaluate) -> Result<()> {
 
 /// Settings of a file, or the defaults.
 fn settings(path: Option<&Path>) -> Result<LayersConfig> {
-    let Some(path) = path else { return Ok(LayersConfig { chunk: 4096, kl_from: 0.5, ..LayersConfig::default() }) };
+    let Some(path) = path else {
+        let rows = RowsConfig { kl_from: 0.5, ..RowsConfig::default() };
+        return Ok(LayersConfig { chunk: 4096, rows, ..LayersConfig::default() });
+    };
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     toml::from_str(&text).map_err(|e| Error::input("config_invalid", format!("{}: {e}", path.display())))
 }
@@ -88,7 +92,7 @@ pub fn generate(args: &Generate) -> Result<()> {
     absent(&args.out)?;
     let start = Instant::now();
     let model = Model::open(&args.model)?;
-    let mut generator = Generator::open(&args.generator)?;
+    let generator = Generator::open(&args.generator)?;
     generator.fits(&model)?;
     let parameters = generator.parameters();
     rewrite(&model, &args.out, &mut generator.sample(args.seed)?)?;
@@ -103,7 +107,7 @@ pub fn search(args: &Search) -> Result<()> {
     absent(&args.out)?;
     prepare(&args.out)?;
     let model = Model::open(&args.model)?;
-    let mut generator = Generator::open(&args.generator)?;
+    let generator = Generator::open(&args.generator)?;
     let course = args.course.clone().unwrap_or_else(|| PathBuf::from(format!("{}.course.json", args.out.display())));
     prepare(&course)?;
     let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
@@ -111,7 +115,7 @@ pub fn search(args: &Search) -> Result<()> {
     let proposal = if args.noise { Proposal::Noise } else { Proposal::Generated };
     let (candidates, shares, retries) = (args.candidates, args.shares.clone(), args.retries);
     let config = SearchConfig { candidates, proposal, shares, seed: args.seed, retries };
-    let (course, kept) = algorithm_1(&model, &mut generator, evaluator.as_mut(), (&config, &course), &progress()?)?;
+    let (course, kept) = algorithm_1(&model, &generator, evaluator.as_mut(), (&config, &course), &progress()?)?;
     for step in &course.steps {
         let kept = step.kept.map_or("stays".to_owned(), |number| format!("candidate {number}"));
         say(&format!("{}: {kept}, score {:.6}", step.matrix, step.after));

@@ -164,7 +164,7 @@ const ARMS: [(&str, &str); 9] = [
 fn measure(bench: &Bench<'_>, tasks: &[Described]) -> Result<Arms> {
     let (adapted, samples) = (bench.adapted, bench.settings.samples);
     let mut arms = Arms::new();
-    let mut all = bench.learn(tasks.iter())?;
+    let all = bench.learn(tasks.iter())?;
     let zero = adapted.start(0)?;
     for (i, task) in tasks.iter().enumerate() {
         bench.place.progress.note(&format!("{NAME}: {}", task.task.name()));
@@ -187,7 +187,7 @@ fn measure(bench: &Bench<'_>, tasks: &[Described]) -> Result<Arms> {
         let nearest = tasks.iter().max_by(|a, b| near(a).total_cmp(&near(b))).unwrap_or(task);
         add("retrieval", task.scores(adapted, &nearest.zoo)?);
         add("zero", task.scores(adapted, std::slice::from_ref(&zero))?);
-        let mut others = bench.learn(tasks.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, t)| t))?;
+        let others = bench.learn(tasks.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, t)| t))?;
         add("left out", task.scores(adapted, &others.sample(&task.told[0], samples, 1)?)?);
     }
     Ok(arms)
@@ -228,20 +228,14 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
     let tasks = Task::ALL.iter().map(|task| bench.describe(data, *task)).collect::<Result<Vec<_>>>()?;
     let arms = measure(&bench, &tasks)?;
     let seconds = start.elapsed().as_secs_f64();
-    let numbers = |scores: &Vec<f64>| {
-        let (mean, std) = mean_std(scores.iter().copied());
-        json!({ "mean": mean, "std": std, "values": scores })
-    };
     let by_arm: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> =
-        arms.iter().map(|(arm, by)| (*arm, by.iter().map(|(task, s)| (*task, numbers(s))).collect())).collect();
-    let command = own::command(NAME, quick);
+        arms.iter().map(|(arm, by)| (*arm, by.iter().map(|(task, s)| (*task, own::numbers(s))).collect())).collect();
+    let parameters = adapted.layout().parameters();
     let out = json!({
-        "experiment": NAME, "quick": quick, "configuration": settings, "revision": training::REVISION,
-        "version": env!("CARGO_PKG_VERSION"), "command": command, "seeds": [settings.generator.seed],
-        "seconds": seconds, "peak_rss_mib": peak_rss_mib(), "arms": by_arm,
-        "adapter": { "parameters": adapted.layout().parameters() },
+        "seeds": [settings.generator.seed], "seconds": seconds, "peak_rss_mib": peak_rss_mib(), "arms": by_arm,
+        "adapter": { "parameters": parameters },
     });
-    own::finish(place, NAME, &out, &page(&settings, &arms, (adapted.layout().parameters(), seconds), quick))
+    own::finish(place, (NAME, quick), &settings, out, &page(&settings, &arms, (parameters, seconds), quick))
 }
 
 fn page(settings: &Settings, arms: &Arms, (parameters, seconds): (usize, f64), quick: bool) -> String {
@@ -262,17 +256,14 @@ fn page(settings: &Settings, arms: &Arms, (parameters, seconds): (usize, f64), q
         let mut means = Vec::new();
         for task in Task::ALL {
             let scores = arms.get(arm).and_then(|by| by.get(task.name())).map(Vec::as_slice).unwrap_or_default();
-            let (mean, std) = mean_std(scores.iter().map(|s| 100.0 * s));
-            let spread = if scores.len() > 1 { format!(" ± {std:.1}") } else { String::new() };
-            let _ = write!(out, " {mean:.1}{spread} |");
-            means.push(mean);
+            let percent: Vec<f64> = scores.iter().map(|s| 100.0 * s).collect();
+            let _ = write!(out, " {} |", own::cell(&percent, 1));
+            means.push(mean_std(percent).0);
         }
         let _ = writeln!(out, " {:.1} |", mean_std(means).0);
     }
     out.push('\n');
-    for (arm, what) in ARMS {
-        let _ = writeln!(out, "- `{arm}`: {what}.");
-    }
+    out.push_str(&own::legend(&ARMS));
     let (revision, samples) = (training::REVISION, settings.samples);
     let command = own::command(NAME, quick);
     let _ = writeln!(

@@ -24,7 +24,6 @@ use weights::digest;
 
 use super::experiment::Place;
 use super::own;
-use crate::compare::mean_std;
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 
@@ -157,9 +156,9 @@ impl<'a> Bench<'a> {
     }
 
     /// All matrices of the generator as `make` gives them.
-    fn all(&mut self, make: impl Fn(&mut Generator, &Model, &str) -> Result<Vec<f32>>) -> Result<(f64, f64)> {
+    fn all(&mut self, make: impl Fn(&Generator, &Model, &str) -> Result<Vec<f32>>) -> Result<(f64, f64)> {
         let names: Vec<String> = self.generator.names().map(str::to_owned).collect();
-        let (generator, model) = (&mut self.generator, &self.model);
+        let (generator, model) = (&self.generator, &self.model);
         let changed = names.into_iter().map(|name| Ok((name.clone(), make(generator, model, &name)?)));
         let changed = changed.collect::<Result<_>>()?;
         self.perplexities(changed)
@@ -171,7 +170,7 @@ impl<'a> Bench<'a> {
         let config = SearchConfig { candidates, proposal, shares, seed, retries: 0 };
         let path = self.folder.join(format!("{proposal:?}-{seed}.json").to_lowercase());
         let place = (&config, path.as_path());
-        Ok(search(&self.model, &mut self.generator, &mut self.validation, place, self.place.progress)?)
+        Ok(search(&self.model, &self.generator, &mut self.validation, place, self.place.progress)?)
     }
 }
 
@@ -300,25 +299,20 @@ fn run(
     }
     let seconds = start.elapsed().as_secs_f64();
     let page = page((title, &own::command(name, quick)), quick, arms, &models, &settings, (&facts, seconds));
-    let numbers = |values: &[f64]| {
-        let (mean, std) = mean_std(values.iter().copied());
-        json!({ "mean": mean, "std": std, "values": values })
-    };
     let mut by_arm: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> = BTreeMap::new();
     for (family, own) in &models {
         for (arm, values) in own {
             let (validation, test): (Vec<f64>, Vec<f64>) = values.iter().copied().unzip();
-            let value = json!({ "validation_perplexity": numbers(&validation), "test_perplexity": numbers(&test) });
+            let value =
+                json!({ "validation_perplexity": own::numbers(&validation), "test_perplexity": own::numbers(&test) });
             by_arm.entry(arm).or_default().insert(family, value);
         }
     }
     let out = json!({
-        "experiment": name, "quick": quick, "configuration": settings, "revision": training::REVISION,
-        "version": env!("CARGO_PKG_VERSION"), "command": own::command(name, quick),
         "seeds": (0..settings.searches).collect::<Vec<_>>(), "seconds": seconds, "peak_rss_mib": peak_rss_mib(),
         "arms": by_arm,
     });
-    own::finish(place, name, &out, &page)
+    own::finish(place, (name, quick), &settings, out, &page)
 }
 
 fn page(
@@ -344,17 +338,13 @@ fn page(
         for own in models.values() {
             let values = own.get(arm).map(Vec::as_slice).unwrap_or_default();
             for part in [values.iter().map(|v| v.0).collect::<Vec<_>>(), values.iter().map(|v| v.1).collect()] {
-                let (mean, std) = mean_std(part.iter().copied());
-                let spread = if part.len() > 1 { format!(" ± {std:.3}") } else { String::new() };
-                let _ = write!(out, " {mean:.3}{spread} |");
+                let _ = write!(out, " {} |", own::cell(&part, 3));
             }
         }
         out.push('\n');
     }
     out.push('\n');
-    for (arm, what) in arms {
-        let _ = writeln!(out, "- `{arm}`: {what}.");
-    }
+    out.push_str(&own::legend(arms));
     let (revision, k) = (training::REVISION, settings.candidates);
     let _ = writeln!(
         out,

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::experiment::Place;
 use super::{adapters, language, scale, unseen};
-use crate::context::{prepare, say, write_whole};
+use crate::compare::mean_std;
+use crate::context::{say, write_whole};
 use crate::error::{Error, Result};
 
 /// Such an experiment.
@@ -64,12 +66,9 @@ impl Own {
     /// Runs it, and writes its page and its numbers.
     ///
     /// # Errors
-    /// `data_missing`, and those of the experiment.
+    /// Those of the experiment, whose data must be there ([`Own::missing`]).
     pub fn run(&self, place: &Place<'_>, quick: bool) -> Result<()> {
-        match self.missing(place.data) {
-            Some(text) => Err(Error::input("data_missing", text)),
-            None => (self.run)(place, quick),
-        }
+        (self.run)(place, quick)
     }
 }
 
@@ -108,15 +107,49 @@ pub fn warning(quick: bool) -> &'static str {
     if quick { "**A quick run, to see that it works: none of these numbers is a result.**\n\n" } else { "" }
 }
 
-/// Writes numbers and page, and says the page.
+/// Mean, deviation and all of some numbers, as JSON.
+pub fn numbers(values: &[f64]) -> Value {
+    let (mean, std) = mean_std(values.iter().copied());
+    json!({ "mean": mean, "std": std, "values": values })
+}
+
+/// A table's cell: the mean, and the deviation where there are several numbers; a dash where there is none.
+pub fn cell(values: &[f64], digits: usize) -> String {
+    let (mean, std) = mean_std(values.iter().copied());
+    match values.len() {
+        0 => "–".to_owned(),
+        1 => format!("{mean:.digits$}"),
+        _ => format!("{mean:.digits$} ± {std:.digits$}"),
+    }
+}
+
+/// What each arm is, a line each.
+pub fn legend(arms: &[(&str, &str)]) -> String {
+    arms.iter().map(|(arm, what)| format!("- `{arm}`: {what}.\n")).collect()
+}
+
+/// Writes numbers and page, and says the page. `numbers` are those of the experiment alone, an object: what ran them is put
+/// before them.
 ///
 /// # Errors
 /// Those of writing.
-pub fn finish(place: &Place<'_>, name: &str, numbers: &Value, page: &str) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(numbers).map_err(|e| Error::Internal(e.to_string()))?;
+pub fn finish(
+    place: &Place<'_>,
+    (name, quick): (&str, bool),
+    settings: &impl Serialize,
+    numbers: Value,
+    page: &str,
+) -> Result<()> {
+    let mut out = json!({
+        "experiment": name, "quick": quick, "configuration": settings, "revision": training::REVISION,
+        "version": env!("CARGO_PKG_VERSION"), "command": command(name, quick),
+    });
+    if let (Value::Object(out), Value::Object(numbers)) = (&mut out, numbers) {
+        out.extend(numbers);
+    }
+    let mut text = serde_json::to_vec_pretty(&out).map_err(|e| Error::Internal(e.to_string()))?;
     text.push(b'\n');
     let target = |ending: &str| place.out.join(format!("{name}.{ending}"));
-    prepare(&target("md"))?;
     write_whole(&target("json"), &text)?;
     write_whole(&target("md"), page.as_bytes())?;
     say(page);

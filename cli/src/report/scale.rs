@@ -123,7 +123,7 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
     let model = Model::open(&base)?;
     let names: Vec<String> = model.matrices().into_iter().map(|m| m.name).collect();
     let learning = Instant::now();
-    let mut generator = Generator::learn(&model, &names, &settings.layers, place.progress)?;
+    let generator = Generator::learn(&model, &names, &settings.layers, place.progress)?;
     let learning = learning.elapsed().as_secs_f64();
     let parameters = generator.parameters();
     place.progress.note("generating");
@@ -156,10 +156,8 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
         training::REVISION
     );
     let numbers = json!({
-        "experiment": NAME, "quick": quick, "configuration": settings, "revision": training::REVISION,
-        "version": env!("CARGO_PKG_VERSION"), "command": own::command(NAME, quick),
         "parameters": parameters, "peak_rss_mib": memory, "seconds": seconds, "parameters_per_second": rate,
         "floor_seconds": floor_seconds, "sampling_seconds": sampling, "bytes": bytes,
     });
-    own::finish(place, NAME, &numbers, &page)
+    own::finish(place, (NAME, quick), &settings, numbers, &page)
 }

@@ -17,11 +17,10 @@ use training::stages::fit::{init_theta, recalibrate};
 use training::stages::layers::{Layers, LayersConfig, nearest_copy};
 use training::{export, random};
 use weights::checkpoint::{Checkpoint, Limits, Options};
-use weights::{Architecture, Layout, tensors};
+use weights::{Architecture, Layout, novelty, tensors};
 
 use super::experiment::Place;
 use super::own;
-use crate::compare::mean_std;
 use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 
@@ -86,18 +85,12 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
     let command = own::command(NAME, quick);
     let seconds = start.elapsed().as_secs_f64();
     let page = page(&settings, &arms, &command, quick, seconds);
-    let numbers = |values: &Vec<f64>| {
-        let (mean, std) = mean_std(values.iter().copied());
-        json!({ "mean": mean, "std": std, "values": values })
-    };
     let by_arm: BTreeMap<&str, BTreeMap<usize, serde_json::Value>> =
-        arms.iter().map(|(arm, by)| (*arm, by.iter().map(|(depth, v)| (*depth, numbers(v))).collect())).collect();
+        arms.iter().map(|(arm, by)| (*arm, by.iter().map(|(depth, v)| (*depth, own::numbers(v))).collect())).collect();
     let out = json!({
-        "experiment": NAME, "quick": quick, "configuration": settings, "revision": training::REVISION,
-        "version": env!("CARGO_PKG_VERSION"), "command": command, "seeds": [settings.layers.seed], "seconds": seconds,
-        "peak_rss_mib": peak_rss_mib(), "arms": by_arm,
+        "seeds": [settings.layers.rows.seed], "seconds": seconds, "peak_rss_mib": peak_rss_mib(), "arms": by_arm,
     });
-    own::finish(place, NAME, &out, &page)
+    own::finish(place, (NAME, quick), &settings, out, &page)
 }
 
 /// Images to recalibrate on, and other images to measure on, of each class the first ones.
@@ -142,28 +135,28 @@ struct Target {
 impl Runner<'_> {
     fn measure(&mut self, data: &Path) -> Result<()> {
         let from = self.target(data, self.settings.from)?;
-        let mut layers =
+        let layers =
             Layers::learn(&self.settings.layers, &from.layout, &from.original.as_slice(), self.place.progress)?;
         self.add("original", &from, &from.original)?;
         self.add_recalibrated("original, recalibrated", &from, &from.original)?;
         let back = layers.reconstruct(&from.layout, &from.original)?;
         self.add_recalibrated("reconstruction", &from, &back)?;
-        self.generated(&mut layers, &from, &from)?;
+        self.generated(&layers, &from, &from)?;
         for depth in self.settings.to.clone() {
             let target = self.target(data, depth)?;
             self.add("original", &target, &target.original)?;
             self.add_recalibrated("original, recalibrated", &target, &target.original)?;
-            self.generated(&mut layers, &from, &target)?;
+            self.generated(&layers, &from, &target)?;
         }
         Ok(())
     }
 
     /// What is generated for a depth, and what it has to be better than.
-    fn generated(&mut self, layers: &mut Layers, from: &Target, to: &Target) -> Result<()> {
+    fn generated(&mut self, layers: &Layers, from: &Target, to: &Target) -> Result<()> {
         let copy = nearest_copy(&from.layout, &from.original, &to.layout)?;
         self.add_recalibrated("nearest copy", to, &copy)?;
         for sample in 0..self.settings.samples as u64 {
-            let mut rng = random::stream(self.settings.layers.seed ^ sample, "unseen architecture");
+            let mut rng = random::stream(self.settings.layers.rows.seed ^ sample, "unseen architecture");
             let scratch = init_theta(&to.architecture, &mut rng);
             self.add_recalibrated("scratch", to, &scratch)?;
             let made = layers.generate(&to.layout, &scratch, sample)?;
@@ -173,10 +166,7 @@ impl Runner<'_> {
             let mut moved = copy.clone();
             for param in to.layout.params.iter().filter(|p| !p.is_buffer()) {
                 let range = param.range();
-                let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
-                let far = norm(&mut range.clone().map(|i| made[i] - copy[i]));
-                let scale = far / norm(&mut noise[range.clone()].iter().copied()).max(f64::MIN_POSITIVE);
-                range.for_each(|i| moved[i] += scale as f32 * noise[i]);
+                novelty::move_as_far(&mut moved[range.clone()], &made[range.clone()], &noise[range]);
             }
             self.add_recalibrated("noise", to, &moved)?;
         }
@@ -257,21 +247,14 @@ fn page(settings: &Settings, arms: &Arms, command: &str, quick: bool, seconds: f
     for (arm, _) in ARMS {
         let _ = write!(out, "| {arm} |");
         for depth in &depths {
-            match arms.get(arm).and_then(|by| by.get(depth)) {
-                Some(values) => {
-                    let (mean, std) = mean_std(values.iter().map(|v| 100.0 * v));
-                    let spread = if values.len() > 1 { format!(" ± {std:.1}") } else { String::new() };
-                    let _ = write!(out, " {mean:.1}{spread} |");
-                }
-                None => out.push_str(" – |"),
-            }
+            let values = arms.get(arm).and_then(|by| by.get(depth)).map(Vec::as_slice).unwrap_or_default();
+            let percent: Vec<f64> = values.iter().map(|v| 100.0 * v).collect();
+            let _ = write!(out, " {} |", own::cell(&percent, 1));
         }
         out.push('\n');
     }
     out.push('\n');
-    for (arm, what) in ARMS {
-        let _ = writeln!(out, "- `{arm}`: {what}.");
-    }
+    out.push_str(&own::legend(&ARMS));
     let _ = writeln!(
         out,
         "\n{} samples in arms that draw; {seconds:.0} seconds. `{command}`, revision {}.",
@@ -289,7 +272,7 @@ mod tests {
     fn the_configuration_is_valid_and_its_data_is_asked_for() {
         let (whole, quick) = (settings(false).unwrap(), settings(true).unwrap());
         assert_eq!((whole.to.len(), quick.to.len()), (3, 1));
-        assert!(quick.layers.vae_steps < whole.layers.vae_steps && quick.layers.chunk == whole.layers.chunk);
+        assert!(quick.layers.rows.vae_steps < whole.layers.rows.vae_steps && quick.layers.chunk == whole.layers.chunk);
         assert!(missing_data(None).unwrap().contains("--data"));
         let empty = tempfile::tempdir().unwrap();
         assert!(missing_data(Some(empty.path())).unwrap().contains("not in"));

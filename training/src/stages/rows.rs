@@ -252,16 +252,14 @@ impl Rows {
     ///
     /// # Errors
     /// Those of reading and of tensors.
-    pub fn encode(&mut self, source: &dyn Source, known: &Conditions) -> Result<Tensor> {
-        let (shape, n) = (self.vae.clone(), known.values.dim(0)?);
-        let mut parts = Vec::new();
-        for start in (0..n).step_by(ROWS) {
-            let some: Vec<u32> = (start..(start + ROWS).min(n)).map(|i| i as u32).collect();
-            let kinds = known.kinds.as_ref().map(|kinds| kinds.narrow(0, start, some.len())).transpose()?;
-            let mut b = Eager::new(&mut self.vae_params);
-            parts.push(encode(&mut b, &shape, &source.rows(&some)?, kinds.as_ref())?.0.detach());
-        }
-        Ok(Tensor::cat(&parts, 0)?)
+    pub fn encode(&self, source: &dyn Source, known: &Conditions) -> Result<Tensor> {
+        in_parts(known.values.dim(0)?, ROWS, |start, some| {
+            let picked: Vec<u32> = (start..start + some).map(|i| i as u32).collect();
+            let kinds = known.kinds.as_ref().map(|kinds| kinds.narrow(0, start, some)).transpose()?;
+            let mut params = self.vae_params.clone();
+            let mut b = Eager::new(&mut params);
+            Ok(encode(&mut b, &self.vae, &source.rows(&picked)?, kinds.as_ref())?.0.detach())
+        })
     }
 
     /// Latents `[n, latent]` from noise as large, by DDIM; on all cores.
@@ -302,8 +300,8 @@ impl Rows {
     pub fn decode(&self, z: &Tensor, kinds: Option<&Tensor>) -> Result<Tensor> {
         in_parts(z.dim(0)?, DECODED, |start, some| {
             let kinds = kinds.map(|kinds| kinds.narrow(0, start, some)).transpose()?;
-            let mut b = self.vae_params.clone();
-            Ok(decode(&mut Eager::new(&mut b), &self.vae, &z.narrow(0, start, some)?, kinds.as_ref())?.detach())
+            let mut params = self.vae_params.clone();
+            Ok(decode(&mut Eager::new(&mut params), &self.vae, &z.narrow(0, start, some)?, kinds.as_ref())?.detach())
         })
     }
 

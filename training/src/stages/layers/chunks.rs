@@ -117,23 +117,25 @@ impl Moments {
     /// # Errors
     /// When values cannot be read or are not finite.
     pub fn of(all: &[Chunk], kind: &str, values: &dyn Values) -> Result<Self> {
-        let sum = |power: &dyn Fn(f64) -> f64| -> Result<(f64, f64)> {
-            let (mut total, mut n) = (0.0, 0usize);
+        let mean_of = |powers: &dyn Fn(f64) -> [f64; 2]| -> Result<[f64; 2]> {
+            let (mut sums, mut n) = ([0.0; 2], 0usize);
             let mut row = Vec::new();
             for chunk in all.iter().filter(|c| c.kind == kind) {
                 row.resize(chunk.len, 0.0);
                 values.read(chunk.offset..chunk.offset + chunk.len, &mut row)?;
-                total += row.iter().map(|&v| power(f64::from(v))).sum::<f64>();
+                for v in &row {
+                    let [first, second] = powers(f64::from(*v));
+                    sums = [sums[0] + first, sums[1] + second];
+                }
                 n += chunk.len;
             }
-            if !total.is_finite() {
+            if !sums.iter().all(|sum| sum.is_finite()) {
                 return Err(Error::Config(format!("layers of the type {kind} have values that are not finite")));
             }
-            Ok((total / n.max(1) as f64, n as f64))
+            Ok(sums.map(|sum| sum / n.max(1) as f64))
         };
-        let (mean, _) = sum(&|v| v)?;
-        let (variance, _) = sum(&|v| (v - mean).powi(2))?;
-        let (fourth, _) = sum(&|v| (v - mean).powi(4))?;
+        let [mean, _] = mean_of(&|v| [v, 0.0])?;
+        let [variance, fourth] = mean_of(&|v| [(v - mean).powi(2), (v - mean).powi(4)])?;
         let kurtosis = if variance > 0.0 { fourth / variance.powi(2) } else { 3.0 };
         Ok(Self { mean: mean as f32, std: (variance.sqrt() as f32).max(1e-6), kurtosis: kurtosis as f32 })
     }

@@ -11,6 +11,9 @@ mod saved;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use weights::Layout;
 
 pub use chunks::{Chunk, Moments, Values, chunks, kind, nearest_copy, uniform};
@@ -20,58 +23,40 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::random;
 
-/// How chunks are learned.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// How chunks are learned. In a file all keys are at one level.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayersConfig {
     /// Values of a chunk.
     pub chunk: usize,
     /// Whether chunks are cut from all layers as one vector; else each layer is cut for itself.
     pub uniform: bool,
-    /// Width inside the VAE; 0: encoder and decoder are one linear layer each.
-    pub hidden: usize,
-    /// Values of a latent.
-    pub latent: usize,
-    /// Weight of the KL divergence; 0: an autoencoder without noise.
-    pub beta: f64,
-    /// Share of the VAE's steps that are an autoencoder's, without noise: the KL divergence counts from there on.
-    pub kl_from: f64,
-    /// Steps of the VAE.
-    pub vae_steps: usize,
-    /// Width of the denoiser.
-    pub width: usize,
-    /// Blocks of the denoiser.
-    pub blocks: usize,
-    /// Steps of the denoiser.
-    pub diffusion_steps: usize,
-    /// Chunks of a batch.
-    pub batch: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Steps of sampling.
-    pub sampling_steps: usize,
-    /// Seed.
-    pub seed: u64,
+    /// How they are learned as rows.
+    #[serde(flatten)]
+    pub rows: RowsConfig,
 }
 
 impl Default for LayersConfig {
     fn default() -> Self {
-        Self {
-            chunk: 2304,
-            uniform: false,
-            hidden: 512,
-            latent: 64,
-            beta: 1e-5,
-            kl_from: 0.0,
-            vae_steps: 1500,
-            width: 256,
-            blocks: 4,
-            diffusion_steps: 3000,
-            batch: 64,
-            lr: 1e-3,
-            sampling_steps: 50,
-            seed: 0,
+        Self { chunk: 2304, uniform: false, rows: RowsConfig::default() }
+    }
+}
+
+impl<'de> Deserialize<'de> for LayersConfig {
+    // A flattened struct would let unknown keys pass.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        fn take<T: DeserializeOwned, E: serde::de::Error>(
+            value: Option<Value>,
+            default: T,
+        ) -> std::result::Result<T, E> {
+            value.map_or(Ok(default), |value| serde_json::from_value(value).map_err(E::custom))
         }
+        let mut keys = serde_json::Map::deserialize(deserializer)?;
+        let default = Self::default();
+        let (chunk, uniform) =
+            (take(keys.remove("chunk"), default.chunk)?, take(keys.remove("uniform"), default.uniform)?);
+        let rows = RowsConfig::deserialize(Value::Object(keys))
+            .map_err(|e| D::Error::custom(format!("{e}; beside those there are `chunk` and `uniform`")))?;
+        Ok(Self { chunk, uniform, rows })
     }
 }
 
@@ -85,27 +70,10 @@ impl LayersConfig {
         if self.chunk == 0 {
             return Err(Error::Config("layers: chunk must be at least 1".into()));
         }
-        self.rows().check().map_err(|e| match e {
+        self.rows.check().map_err(|e| match e {
             Error::Config(text) => Error::Config(format!("layers: {text}")),
             other => other,
         })
-    }
-
-    fn rows(&self) -> RowsConfig {
-        RowsConfig {
-            hidden: self.hidden,
-            latent: self.latent,
-            beta: self.beta,
-            kl_from: self.kl_from,
-            vae_steps: self.vae_steps,
-            width: self.width,
-            blocks: self.blocks,
-            diffusion_steps: self.diffusion_steps,
-            batch: self.batch,
-            lr: self.lr,
-            sampling_steps: self.sampling_steps,
-            seed: self.seed,
-        }
     }
 }
 
@@ -214,7 +182,7 @@ impl Types {
 impl Layers {
     fn new(config: &LayersConfig, kinds: Vec<String>, parts: usize, moments: Vec<Moments>) -> Self {
         let types = Types { chunk: config.chunk, kinds, parts, moments };
-        let rows = Rows::new(&config.rows(), config.chunk, types.kinds.len(), types.condition_dim());
+        let rows = Rows::new(&config.rows, config.chunk, types.kinds.len(), types.condition_dim());
         Self { config: config.clone(), types, rows }
     }
 
@@ -254,7 +222,7 @@ impl Layers {
     ///
     /// # Errors
     /// When it has a layer of a type that was not learned.
-    pub fn reconstruct(&mut self, layout: &Layout, theta: &[f32]) -> Result<Vec<f32>> {
+    pub fn reconstruct(&self, layout: &Layout, theta: &[f32]) -> Result<Vec<f32>> {
         let all = self.config.chunks(layout);
         let z = self.encode(&all, &theta)?;
         self.in_place(&all, &z, theta.to_vec())
@@ -265,13 +233,13 @@ impl Layers {
     ///
     /// # Errors
     /// When it has a layer of a type that was not learned.
-    pub fn generate(&mut self, layout: &Layout, start: &[f32], seed: u64) -> Result<Vec<f32>> {
+    pub fn generate(&self, layout: &Layout, start: &[f32], seed: u64) -> Result<Vec<f32>> {
         let all = self.config.chunks(layout);
         let z = self.sample(&all, 0..all.len(), seed)?;
         self.in_place(&all, &z, start.to_vec())
     }
 
-    fn in_place(&mut self, all: &[Chunk], z: &Tensor, mut theta: Vec<f32>) -> Result<Vec<f32>> {
+    fn in_place(&self, all: &[Chunk], z: &Tensor, mut theta: Vec<f32>) -> Result<Vec<f32>> {
         for (i, some) in all.chunks(ROWS).enumerate() {
             let rows = self.decode(some, &z.narrow(0, i * ROWS, some.len())?)?;
             for (row, chunk) in rows.chunks_exact(self.config.chunk).zip(some) {
@@ -286,7 +254,7 @@ impl Layers {
     ///
     /// # Errors
     /// When a chunk is of a type that was not learned, or values cannot be read.
-    pub fn encode(&mut self, all: &[Chunk], values: &dyn Values) -> Result<Tensor> {
+    pub fn encode(&self, all: &[Chunk], values: &dyn Values) -> Result<Tensor> {
         let known = self.types.conditions(all)?;
         self.rows.encode(&Chunked { types: &self.types, all, values }, &known)
     }
@@ -296,10 +264,10 @@ impl Layers {
     ///
     /// # Errors
     /// When a chunk is of a type that was not learned.
-    pub fn sample(&mut self, all: &[Chunk], range: Range<usize>, seed: u64) -> Result<Tensor> {
+    pub fn sample(&self, all: &[Chunk], range: Range<usize>, seed: u64) -> Result<Tensor> {
         let known = self.types.conditions(&all[range.clone()])?;
         let mut rng = random::stream(seed, "layers");
-        let noise = random::normal(&[all.len(), self.config.latent], &Device::Cpu, &mut rng)?;
+        let noise = random::normal(&[all.len(), self.config.rows.latent], &Device::Cpu, &mut rng)?;
         self.rows.sample(&noise.narrow(0, range.start, range.len())?, &known.values)
     }
 
@@ -308,7 +276,7 @@ impl Layers {
     ///
     /// # Errors
     /// When a chunk is of a type that was not learned.
-    pub fn decode(&mut self, some: &[Chunk], z: &Tensor) -> Result<Vec<f32>> {
+    pub fn decode(&self, some: &[Chunk], z: &Tensor) -> Result<Vec<f32>> {
         let kinds = self.types.one_hot(some)?;
         let mut rows = self.rows.decode(z, Some(&kinds))?.flatten_all()?.to_vec1::<f32>()?;
         for (row, chunk) in rows.chunks_exact_mut(self.config.chunk).zip(some) {

@@ -28,19 +28,22 @@ fn a_network_comes_back_and_its_own_layers_are_generated() {
     let theta = random::normal_vec(layout.parameters(), &mut rng);
     let config = LayersConfig {
         chunk: 144,
-        hidden: 0,
-        latent: 48,
-        beta: 0.0,
-        vae_steps: 600,
-        width: 128,
-        blocks: 2,
-        diffusion_steps: 800,
-        batch: 32,
-        lr: 3e-3,
-        sampling_steps: 10,
+        rows: RowsConfig {
+            hidden: 0,
+            latent: 48,
+            beta: 0.0,
+            vae_steps: 600,
+            width: 128,
+            blocks: 2,
+            diffusion_steps: 800,
+            batch: 32,
+            lr: 3e-3,
+            sampling_steps: 10,
+            ..RowsConfig::default()
+        },
         ..LayersConfig::default()
     };
-    let mut layers = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap();
+    let layers = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap();
     // Over all values that are learned, of their length.
     let apart = |other: &[f32]| {
         let own = layout.params.iter().filter(|p| !p.is_buffer()).flat_map(ParamSpec::range);
@@ -64,17 +67,20 @@ fn what_was_learned_of_one_depth_is_generated_for_another() {
     from.params.iter().for_each(|p| theta[p.range()].fill(value(&p.name)));
     let config = LayersConfig {
         chunk: 36,
-        hidden: 16,
-        latent: 4,
-        vae_steps: 30,
-        width: 16,
-        blocks: 1,
-        diffusion_steps: 30,
-        batch: 16,
-        sampling_steps: 5,
+        rows: RowsConfig {
+            hidden: 16,
+            latent: 4,
+            vae_steps: 30,
+            width: 16,
+            blocks: 1,
+            diffusion_steps: 30,
+            batch: 16,
+            sampling_steps: 5,
+            ..RowsConfig::default()
+        },
         ..LayersConfig::default()
     };
-    let mut layers = Layers::learn(&config, &from, &theta.as_slice(), &Progress::silent()).unwrap();
+    let layers = Layers::learn(&config, &from, &theta.as_slice(), &Progress::silent()).unwrap();
     let start = vec![7.5; to.parameters()];
     let made = layers.generate(&to, &start, 1).unwrap();
     for param in &to.params {
@@ -101,20 +107,22 @@ fn what_was_learned_is_kept_in_a_file() {
         let config = LayersConfig {
             chunk: 30,
             uniform,
-            hidden: 8,
-            latent: 4,
-            kl_from: 0.5,
-            vae_steps: 6,
-            width: 16,
-            blocks: 1,
-            diffusion_steps: 4,
-            batch: 8,
-            sampling_steps: 3,
-            ..LayersConfig::default()
+            rows: RowsConfig {
+                hidden: 8,
+                latent: 4,
+                kl_from: 0.5,
+                vae_steps: 6,
+                width: 16,
+                blocks: 1,
+                diffusion_steps: 4,
+                batch: 8,
+                sampling_steps: 3,
+                ..RowsConfig::default()
+            },
         };
-        let mut layers = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap();
+        let layers = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap();
         let bytes = layers.to_bytes(&[]).unwrap();
-        let mut again = Layers::from_bytes(&bytes).unwrap();
+        let again = Layers::from_bytes(&bytes).unwrap();
         assert_eq!(again.generate(&layout, &theta, 3).unwrap(), layers.generate(&layout, &theta, 3).unwrap());
         assert_eq!(again.reconstruct(&layout, &theta).unwrap(), layers.reconstruct(&layout, &theta).unwrap());
         assert!(Layers::from_bytes(&bytes[..bytes.len() - 1]).is_err());
@@ -156,12 +164,24 @@ fn settings_that_make_no_sense_are_refused() {
     let theta = vec![0f32; layout.parameters()];
     for config in [
         LayersConfig { chunk: 0, ..LayersConfig::default() },
-        LayersConfig { kl_from: 1.5, ..LayersConfig::default() },
-        LayersConfig { lr: f64::NAN, ..LayersConfig::default() },
+        LayersConfig { rows: RowsConfig { kl_from: 1.5, ..RowsConfig::default() }, ..LayersConfig::default() },
+        LayersConfig { rows: RowsConfig { lr: f64::NAN, ..RowsConfig::default() }, ..LayersConfig::default() },
     ] {
         let error = Layers::learn(&config, &layout, &theta.as_slice(), &Progress::silent()).unwrap_err().to_string();
         assert!(error.contains("layers:"), "{error}");
     }
     let none = Layout::new(Vec::<(String, Vec<usize>)>::new());
     assert!(Layers::learn(&LayersConfig::default(), &none, &[].as_slice(), &Progress::silent()).is_err());
+}
+
+#[test]
+fn a_file_has_all_keys_at_one_level_and_no_others() {
+    let config = LayersConfig { chunk: 7, rows: RowsConfig { latent: 3, ..RowsConfig::default() }, uniform: true };
+    let json = serde_json::to_value(&config).unwrap();
+    assert_eq!((&json["chunk"], &json["latent"]), (&7.into(), &3.into()));
+    assert_eq!(serde_json::from_value::<LayersConfig>(json).unwrap(), config);
+    assert_eq!(toml::from_str::<LayersConfig>("uniform = true\nchunk = 7\nlatent = 3").unwrap(), config);
+    for text in ["chunks = 7", "latent = \"x\"", "chunk = -1"] {
+        assert!(toml::from_str::<LayersConfig>(text).is_err(), "{text}");
+    }
 }
