@@ -30,7 +30,7 @@ help: ## This list
 setup: ## Fetch and unpack ONNX Runtime and PostgreSQL with pgvector, as pinned in runtime/pins.json
 	@$(PYTHON) scripts/setup.py runtime
 
-text-encoder: ## Fetch and unpack a small text encoder (MiniLM, 84 MB), for table-5
+text-encoder: ## Fetch and unpack a small text encoder (MiniLM, 84 MB)
 	@$(PYTHON) scripts/setup.py text
 
 toolchain:
@@ -39,7 +39,7 @@ toolchain:
 build: setup ## Build target/release/weightsmith
 	@$(CARGO) build --release --locked -p cli
 
-demo: build ## Train a generator on handwritten digits, serve it, generate weights over HTTP, print the table
+demo: build text-encoder ## Train generators on digits and on sentences, serve them, generate weights over HTTP, print the tables
 	@$(ENV) exec $(RELEASE_BIN) demo $(DEMO_ARGS)
 
 serve: build ## Serve the API on loopback

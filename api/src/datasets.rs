@@ -1,4 +1,4 @@
-//! Datasets: labelled examples that conditions are made of.
+//! Datasets: what conditions are made of, labelled examples or a text.
 
 use axum::Json;
 use axum::extract::State;
@@ -25,6 +25,7 @@ use crate::limits::{self, check_name};
 use crate::page::{Listing, list_query};
 use crate::problem::{CreateProblems, GetProblems, ListProblems};
 use crate::state::AppState;
+use crate::texts;
 
 mod nearest;
 mod upload;
@@ -48,7 +49,7 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
         .merge(life::routes())
 }
 
-/// Labelled examples.
+/// Labelled examples, or a text.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Dataset {
     /// Its id.
@@ -56,13 +57,13 @@ pub(crate) struct Dataset {
     /// Its name; several datasets may share one.
     #[schema(example = "digits")]
     name: String,
-    /// What its examples are: `image` or `features`.
+    /// What it is: labelled examples of the kind `image` or `features`, or one `text`.
     #[schema(example = "image")]
     modality: String,
-    /// Shape of one example: `[channels, height, width]` or `[features]`.
+    /// Shape of one example: `[channels, height, width]` or `[features]`; empty of a text.
     #[schema(example = json!([1, 8, 8]))]
     shape: Vec<i32>,
-    /// Names of the classes, in label order.
+    /// Names of the classes, in label order; none of a text.
     #[schema(example = json!(["0", "1", "2"]))]
     classes: Vec<String>,
     /// Number of examples.
@@ -92,7 +93,7 @@ impl From<rows::Dataset> for Dataset {
     }
 }
 
-/// A dataset to register: a name and exactly one of `images`, `npz` and `zip`.
+/// A dataset to register: a name and exactly one of `images`, `npz`, `zip` and `text`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewDataset {
@@ -108,6 +109,9 @@ pub(crate) struct NewDataset {
     /// A zip of `CLASS/image.png` or `.jpg` in base64.
     #[schema(content_encoding = "base64")]
     zip: Option<String>,
+    /// A description of a task, for generators that are conditioned on a text.
+    #[schema(example = "Decide whether a sentence is a statement or a question.", min_length = 1, max_length = 10000)]
+    text: Option<String>,
     /// Names of the classes, in label order; with `npz` and `zip` also a choice of them.
     classes: Option<Vec<String>>,
     /// Description, tags, and whether it is private.
@@ -118,7 +122,7 @@ pub(crate) struct NewDataset {
 list_query!(ListQuery {
     /// Only datasets of this name.
     name: Option<String>,
-    /// Only datasets of this modality: `image` or `features`.
+    /// Only datasets of this modality: `image`, `features` or `text`.
     modality: Option<String>,
     /// Only the one with this content.
     digest: Option<String>,
@@ -201,15 +205,22 @@ async fn create(
     extract::Json(new): extract::Json<NewDataset>,
 ) -> Result<Response> {
     check_name(&new.name)?;
-    let content = match Content::one_of(new.images, new.npz, new.zip) {
+    let content = match Content::one_of(new.images, new.npz, new.zip, new.text) {
         Given::One(content) => content,
-        _ => return Err(Error::JsonInvalid("give exactly one of `images`, `npz` and `zip`".into())),
+        _ => return Err(Error::JsonInvalid("give exactly one of `images`, `npz`, `zip` and `text`".into())),
     };
+    if let Content::Text(text) = &content {
+        if new.classes.is_some() {
+            return Err(Error::ValueInvalid("a text has no classes: leave them out".into()).in_field("classes"));
+        }
+        let text = texts::checked(text).map_err(|error| error.in_field("text"))?;
+        return store(&state, &caller, &key, new.name, new.about, Stored::text(text)).await;
+    }
     let place = state.work().place().await?;
     let limits = state.settings().datasets.clone();
     let classes = new.classes;
     let (data, npz) = limits::run(place, move |_| prepare(&content, classes.as_deref(), &limits)).await?;
-    store(&state, &caller, &key, new.name, new.about, data, npz).await
+    store(&state, &caller, &key, new.name, new.about, Stored::labelled(&data, npz)?).await
 }
 
 /// Reads the data, with the classes asked for, and writes it as the file to store.
@@ -228,6 +239,45 @@ fn chosen(mut data: Data, classes: Option<&[String]>) -> Result<(Data, Vec<u8>)>
     Ok((data, npz))
 }
 
+/// What is stored and registered of a dataset, whatever it is.
+struct Stored {
+    modality: String,
+    shape: Vec<i32>,
+    class_names: Vec<String>,
+    examples: i64,
+    digest: String,
+    file: Vec<u8>,
+    media_type: &'static str,
+}
+
+impl Stored {
+    /// Labelled examples, with their file.
+    fn labelled(data: &Data, npz: Vec<u8>) -> Result<Self> {
+        let small = |n: usize| i32::try_from(n).map_err(|_| Error::Internal(format!("a dimension of {n}")));
+        Ok(Self {
+            modality: data.modality().to_string(),
+            shape: data.shape.iter().map(|d| small(*d)).collect::<Result<_>>()?,
+            class_names: data.class_names.clone(),
+            examples: i64::try_from(data.len()).unwrap_or(i64::MAX),
+            digest: data.digest(),
+            file: npz,
+            media_type: NPZ,
+        })
+    }
+
+    fn text(text: &str) -> Self {
+        Self {
+            modality: texts::MODALITY.to_owned(),
+            shape: Vec::new(),
+            class_names: Vec::new(),
+            examples: 1,
+            digest: texts::digest(text),
+            file: text.as_bytes().to_vec(),
+            media_type: texts::TEXT,
+        }
+    }
+}
+
 /// Stores and registers data, or answers with the dataset of the same content.
 async fn store(
     state: &AppState,
@@ -235,12 +285,11 @@ async fn store(
     key: &IdempotencyKey,
     name: String,
     about: NewAbout,
-    data: Data,
-    npz: Vec<u8>,
+    stored: Stored,
 ) -> Result<Response> {
-    let (registry, digest) = (state.registry(), data.digest());
+    let registry = state.registry();
     let address = |row: &rows::Dataset| format!("/v1/datasets/{}", row.id);
-    match rows::by_digest(registry, caller, &digest).await {
+    match rows::by_digest(registry, caller, &stored.digest).await {
         Ok(row) => {
             let answer = Answer::ok(&Dataset::from(row.clone()))?.header(LOCATION, &address(&row))?;
             return answer.commit(registry.write(caller).await?, key).await;
@@ -248,15 +297,14 @@ async fn store(
         Err(registry::Error::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let artifact = registry.artifacts().put_bytes(npz, NPZ).await?;
-    let small = |n: usize| i32::try_from(n).map_err(|_| Error::Internal(format!("a dimension of {n}")));
+    let artifact = registry.artifacts().put_bytes(stored.file, stored.media_type).await?;
     let new = rows::NewDataset {
         name,
-        modality: data.modality().to_string(),
-        shape: data.shape.iter().map(|d| small(*d)).collect::<Result<_>>()?,
-        class_names: data.class_names.clone(),
-        examples: i64::try_from(data.len()).unwrap_or(i64::MAX),
-        digest,
+        modality: stored.modality,
+        shape: stored.shape,
+        class_names: stored.class_names,
+        examples: stored.examples,
+        digest: stored.digest,
         artifact_digest: artifact.digest,
         about: about.or(false),
     };

@@ -31,6 +31,23 @@ pub enum Error {
     /// From running a generator.
     #[error(transparent)]
     Inference(#[from] inference::Error),
+    /// From running a text encoder.
+    #[error(transparent)]
+    Language(language::Error),
+    /// The server has no folder of language models.
+    #[error("this server has no language models: start it with --models DIR, a folder with a directory for each")]
+    ModelsUnset,
+    /// No such language model.
+    #[error("there is no language model {0:?}: /v1/models lists those there are")]
+    ModelUnknown(String),
+    /// A sample that is no adapter.
+    #[error("sample {index} is of {architecture}, which is no adapter: download its `file`")]
+    NoAdapter {
+        /// Its place in the generation.
+        index: i32,
+        /// Its networks.
+        architecture: String,
+    },
     /// From reading a bundle.
     #[error(transparent)]
     Weights(#[from] weights::Error),
@@ -212,6 +229,10 @@ impl Error {
             Self::Registry(error) => error.code(),
             Self::Dataset(error) => error.code(),
             Self::Inference(error) => error.code(),
+            Self::Language(error) => error.code(),
+            Self::NoAdapter { .. } => "no_adapter",
+            Self::ModelsUnset => "models_unset",
+            Self::ModelUnknown(_) => "not_found",
             Self::Weights(error) | Self::Import(error) => error.code(),
             Self::InField { source, .. } => source.code(),
             Self::UnknownRoute(_) => "unknown_route",
@@ -254,6 +275,8 @@ impl Error {
             Self::Registry(error) => registry_status(error),
             Self::Dataset(error) => dataset_status(error),
             Self::Inference(error) => inference_status(error),
+            // Texts were checked: what is left is the bundle's fault.
+            Self::Language(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // Only bundles of this registry are read here, and those were verified when they were published.
             Self::Import(weights::Error::CheckpointTooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Import(weights::Error::Read(_) | weights::Error::Write(_)) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -262,7 +285,9 @@ impl Error {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::InField { source, .. } => source.status(),
-            Self::UnknownRoute(_) => StatusCode::NOT_FOUND,
+            Self::UnknownRoute(_) | Self::NoAdapter { .. } | Self::ModelsUnset | Self::ModelUnknown(_) => {
+                StatusCode::NOT_FOUND
+            }
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::JsonMalformed(_)
             | Self::BodyIncomplete
@@ -348,6 +373,7 @@ fn inference_status(error: &inference::Error) -> StatusCode {
         | E::UnknownSampler(_)
         | E::UnknownArchitecture { .. }
         | E::Extractor { .. }
+        | E::NoForward { .. }
         | E::Option { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         E::Cancelled { .. } => StatusCode::SERVICE_UNAVAILABLE,
         // Data of a request is finite and of the right length before it comes to a graph: the rest is the bundle's

@@ -82,7 +82,7 @@ pub(crate) async fn answer(
 }
 
 /// A name to save as (RFC 6266): in ASCII for old clients, and exactly in UTF-8 for the others.
-fn disposition(name: &str) -> String {
+pub(crate) fn disposition(name: &str) -> String {
     let kept = |c: char| c.is_ascii_alphanumeric() || "!#$&+-.^_`|~".contains(c);
     let ascii: String = name.chars().map(|c| if kept(c) || " ()[]{},;=@'".contains(c) { c } else { '_' }).collect();
     let exact = name.chars().map(|c| match kept(c) {
@@ -168,6 +168,13 @@ pub(crate) struct FileMetadata {
     /// Type, shape and place of each tensor.
     #[schema(value_type = Object)]
     tensors: serde_json::Value,
+}
+
+impl FileMetadata {
+    /// What the file says of itself under a key.
+    pub(crate) fn text(&self, key: &str) -> Option<String> {
+        self.metadata.get(key)?.as_str().map(str::to_owned)
+    }
 }
 
 /// The header of a stored safetensors file, in its two parts.

@@ -1,6 +1,7 @@
 //! Generations: answered requests for weights, with the samples that were made.
 
 mod candidates;
+mod described;
 mod evaluations;
 mod make;
 mod request;

@@ -10,6 +10,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::texts;
+
+/// What datasets other than texts hold.
+pub(crate) const LABELLED: &str = "labelled";
 
 /// One labelled image.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -23,18 +27,24 @@ pub(crate) struct Image {
     data: String,
 }
 
-/// Labelled data that comes with the request: exactly one of `images`, `npz` and `zip`.
+/// Labelled data that comes with the request: exactly one of `images`, `npz`, `zip` and `text`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Content {
     Images(Vec<Image>),
     Npz(String),
     Zip(String),
+    Text(String),
 }
 
 impl Content {
     /// The one that is given, if one is.
-    pub(crate) fn one_of(images: Option<Vec<Image>>, npz: Option<String>, zip: Option<String>) -> Given<Self> {
-        let given = [images.map(Self::Images), npz.map(Self::Npz), zip.map(Self::Zip)];
+    pub(crate) fn one_of(
+        images: Option<Vec<Image>>,
+        npz: Option<String>,
+        zip: Option<String>,
+        text: Option<String>,
+    ) -> Given<Self> {
+        let given = [images.map(Self::Images), npz.map(Self::Npz), zip.map(Self::Zip), text.map(Self::Text)];
         let mut given = given.into_iter().flatten();
         match (given.next(), given.next()) {
             (None, _) => Given::None,
@@ -49,6 +59,7 @@ impl Content {
             Self::Images(images) => read_images(field, images, classes, limits),
             Self::Npz(text) => read_file(field, "npz", text, |bytes| datasets::npz::from_npz(bytes, limits)),
             Self::Zip(text) => read_file(field, "zip", text, |bytes| datasets::archive::from_zip(bytes, limits)),
+            Self::Text(_) => Err(texts::mismatch("text", LABELLED).in_field(format!("{field}text"))),
         }
     }
 }
@@ -152,7 +163,7 @@ pub(crate) enum Source {
     Inline(Content),
 }
 
-/// The fields as they are in the JSON. The form with exactly one of four is checked afterwards, so that an error in
+/// The fields as they are in the JSON. The form with exactly one of five is checked afterwards, so that an error in
 /// one of them is told under its own path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +172,7 @@ struct RawDatasetInput {
     images: Option<Vec<Image>>,
     npz: Option<String>,
     zip: Option<String>,
+    text: Option<String>,
     classes: Option<Vec<String>>,
     seed: Option<u64>,
 }
@@ -169,17 +181,21 @@ impl TryFrom<RawDatasetInput> for DatasetInput {
     type Error = &'static str;
 
     fn try_from(raw: RawDatasetInput) -> std::result::Result<Self, Self::Error> {
-        const RULE: &str = "give exactly one of `id`, `images`, `npz` and `zip`";
-        let source = match (raw.id, Content::one_of(raw.images, raw.npz, raw.zip)) {
+        const RULE: &str = "give exactly one of `id`, `images`, `npz`, `zip` and `text`";
+        let source = match (raw.id, Content::one_of(raw.images, raw.npz, raw.zip, raw.text)) {
             (Some(id), Given::None) => Source::Registered(id),
             (None, Given::One(content)) => Source::Inline(content),
             _ => return Err(RULE),
         };
+        if matches!(source, Source::Inline(Content::Text(_))) && (raw.classes.is_some() || raw.seed.is_some()) {
+            return Err("a text has no classes and no examples to choose: leave `classes` and `seed` out");
+        }
         Ok(Self { source, classes: raw.classes, seed: raw.seed })
     }
 }
 
-/// Labelled data for a generation: exactly one of `id`, `images`, `npz` and `zip`.
+/// Data for a generation: exactly one of `id`, `images`, `npz`, `zip`, and of a generator that is conditioned on a text,
+/// `text`.
 #[derive(ToSchema)]
 #[schema(as = DatasetInput)]
 #[allow(dead_code)]
@@ -232,6 +248,17 @@ pub(crate) enum DatasetInputSchema {
         /// Which examples of each class the encoder takes; 0 by default.
         #[schema(format = "uint64")]
         seed: Option<u64>,
+    },
+    /// A description of the task, for a generator of adapters.
+    #[schema(title = "text")]
+    Text {
+        /// What the task is, in a sentence or two.
+        #[schema(
+            example = "Decide whether a sentence is a statement or a question.",
+            min_length = 1,
+            max_length = 10000
+        )]
+        text: String,
     },
 }
 

@@ -336,6 +336,7 @@ enum OfKind {
     Import,
     Evaluate,
     Generate,
+    Search,
 }
 
 impl From<InState> for JobState {
@@ -358,6 +359,7 @@ impl From<OfKind> for JobKind {
             OfKind::Import => Self::Import,
             OfKind::Evaluate => Self::Evaluate,
             OfKind::Generate => Self::Generate,
+            OfKind::Search => Self::Search,
         }
     }
 }

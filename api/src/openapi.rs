@@ -10,7 +10,7 @@ use crate::problem::{self, Problem};
 use crate::state::AppState;
 use crate::{
     architectures, audit, auth, checkpoints, datasets, extractors, generations, generators, health, idempotency, jobs,
-    lineage, manners, metrics, page, tokens, zoos,
+    lineage, manners, metrics, models, page, tokens, zoos,
 };
 
 #[derive(utoipa::OpenApi)]
@@ -26,11 +26,12 @@ use crate::{
     tags(
         (name = "generations", description = "Requests for weights, and the weights that were made."),
         (name = "generators", description = "Trained generators: versions are immutable, aliases move."),
-        (name = "datasets", description = "Labelled data."),
+        (name = "datasets", description = "Labelled data, and descriptions of tasks."),
         (name = "extractors", description = "ONNX image encoders whose features may take the place of pixels."),
         (name = "zoos", description = "Populations of trained models."),
         (name = "checkpoints", description = "Weights of trained models."),
         (name = "architectures", description = "Networks that weights are generated for."),
+        (name = "models", description = "Language models of the server's folder, and searches for better layers."),
         (name = "jobs", description = "Long work: watched, cancelled, resumed."),
         (name = "lineage", description = "What was made from what."),
         (name = "tokens", description = "Who may do what, and how much."),
@@ -69,6 +70,7 @@ pub(crate) fn described() -> OpenApiRouter<AppState> {
         .merge(zoos::routes())
         .merge(checkpoints::routes())
         .merge(architectures::routes())
+        .merge(models::routes())
         .merge(jobs::routes())
         .merge(lineage::routes())
         .merge(tokens::routes())

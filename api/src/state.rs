@@ -16,8 +16,10 @@ use crate::auth::{AuthSettings, Known};
 use crate::cache::Cache;
 use crate::error::Result;
 use crate::health::Probes;
+use crate::inline::LABELLED;
 use crate::limits::{Work, blocking};
 use crate::manners::Origin;
+use crate::texts::{self, Texts};
 
 /// Datasets above this many bytes are read anew for each request.
 const LARGEST_CACHED_DATASET: i64 = 256 << 20;
@@ -54,6 +56,8 @@ pub struct Settings {
     pub upload_limit: u64,
     /// Folder that uploads are kept in while they are read; none: the system's.
     pub upload_dir: Option<std::path::PathBuf>,
+    /// Folder of language models, a directory each; none: there are none.
+    pub models: Option<std::path::PathBuf>,
     /// Longest time from a connection's beginning, or from an answer, to the end of the next request's head.
     pub header_timeout: Duration,
     /// Longest pause in a request's body.
@@ -91,6 +95,7 @@ impl Default for Settings {
             grace: Duration::from_secs(30),
             upload_limit: 2 << 30,
             upload_dir: None,
+            models: None,
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(30),
             cors_origins: Vec::new(),
@@ -113,13 +118,19 @@ impl Default for Settings {
 #[derive(Clone)]
 pub struct AppState(Arc<Inner>);
 
+/// A generator version in memory.
+struct Loaded {
+    generator: Arc<Generator>,
+    texts: Option<Arc<Texts>>,
+}
+
 struct Inner {
     registry: Registry,
     runtime: Runtime,
     probes: Probes,
     settings: Settings,
     work: Work,
-    generators: Cache<Generator>,
+    generators: Cache<Loaded>,
     datasets: Cache<Dataset>,
     spreads: Cache<Option<f64>>,
     jobs: OnceLock<Watch>,
@@ -207,10 +218,19 @@ impl AppState {
 
     /// A generator version, loaded.
     pub(crate) async fn generator(&self, version: &GeneratorVersion) -> Result<Arc<Generator>> {
+        self.loaded(version).await.map(|loaded| loaded.generator.clone())
+    }
+
+    /// What embeds texts for a generator version; none where it takes labelled examples.
+    pub(crate) async fn texts(&self, version: &GeneratorVersion) -> Result<Option<Arc<Texts>>> {
+        self.loaded(version).await.map(|loaded| loaded.texts.clone())
+    }
+
+    async fn loaded(&self, version: &GeneratorVersion) -> Result<Arc<Loaded>> {
         self.0.generators.get(&version.digest, || self.load_generator(version)).await
     }
 
-    async fn load_generator(&self, version: &GeneratorVersion) -> Result<Generator> {
+    async fn load_generator(&self, version: &GeneratorVersion) -> Result<Loaded> {
         let tar = self.registry().artifacts().read(&version.artifact_digest).await?;
         let (runtime, expected) = (self.runtime().clone(), version.digest.clone());
         blocking(move || {
@@ -219,7 +239,8 @@ impl AppState {
                 let reason = format!("its digest is {}, the registry has {expected}", bundle.digest());
                 return Err(weights::Error::Bundle(reason).into());
             }
-            Ok(Generator::load(&runtime, bundle)?)
+            let texts = Texts::of(&bundle)?;
+            Ok(Loaded { generator: Arc::new(Generator::load(&runtime, bundle)?), texts })
         })
         .await
     }
@@ -230,13 +251,26 @@ impl AppState {
         self.0.spreads.get(&version.to_string(), load).await.map(|spread| *spread)
     }
 
-    /// A registered dataset, read.
+    /// A registered dataset of labelled examples, read.
     pub(crate) async fn dataset(&self, row: &registry::datasets::Dataset) -> Result<Arc<Dataset>> {
+        if row.modality == texts::MODALITY {
+            return Err(texts::mismatch(texts::MODALITY, LABELLED));
+        }
         let values: i64 = row.shape.iter().map(|d| i64::from(*d)).product();
         if values.saturating_mul(row.examples) > LARGEST_CACHED_DATASET {
             return self.load_dataset(row).await.map(Arc::new);
         }
         self.0.datasets.get(&row.artifact_digest, || self.load_dataset(row)).await
+    }
+
+    /// A registered text, read.
+    pub(crate) async fn text(&self, row: &registry::datasets::Dataset) -> Result<Arc<str>> {
+        if row.modality != texts::MODALITY {
+            return Err(texts::mismatch(&row.modality, texts::MODALITY));
+        }
+        let bytes = self.registry().artifacts().read(&row.artifact_digest).await?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| crate::Error::Internal(error.to_string()))?;
+        Ok(Arc::from(text))
     }
 
     async fn load_dataset(&self, row: &registry::datasets::Dataset) -> Result<Dataset> {

@@ -52,6 +52,28 @@ pub struct RuntimeArgs {
     pub threads: usize,
 }
 
+/// Where language models are.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Language models")]
+pub struct ModelArgs {
+    /// Folder of language models, a directory each, that jobs may search (Algorithm 1); without it there are none.
+    #[arg(long, env = "WEIGHTSMITH_MODELS", value_name = "DIR")]
+    pub models: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The folder, which must be there.
+    pub fn open(&self) -> Result<Option<PathBuf>> {
+        match &self.models {
+            Some(dir) if !dir.is_dir() => {
+                let text = format!("{} is no folder: name one with --models that holds language models", dir.display());
+                Err(Error::input("models_missing", text))
+            }
+            other => Ok(other.clone()),
+        }
+    }
+}
+
 /// An open registry with the private server that it may run on.
 pub struct OpenRegistry {
     /// The registry.

@@ -97,14 +97,18 @@ async fn architecture(
     architecture: &weights::Architecture,
 ) -> Result<architectures::Architecture> {
     let json = |e: serde_json::Error| Error::Internal(e.to_string());
-    let forward = registry.artifacts().put_bytes(export::forward(architecture)?, "application/onnx").await?;
+    let forward = match architecture {
+        // It is run in a text model.
+        weights::Architecture::Lora(_) => None,
+        _ => Some(registry.artifacts().put_bytes(export::forward(architecture)?, "application/onnx").await?.digest),
+    };
     let layout = architecture.layout();
     let new = architectures::NewArchitecture {
         name: architecture.name(),
         config: serde_json::to_value(architecture).map_err(json)?,
         parameters: layout.parameters() as i64,
         layout: serde_json::to_value(&layout).map_err(json)?,
-        forward_artifact: Some(forward.digest),
+        forward_artifact: forward,
         about: NewAbout::default(),
     };
     Ok(architectures::ensure(write, &new).await?)

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::auth::{AuthArgs, first_token};
 use crate::config::{LimitArgs, ServerArgs};
-use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
+use crate::context::{ModelArgs, RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
 use crate::worker::WorkArgs;
 
@@ -32,6 +32,8 @@ pub struct Args {
     no_migrate: bool,
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    models: ModelArgs,
     /// Leave jobs to workers: without it the server works on them too.
     #[arg(long, env = "WEIGHTSMITH_NO_WORKER", help_heading = "Jobs")]
     no_worker: bool,
@@ -52,6 +54,7 @@ pub fn run(args: Args) -> Result<()> {
     args.work.check()?;
     let settings = args.settings();
     settings.auth.check(settings.bind)?;
+    let settings = Settings { models: args.models.open()?, ..settings };
     tokio_runtime()?.block_on(serve(&args, settings))
 }
 

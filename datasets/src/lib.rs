@@ -34,6 +34,7 @@ pub mod omniglot;
 mod picture;
 mod resize;
 mod sampling;
+pub mod sentences;
 mod source;
 mod split;
 pub mod tarball;

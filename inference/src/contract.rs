@@ -2,6 +2,7 @@
 
 use ort::session::Session;
 use ort::value::{Outlet, TensorElementType, TensorRef};
+use weights::manifest::TEXT;
 use weights::{Layout, Manifest, ParamSpec};
 
 use crate::error::{Error, Result, check_finite, check_length};
@@ -53,6 +54,7 @@ const MOST_STEPS: usize = 100_000;
 pub(crate) fn check_manifest(manifest: &Manifest) -> Result<()> {
     let (encoder, schedule) = (&manifest.encoder, &manifest.schedule);
     let known = match &manifest.extractor {
+        None if manifest.text.is_some() => encoder.extractor == TEXT,
         None => encoder.extractor == "pixels",
         Some(used) => used.spec.name == encoder.extractor && encoder.extractor != "pixels",
     };

@@ -112,6 +112,12 @@ pub enum Error {
         /// The largest number.
         most: usize,
     },
+    /// Networks that no graph of the bundle runs.
+    #[error("{architecture} is an adapter of a text model: it has no graph to be evaluated or refined with here")]
+    NoForward {
+        /// Its name.
+        architecture: String,
+    },
     /// NaN or an infinity.
     #[error("{what} hold a value that is not finite at position {position}; every value must be a finite number")]
     NonFinite {
@@ -178,6 +184,7 @@ impl Error {
             Self::Extractor { .. } => "extractor_invalid",
             Self::Graph { .. } => "graph_failed",
             Self::ModalityMismatch { .. } => "modality_mismatch",
+            Self::NoForward { .. } => "no_forward",
             Self::ShapeMismatch { .. } => "shape_mismatch",
             Self::ClassesMismatch { .. } | Self::ClassesOutside { .. } => "classes_mismatch",
             Self::NonFinite { .. } => "non_finite",

@@ -84,7 +84,8 @@ pub struct Generator {
 /// What belongs to one architecture.
 #[derive(Debug)]
 struct Target {
-    forward: Forward,
+    /// None of adapters: they are run in a text model.
+    forward: Option<Forward>,
     /// Where networks store statistics.
     statistics: Option<Statistics>,
     /// Statistics of its rows.
@@ -115,7 +116,10 @@ impl Generator {
             };
             targets.push(Target {
                 statistics,
-                forward: Forward::load(runtime, &entry.forward, bundle.file(&entry.forward)?, layout, &shape)?,
+                forward: match entry.forward.as_str() {
+                    "" => None,
+                    name => Some(Forward::load(runtime, name, bundle.file(name)?, layout, &shape)?),
+                },
                 standardisation: standardisation.of(&manifest.vectorise, index)?,
                 pieces: manifest.vectorise.pieces_of(index),
                 part: bundle.part(entry)?,
@@ -184,8 +188,12 @@ impl Generator {
     }
 
     /// The architecture's forward graph.
-    pub fn forward(&self) -> &Forward {
-        &self.target().forward
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] of adapters.
+    pub fn forward(&self) -> Result<&Forward> {
+        let architecture = || Error::NoForward { architecture: self.architecture().name.clone() };
+        self.target().forward.as_ref().ok_or_else(architecture)
     }
 
     pub(crate) fn statistics(&self) -> Option<&Statistics> {
@@ -522,7 +530,7 @@ impl Generator {
     /// # Errors
     /// As [`Forward::evaluate`].
     pub fn evaluate(&self, theta: &[f32], dataset: &Dataset) -> Result<Evaluation> {
-        self.forward().evaluate(theta, &*self.network_data(dataset)?)
+        self.forward()?.evaluate(theta, &*self.network_data(dataset)?)
     }
 }
 

@@ -31,9 +31,11 @@ impl Provenance<'_> {
     pub fn metadata(&self, generator: &Generator) -> Result<BTreeMap<String, String>> {
         let json_failed = |e: serde_json::Error| Error::Bundle(format!("metadata cannot be written ({e})"));
         let architecture = generator.architecture();
+        let adapter = matches!(architecture.config, weights::Architecture::Lora(_));
         let options = self.options;
         let mut metadata = vec![
-            ("format", "weightsmith".to_owned()),
+            // Libraries that load adapters ask for their own name here.
+            ("format", if adapter { "pt" } else { "weightsmith" }.to_owned()),
             ("generator", generator.digest().to_owned()),
             ("generator_name", self.generator_name.to_owned()),
             ("architecture", architecture.name.clone()),

@@ -136,7 +136,7 @@ impl<'a> Place<'a> {
     }
 
     fn logits(&self, theta: &[f32]) -> Result<Vec<f32>> {
-        self.generator.forward().logits(theta, &self.examples.inputs)
+        self.generator.forward()?.logits(theta, &self.examples.inputs)
     }
 
     /// Logits there, and the loss: mean cross-entropy and what is lost by being away from the start.

@@ -1,20 +1,22 @@
 //! Adapters generated for a described task (paper 4.3): learned from a zoo of adapters, each conditioned on an embedding of
 //! its task's description.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
+use training::export::Probe;
 use training::progress::Progress;
 use training::random;
 use training::stages::rows::{Conditions, Rows, RowsConfig, Source};
-use weights::{Layout, tensors};
+use weights::manifest::{
+    ArchitectureEntry, DescribedTask, EncoderContract, Latent, Modality, TEXT, TextContract, files,
+};
+use weights::vectorise::Vectorise;
+use weights::{Architecture, Bundle, Lora, Manifest, Standardisation, StandardiseMode};
 
 use crate::error::{Error, Result};
-use crate::lora::LoraConfig;
-use crate::rewrite::write_whole;
 
-const KEY: &str = "weightsmith.adapters";
 /// Deviations below this share of their mean are that: a value that never changes is not blown up.
 const FLOOR: f32 = 0.1;
 
@@ -30,25 +32,31 @@ pub struct Member<'a> {
 /// A generator of adapters.
 #[derive(Debug)]
 pub struct Adapters {
-    head: Head,
-    layout: Layout,
+    lora: Lora,
     rows: Rows,
-    mean: Vec<f32>,
-    std: Vec<f32>,
-}
-
-/// What is kept beside the parameters.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Head {
     config: RowsConfig,
-    lora: LoraConfig,
-    /// Classes of the classifier.
-    classes: usize,
     /// Values of a description's embedding.
     dim: usize,
-    /// Names and shapes.
-    layout: Vec<(String, Vec<usize>)>,
-    scale: f64,
+    standardisation: Standardisation,
+}
+
+/// What a bundle says beside the networks.
+#[derive(Debug, Clone)]
+pub struct About<'a> {
+    /// Suggested name.
+    pub name: &'a str,
+    /// One sentence for people.
+    pub description: &'a str,
+    /// The tasks of the zoo, with what they were learned with.
+    pub tasks: Vec<DescribedTask>,
+    /// Embeddings of each task's descriptions.
+    pub embeddings: &'a [Vec<Vec<f32>>],
+    /// The directory of the text encoder.
+    pub encoder: &'a Path,
+    /// Configuration, seeds, digests.
+    pub training: serde_json::Value,
+    /// What was measured.
+    pub metrics: serde_json::Value,
 }
 
 /// Every adapter with each of its descriptions.
@@ -76,15 +84,11 @@ impl Adapters {
     ///
     /// # Errors
     /// [`Error::Text`] when there are fewer than two, or values or embeddings are not of one length; those of training.
-    pub fn learn(
-        members: &[Member<'_>],
-        (layout, lora, classes): (&Layout, &LoraConfig, usize),
-        config: &RowsConfig,
-        progress: &Progress,
-    ) -> Result<Self> {
+    pub fn learn(members: &[Member<'_>], lora: &Lora, config: &RowsConfig, progress: &Progress) -> Result<Self> {
+        let parameters = lora.layout().parameters();
         let dim = members.first().and_then(|m| m.descriptions.first()).map_or(0, Vec::len);
         let fits = |m: &Member<'_>| {
-            m.theta.len() == layout.parameters()
+            m.theta.len() == parameters
                 && !m.descriptions.is_empty()
                 && m.descriptions.iter().all(|d| d.len() == dim && dim > 0)
         };
@@ -93,34 +97,22 @@ impl Adapters {
                         descriptions that one encoder embedded";
             return Err(Error::Text(text.into()));
         }
-        let (mean, std) = moments(members, layout.parameters());
+        let (mean, std) = moments(members, parameters);
         let owner: Vec<usize> =
             members.iter().enumerate().flat_map(|(i, m)| std::iter::repeat_n(i, m.descriptions.len())).collect();
         let embeddings: Vec<f32> = members.iter().flat_map(|m| m.descriptions).flatten().copied().collect();
         let values = Tensor::from_vec(embeddings, (owner.len(), dim), &Device::Cpu).map_err(training::Error::Tensor)?;
-        let mut rows = Rows::new(config, layout.parameters(), 0, dim);
+        let mut rows = Rows::new(config, parameters, 0, dim);
         let source = Pairs { members, owner, mean: &mean, std: &std };
         let stages = ("adapters: vae", "adapters: denoiser");
         rows.learn(&source, &Conditions { kinds: None, values }, stages, progress)?;
-        let names = layout.params.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        let head =
-            Head { config: config.clone(), lora: lora.clone(), classes, dim, layout: names, scale: rows.scale() };
-        Ok(Self { head, layout: layout.clone(), rows, mean, std })
-    }
-
-    /// Names and shapes of an adapter's values.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+        let standardisation = Standardisation { mean, std, variances: Vec::new() };
+        Ok(Self { lora: lora.clone(), rows, config: config.clone(), dim, standardisation })
     }
 
     /// What adapters change, and how.
-    pub fn lora(&self) -> &LoraConfig {
-        &self.head.lora
-    }
-
-    /// Classes of their classifier.
-    pub fn classes(&self) -> usize {
-        self.head.classes
+    pub fn lora(&self) -> &Lora {
+        &self.lora
     }
 
     /// `n` adapters for the embedding of a description.
@@ -128,64 +120,103 @@ impl Adapters {
     /// # Errors
     /// [`Error::Text`] when the embedding is of another length.
     pub fn sample(&self, description: &[f32], n: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
-        if description.len() != self.head.dim {
-            let (found, dim) = (description.len(), self.head.dim);
+        if description.len() != self.dim {
+            let (found, dim) = (description.len(), self.dim);
             return Err(Error::Text(format!("the embedding has {found} values; the generator's encoder gives {dim}")));
         }
         let tensor = |result: candle_core::Result<Tensor>| result.map_err(training::Error::Tensor);
-        let noise = random::normal(&[n, self.head.config.latent], &Device::Cpu, &mut random::stream(seed, "adapters"))?;
+        let noise = random::normal(&[n, self.config.latent], &Device::Cpu, &mut random::stream(seed, "adapters"))?;
         let condition = tensor(Tensor::new(description, &Device::Cpu).and_then(|t| t.unsqueeze(0)?.repeat((n, 1))))?;
         let z = self.rows.sample(&noise, &condition)?;
         let rows = self.rows.decode(&z, None)?.to_vec2::<f32>().map_err(training::Error::Tensor)?;
         let back = |row: Vec<f32>| -> Result<Vec<f32>> {
-            let theta: Vec<f32> =
-                row.into_iter().zip(&self.std).zip(&self.mean).map(|((v, std), mean)| v * std + mean).collect();
+            let mut theta = row;
+            self.standardisation.invert(&mut theta)?;
             weights::error::check_finite("the generated adapter", &theta)?;
             Ok(theta)
         };
         rows.into_iter().map(back).collect()
     }
 
-    /// Writes it as one file.
+    /// The bundle that a registry publishes: the graphs, and the text encoder that embeds descriptions.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let mut all = self.rows.parameters()?;
-        all.push(("mean".into(), vec![self.mean.len()], self.mean.clone()));
-        all.push(("std".into(), vec![self.std.len()], self.std.clone()));
-        let list: Vec<(&str, &[usize], &[f32])> =
-            all.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice())).collect();
-        let head = serde_json::to_string(&self.head).map_err(|e| Error::Text(e.to_string()))?;
-        write_whole(path, &tensors::named_to_safetensors(&list, &[(KEY.to_owned(), head)].into()))
+    /// [`Error::Io`] when a file of the encoder cannot be read; [`Error::Weights`] when parts do not belong together.
+    pub fn bundle(&self, about: &About<'_>) -> Result<Bundle> {
+        let mut all = self.rows.graphs()?;
+        all.insert(files::STANDARDISATION.into(), self.standardisation.to_safetensors());
+        for name in files::TEXT {
+            let path = about.encoder.join(name.trim_start_matches("text/"));
+            all.insert(name.into(), std::fs::read(&path).map_err(Error::io(&path))?);
+        }
+        let config = Architecture::Lora(self.lora.clone());
+        let layout = config.layout();
+        let architectures = vec![ArchitectureEntry {
+            name: config.name(),
+            parameters: layout.parameters(),
+            forward: String::new(),
+            generated: Vec::new(),
+            layout,
+            config,
+        }];
+        let vectorise = Vectorise::model_wise(&[architectures[0].parameters]);
+        let manifest = Manifest {
+            format: Manifest::format_of(&vectorise, &architectures),
+            name: about.name.into(),
+            description: about.description.into(),
+            modality: Modality::Text,
+            architectures,
+            vectorise,
+            standardise: StandardiseMode::Parameter,
+            latent: Latent { shape: vec![self.config.latent], scale: self.rows.scale() as f32 },
+            schedule: self.rows.schedule().clone(),
+            encoder: EncoderContract {
+                extractor: TEXT.into(),
+                input_shape: vec![self.dim],
+                feature_dim: self.dim,
+                classes: 1,
+                min_classes: None,
+                images_per_class: 1,
+                embedding_dim: self.dim,
+                condition_dim: self.dim,
+                known_classes: None,
+            },
+            extractor: None,
+            text: Some(TextContract { tasks: about.tasks.clone(), unit: spread(about.embeddings) }),
+            predictor: None,
+            quality: None,
+            guidance: false,
+            training: about.training.clone(),
+            metrics: about.metrics.clone(),
+            files: BTreeMap::new(),
+        };
+        Ok(Bundle::new(manifest, all)?)
     }
 
-    /// Reads what [`Adapters::save`] wrote.
+    /// Inputs of the graphs, with the outputs that candle gives for them.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Model`] when it is no such file.
-    pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let invalid = |reason: String| Error::model(path, format!("it is no generator of adapters: {reason}"));
-        let metadata = tensors::metadata(&bytes).map_err(|e| invalid(e.to_string()))?;
-        let head = metadata.get(KEY).ok_or_else(|| invalid(format!("its metadata has no {KEY}")))?;
-        let head: Head = serde_json::from_str(head).map_err(|e| invalid(e.to_string()))?;
-        head.config.check()?;
-        let layout = Layout::new(head.layout.clone());
-        let of = |name: &str| -> Result<Vec<f32>> {
-            let (shape, values) = tensors::named_from_safetensors(&bytes, name)?;
-            weights::error::check_finite(name, &values)?;
-            match shape == [layout.parameters()] {
-                true => Ok(values),
-                false => {
-                    Err(invalid(format!("{name} has {} values, its layout {}", values.len(), layout.parameters())))
-                }
-            }
-        };
-        let (mean, std) = (of("mean")?, of("std")?);
-        let mut rows = Rows::new(&head.config, layout.parameters(), 0, head.dim);
-        rows.restore(&bytes, head.scale)?;
-        Ok(Self { head, layout, rows, mean, std })
+    /// Those of tensors.
+    pub fn probes(&self) -> Result<Vec<Probe>> {
+        Ok(self.rows.probes()?)
+    }
+}
+
+/// 1 minus the cosine of two embeddings of unit length.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    1.0 - a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
+}
+
+/// Mean distance of a description to the nearest other one of its task; 1 where tasks have one each.
+fn spread(tasks: &[Vec<Vec<f32>>]) -> f32 {
+    let nearest = |of: &[Vec<f32>], i: usize| {
+        let others = of.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, other)| distance(&of[i], other));
+        others.min_by(f32::total_cmp)
+    };
+    let all: Vec<f32> = tasks.iter().flat_map(|of| (0..of.len()).filter_map(|i| nearest(of, i))).collect();
+    match all.len() {
+        0 => 1.0,
+        n => (all.iter().sum::<f32>() / n as f32).max(1e-3),
     }
 }
 
@@ -208,6 +239,8 @@ fn moments(members: &[Member<'_>], n: usize) -> (Vec<f32>, Vec<f32>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
+    use weights::LoraModule;
+
     use super::*;
 
     fn config() -> RowsConfig {
@@ -230,21 +263,30 @@ mod tests {
     /// Two tasks whose adapters are around a centre each, and two descriptions a task.
     #[test]
     fn what_is_described_is_generated() {
-        let layout = Layout::new([("a", vec![4, 5]), ("b", vec![3])]);
+        let lora = Lora {
+            base: "base".into(),
+            rank: 1,
+            alpha: 2,
+            targets: vec!["query".into()],
+            layers: Vec::new(),
+            modules: vec![LoraModule { name: "bert.query".into(), inputs: 5, outputs: 4 }],
+            hidden: 3,
+            classes: 2,
+        };
+        let n = lora.layout().parameters();
         let mut rng = random::stream(1, "test");
-        let centres: Vec<Vec<f32>> = (0..2).map(|_| random::normal_vec(23, &mut rng)).collect();
+        let centres: Vec<Vec<f32>> = (0..2).map(|_| random::normal_vec(n, &mut rng)).collect();
         let descriptions: Vec<Vec<Vec<f32>>> =
             (0..2).map(|t| (0..2).map(|d| vec![1.0 - t as f32, t as f32, 0.1 * d as f32]).collect()).collect();
         let zoo: Vec<(usize, Vec<f32>)> = (0..24)
             .map(|i| {
-                let noise = random::normal_vec(23, &mut rng);
+                let noise = random::normal_vec(n, &mut rng);
                 (i % 2, centres[i % 2].iter().zip(noise).map(|(c, n)| c + 0.1 * n).collect())
             })
             .collect();
         let members: Vec<Member<'_>> =
             zoo.iter().map(|(t, theta)| Member { theta, descriptions: &descriptions[*t] }).collect();
-        let lora = LoraConfig::default();
-        let adapters = Adapters::learn(&members, (&layout, &lora, 3), &config(), &Progress::silent()).unwrap();
+        let adapters = Adapters::learn(&members, &lora, &config(), &Progress::silent()).unwrap();
         let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
         for task in 0..2 {
             // Between the descriptions that it was told.
@@ -254,18 +296,8 @@ mod tests {
                 assert!(own < 0.35 * other, "{own} from its own, {other} from the other");
             }
         }
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("adapters.safetensors");
-        adapters.save(&path).unwrap();
-        let again = Adapters::open(&path).unwrap();
-        let near = [1.0, 0.0, 0.0];
-        assert_eq!(again.sample(&near, 2, 9).unwrap(), adapters.sample(&near, 2, 9).unwrap());
-        assert_eq!((again.lora(), again.classes()), (&lora, 3));
-        assert!(again.sample(&near[1..], 1, 0).unwrap_err().to_string().contains("2 values"));
-        let error = Adapters::learn(&members[..1], (&layout, &lora, 3), &config(), &Progress::silent()).unwrap_err();
+        assert!(adapters.sample(&[1.0, 0.0], 1, 0).unwrap_err().to_string().contains("2 values"));
+        let error = Adapters::learn(&members[..1], &lora, &config(), &Progress::silent()).unwrap_err();
         assert!(error.to_string().contains("two or more"), "{error}");
-        let bytes = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        assert!(Adapters::open(&path).unwrap_err().to_string().contains("no generator of adapters"));
     }
 }

@@ -162,6 +162,16 @@ impl Question {
     }
 }
 
+/// The evaluator of questions on a model's directory.
+///
+/// # Errors
+/// Those of reading the model and its tokenizer, and of [`MultipleChoice::new`].
+pub fn multiple_choice(model: &Model, questions: &[Question]) -> Result<MultipleChoice> {
+    let decoder = Decoder::load(model)?;
+    let tokenizer = tokens::open(model.dir(), decoder.config().vocabulary)?;
+    MultipleChoice::new(decoder, &tokenizer, questions)
+}
+
 /// The share of questions whose right choice has the highest log-likelihood for each of its tokens.
 pub struct MultipleChoice {
     loaded: Loaded,

@@ -3,6 +3,7 @@
 
 pub mod adapters;
 pub mod bert;
+pub mod described;
 pub mod error;
 pub mod evaluate;
 pub mod generator;

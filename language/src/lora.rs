@@ -7,23 +7,21 @@ use candle_core::{Device, IndexOp, Tensor, Var};
 use datasets::glue::Example;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use training::optim::{self, AdamConfig, AdamW};
 use training::progress::Progress;
 use training::random;
-use weights::{Layout, tensors};
+use weights::lora::{CONFIG, FILE, PREFIX};
+use weights::{Layout, Lora, LoraModule, tensors};
 
 use crate::bert::{Batch, Bert, batch};
 use crate::error::{Error, Result};
 use crate::rewrite::Part;
 use crate::text::TextEncoder;
 
-const CONFIG: &str = "adapter_config.json";
-const FILE: &str = "adapter_model.safetensors";
 /// Examples that are run at a time.
 const PART: usize = 64;
-/// What `peft` puts before the names of a BERT's modules.
-const PREFIX: &str = "base_model.model";
+/// What is before the names of an encoder's modules in a classifier.
+const ENCODER: &str = "bert";
 
 /// Which projections get an adapter, and of which size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,9 +67,8 @@ impl Default for FitConfig {
 #[derive(Debug, Clone)]
 pub struct Adapted<'a> {
     bert: &'a Bert,
-    config: LoraConfig,
+    lora: Lora,
     layout: Layout,
-    classes: usize,
     /// The first block that is adapted.
     first: usize,
 }
@@ -115,11 +112,11 @@ fn tensor_error(error: candle_core::Error) -> Error {
 }
 
 impl<'a> Adapted<'a> {
-    /// An encoder with adapters for `classes` classes.
+    /// An encoder, which `peft` is to find as `base`, with adapters for `classes` classes.
     ///
     /// # Errors
     /// [`Error::Text`] when no module has a target's name, or a size is 0.
-    pub fn new(bert: &'a Bert, config: &LoraConfig, classes: usize) -> Result<Self> {
+    pub fn new(bert: &'a Bert, base: &str, config: &LoraConfig, classes: usize) -> Result<Self> {
         let c = bert.config();
         let modules = bert.modules();
         if config.rank == 0 || config.alpha == 0 || classes < 2 || config.blocks > c.layers {
@@ -130,15 +127,15 @@ impl<'a> Adapted<'a> {
             return Err(Error::Text(text));
         }
         let first = if config.blocks == 0 { 0 } else { c.layers - config.blocks };
-        let mut params: Vec<(String, Vec<usize>)> = Vec::new();
+        let mut adapted = Vec::new();
         for target in &config.targets {
             let mut found = false;
             for (block, name, outputs, inputs) in &modules {
                 if name.rsplit('.').next() == Some(target) {
                     found = true;
                     if *block >= first {
-                        params.push((format!("{PREFIX}.bert.{name}.lora_A.weight"), vec![config.rank, *inputs]));
-                        params.push((format!("{PREFIX}.bert.{name}.lora_B.weight"), vec![*outputs, config.rank]));
+                        let name = format!("{ENCODER}.{name}");
+                        adapted.push(LoraModule { name, inputs: *inputs, outputs: *outputs });
                     }
                 }
             }
@@ -149,9 +146,23 @@ impl<'a> Adapted<'a> {
                 return Err(Error::Text(format!("no module's name ends with {target}; there are {known}")));
             }
         }
-        params.push((format!("{PREFIX}.classifier.weight"), vec![classes, c.hidden]));
-        params.push((format!("{PREFIX}.classifier.bias"), vec![classes]));
-        Ok(Self { bert, config: config.clone(), layout: Layout::new(params), classes, first })
+        let lora = Lora {
+            base: base.to_owned(),
+            rank: config.rank,
+            alpha: config.alpha,
+            targets: config.targets.clone(),
+            layers: if config.blocks > 0 { (first..c.layers).collect() } else { Vec::new() },
+            modules: adapted,
+            hidden: c.hidden,
+            classes,
+        };
+        weights::Architecture::Lora(lora.clone()).validate()?;
+        Ok(Self { bert, layout: lora.layout(), lora, first })
+    }
+
+    /// What is adapted, and how.
+    pub fn lora(&self) -> &Lora {
+        &self.lora
     }
 
     /// Names and shapes of an adapter's values.
@@ -181,9 +192,9 @@ impl<'a> Adapted<'a> {
 
     /// Logits `[b, classes]` of some examples.
     fn logits(&self, values: &BTreeMap<String, Tensor>, hidden: &Tensor, batch: &Batch) -> candle_core::Result<Tensor> {
-        let scale = self.config.alpha as f64 / self.config.rank as f64;
+        let scale = self.lora.alpha as f64 / self.lora.rank as f64;
         let added = |name: &str, x: &Tensor| -> candle_core::Result<Option<Tensor>> {
-            let of = |part: &str| values.get(&format!("{PREFIX}.bert.{name}.lora_{part}.weight"));
+            let of = |part: &str| values.get(&format!("{PREFIX}.{ENCODER}.{name}.lora_{part}.weight"));
             let (Some(a), Some(b)) = (of("A"), of("B")) else { return Ok(None) };
             Ok(Some(crate::nn::linear(&crate::nn::linear(x, a)?, b)?.affine(scale, 0.0)?))
         };
@@ -326,27 +337,16 @@ impl<'a> Adapted<'a> {
     ///
     /// # Errors
     /// [`Error::Model`] when the directory exists, [`Error::Io`].
-    pub fn save(&self, theta: &[f32], base: &str, dir: &Path) -> Result<()> {
+    pub fn save(&self, theta: &[f32], dir: &Path) -> Result<()> {
         let part = Part::new(dir)?;
         let write = |name: &str, bytes: &[u8]| {
             let path = part.path().join(name);
             std::fs::write(&path, bytes).map_err(Error::io(&path))
         };
-        write(CONFIG, format!("{:#}\n", self.peft(base)).as_bytes())?;
+        write(CONFIG, format!("{:#}\n", self.lora.config()).as_bytes())?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         write(FILE, &tensors::to_safetensors(&self.layout, theta, &metadata)?)?;
         part.keep(dir)
-    }
-
-    fn peft(&self, base: &str) -> Value {
-        let layers = self.bert.config().layers;
-        let transformed: Option<Vec<usize>> = (self.config.blocks > 0).then(|| (self.first..layers).collect());
-        json!({
-            "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": base, "r": self.config.rank,
-            "lora_alpha": self.config.alpha, "lora_dropout": 0.0, "target_modules": self.config.targets,
-            "modules_to_save": ["classifier"], "layers_to_transform": transformed, "bias": "none",
-            "fan_in_fan_out": false, "inference_mode": true, "num_classes": self.classes,
-        })
     }
 
     /// Reads the values of an adapter that fits.

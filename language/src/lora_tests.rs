@@ -1,6 +1,7 @@
 use candle_core::DType;
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
+use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 use super::*;
@@ -111,7 +112,7 @@ fn an_adapter_learns_and_is_kept_as_peft_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let encoder = encoder(folder.path());
     let config = LoraConfig { rank: 2, alpha: 4, blocks: 2, ..LoraConfig::default() };
-    let adapted = Adapted::new(encoder.bert(), &config, 2).unwrap();
+    let adapted = Adapted::new(encoder.bert(), "base", &config, 2).unwrap();
     assert_eq!(adapted.layout().params.len(), 2 * 2 * 2 + 2);
     let (train, test) = (examples(240, 1), examples(64, 2));
     let (train, test) = (adapted.encode(&encoder, &train, 16).unwrap(), adapted.encode(&encoder, &test, 16).unwrap());
@@ -129,7 +130,7 @@ fn an_adapter_learns_and_is_kept_as_peft_has_it() {
     }
     assert_ne!(adapted.predict(&bare, &test).unwrap(), adapted.predict(theta, &test).unwrap());
     let dir = folder.path().join("adapter");
-    adapted.save(theta, "base", &dir).unwrap();
+    adapted.save(theta, &dir).unwrap();
     assert_eq!(adapted.open(&dir).unwrap(), *theta);
     let written: Value = serde_json::from_slice(&std::fs::read(dir.join(CONFIG)).unwrap()).unwrap();
     assert_eq!((&written["r"], &written["layers_to_transform"]), (&json!(2), &json!([1, 2])));
@@ -141,14 +142,14 @@ fn an_adapter_learns_and_is_kept_as_peft_has_it() {
     .unwrap();
     assert_eq!(shape, [2, 32]);
     let wide = LoraConfig { rank: 3, ..config.clone() };
-    assert!(Adapted::new(encoder.bert(), &wide, 2).unwrap().open(&dir).is_err());
+    assert!(Adapted::new(encoder.bert(), "base", &wide, 2).unwrap().open(&dir).is_err());
     assert!(adapted.predict(&theta[1..], &test).is_err());
     for (odd, wanted) in [
         (LoraConfig { targets: vec!["q_proj".into()], ..config.clone() }, "there are dense, key, query, value"),
         (LoraConfig { rank: 0, ..config.clone() }, "rank"),
         (LoraConfig { blocks: 4, ..config.clone() }, "at most 3 blocks"),
     ] {
-        let error = Adapted::new(encoder.bert(), &odd, 2).unwrap_err().to_string();
+        let error = Adapted::new(encoder.bert(), "base", &odd, 2).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use tokenizers::Tokenizer;
 
 use crate::bert::{Bert, batch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lm::tokens;
 use crate::model::Model;
 
@@ -31,6 +31,20 @@ impl TextEncoder {
         let bert = Bert::load(&Model::open(dir)?)?;
         let tokenizer = tokens::open(dir, bert.config().vocabulary)?;
         Ok(Self { bert, tokenizer })
+    }
+
+    /// From the bytes of config.json, tokenizer.json and model.safetensors.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::open`]; [`crate::Error::Io`] when there is no room for temporary files.
+    pub fn from_files(config: &[u8], tokenizer: &[u8], weights: &[u8]) -> Result<Self> {
+        // All of them are in memory once it is open.
+        let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        for (name, bytes) in [("config.json", config), (tokens::FILE, tokenizer), ("model.safetensors", weights)] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).map_err(Error::io(&path))?;
+        }
+        Self::open(folder.path())
     }
 
     /// The encoder itself.

@@ -32,7 +32,7 @@ fn peft_gives_the_same_logits() {
     let of = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `make test-peft`"));
     let (python, base) = (of("WEIGHTSMITH_PEFT_PYTHON"), of("WEIGHTSMITH_TEXT_ENCODER"));
     let encoder = TextEncoder::open(Path::new(&base)).unwrap();
-    let adapted = Adapted::new(encoder.bert(), &LoraConfig::default(), 2).unwrap();
+    let adapted = Adapted::new(encoder.bert(), &base, &LoraConfig::default(), 2).unwrap();
     let pairs = [
         ("The film was a joy.", "It was good.", 1),
         ("A dull plot, badly told.", "Nobody liked it.", 0),
@@ -50,7 +50,7 @@ fn peft_gives_the_same_logits() {
     let theta = adapted.fit(&data, &settings, (1, 2), &Progress::silent()).unwrap().remove(0).theta;
     let folder = tempfile::tempdir().unwrap();
     let adapter = folder.path().join("adapter");
-    adapted.save(&theta, &base, &adapter).unwrap();
+    adapted.save(&theta, &adapter).unwrap();
     let texts: Vec<[&str; 2]> = pairs.iter().map(|p| [p.0, p.1]).collect();
     let output = Command::new(python)
         .args(["-c", SCRIPT, &base, &adapter.display().to_string(), &serde_json::to_string(&texts).unwrap()])

@@ -54,17 +54,20 @@ pub enum JobKind {
     Evaluate,
     /// Generates weights.
     Generate,
+    /// Searches a language model for better layers.
+    Search,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::ZooBuild, Self::Train, Self::Import, Self::Evaluate, Self::Generate];
+    pub const ALL: [Self; 6] =
+        [Self::ZooBuild, Self::Train, Self::Import, Self::Evaluate, Self::Generate, Self::Search];
 
     /// The queue that a job of this kind waits in, unless it names another.
     #[must_use]
     pub fn queue(self) -> &'static str {
         match self {
-            Self::ZooBuild | Self::Train => "train",
+            Self::ZooBuild | Self::Train | Self::Search => "train",
             Self::Import => "import",
             Self::Evaluate | Self::Generate => "generate",
         }
@@ -79,6 +82,7 @@ impl JobKind {
             Self::Import => "import",
             Self::Evaluate => "evaluate",
             Self::Generate => "generate",
+            Self::Search => "search",
         }
     }
 }

@@ -35,13 +35,19 @@ pub struct Event {
 
 impl Site {
     pub fn open() -> Self {
+        Self::with(&[])
+    }
+
+    /// With further arguments of the server.
+    pub fn with(args: &[&str]) -> Self {
         let folder = folder();
         let installed = embedded::locate(Some(required("WEIGHTSMITH_POSTGRES").into())).unwrap();
         let (database, data) = (folder.path().join("database"), folder.path().join("data"));
         std::fs::create_dir(&database).unwrap();
         let postgres = EmbeddedPostgres::start(&installed, &database).unwrap();
         let url = postgres.url();
-        let server = Server::start(&data, &["--no-worker", "--database-url", &url]);
+        let own = ["--no-worker", "--database-url", url.as_str()];
+        let server = Server::start(&data, &[&own[..], args].concat());
         Self { server, url, data, postgres: Some(postgres), installed, database, _folder: folder }
     }
 

@@ -283,3 +283,12 @@ pub fn read_all(mut stream: impl Read) -> Vec<u8> {
     stream.read_to_end(&mut bytes).unwrap();
     bytes
 }
+
+/// Lines that a small language model learns in a moment.
+pub fn corpus() -> String {
+    let line = |i: usize| {
+        let (colour, mood) = (["red", "old", "big"][i % 3], ["sad", "new"][i / 3 % 2]);
+        format!("the {colour} cat sees the {mood} dog , and the {mood} dog sees the {colour} cat .\n")
+    };
+    (0..120).map(line).collect()
+}

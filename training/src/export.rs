@@ -5,12 +5,15 @@ use candle_core::{Device, Tensor};
 use weights::manifest::files;
 use weights::{Architecture, ParamSpec};
 
-use crate::backend::Eager;
 use crate::backend::onnx::{BATCH, Onnx};
+use crate::backend::{Backend, Eager};
 use crate::config::FEWEST;
 use crate::error::Result;
 use crate::networks::dataset_encoder::EncoderShape;
+use crate::networks::denoiser::DenoiserShape;
+use crate::networks::vae::VaeShape;
 use crate::networks::{dataset_encoder, denoiser, predictor, target, vae};
+use crate::params::Params;
 use crate::random;
 use crate::stages::diffusion::Denoiser;
 use crate::stages::encoder::{Encoder, Supports};
@@ -48,7 +51,8 @@ fn with_batch(shape: &[usize]) -> Vec<usize> {
     std::iter::once(BATCH).chain(shape.iter().copied()).collect()
 }
 
-fn named(name: &str, tensor: &Tensor) -> Result<Named> {
+/// A tensor of a probe.
+pub(crate) fn named(name: &str, tensor: &Tensor) -> Result<Named> {
     Ok(Named { name: name.into(), shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1()? })
 }
 
@@ -93,26 +97,39 @@ pub fn statistics(architecture: &Architecture) -> Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// When a parameter is missing.
-pub fn vae(v: &Vae) -> Result<[(String, Vec<u8>); 2]> {
-    let latent = with_batch(&v.shape.latent);
-    let mut graph = Onnx::new("vae_encoder", Some(&v.params));
-    let x = graph.input("weights", &[BATCH, v.shape.length]);
-    let index = index_input(&mut graph, v);
-    let (mean, log_variance) = vae::encode(&mut graph, &v.shape, &x, index.as_ref())?;
+pub fn vae(shape: &VaeShape, params: &Params) -> Result<[(String, Vec<u8>); 2]> {
+    let latent = with_batch(&shape.latent);
+    let mut graph = Onnx::new("vae_encoder", Some(params));
+    let x = graph.input("weights", &[BATCH, shape.length]);
+    let index = index_input(&mut graph, shape);
+    let (mean, log_variance) = vae::encode(&mut graph, shape, &x, index.as_ref())?;
     graph.output(&mean, "mean", &latent);
     graph.output(&log_variance, "log_variance", &latent);
     let encoder = graph.finish();
-    let mut graph = Onnx::new("vae_decoder", Some(&v.params));
+    let mut graph = Onnx::new("vae_decoder", Some(params));
     let z = graph.input("latent", &latent);
-    let index = index_input(&mut graph, v);
-    let y = vae::decode(&mut graph, &v.shape, &z, index.as_ref())?;
-    graph.output(&y, "weights", &[BATCH, v.shape.length]);
+    let index = index_input(&mut graph, shape);
+    let y = vae::decode(&mut graph, shape, &z, index.as_ref())?;
+    graph.output(&y, "weights", &[BATCH, shape.length]);
     Ok([(files::VAE_ENCODER.into(), encoder), (files::VAE_DECODER.into(), graph.finish())])
 }
 
 /// What kind of row each is, where there are several.
-fn index_input(graph: &mut Onnx<'_>, v: &Vae) -> Option<String> {
-    (v.shape.index > 0).then(|| graph.input("index", &[BATCH, v.shape.index]))
+fn index_input(graph: &mut Onnx<'_>, shape: &VaeShape) -> Option<String> {
+    (shape.index > 0).then(|| graph.input("index", &[BATCH, shape.index]))
+}
+
+/// The graph in the dataset encoder's place where the condition is given outright, as an embedding of `dim` values.
+///
+/// # Errors
+/// None so far.
+pub fn given_condition(dim: usize) -> Result<Vec<u8>> {
+    let mut graph = Onnx::new("dataset_encoder", None);
+    let x = graph.input("features", &[BATCH, 1, 1, dim]);
+    let y = graph.reshape(&x, &[-1, dim as i64])?;
+    graph.output(&y, "dataset", &[BATCH, dim]);
+    graph.output(&y, "condition", &[BATCH, dim]);
+    Ok(graph.finish())
 }
 
 /// The dataset encoder's graph.
@@ -134,13 +151,13 @@ pub fn dataset_encoder(e: &Encoder) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// When a parameter is missing.
-pub fn denoiser(d: &Denoiser) -> Result<Vec<u8>> {
-    let latent = with_batch(&d.shape.latent);
-    let mut graph = Onnx::new("denoiser", Some(&d.params));
+pub fn denoiser(shape: &DenoiserShape, params: &Params) -> Result<Vec<u8>> {
+    let latent = with_batch(&shape.latent);
+    let mut graph = Onnx::new("denoiser", Some(params));
     let z = graph.input("latent", &latent);
     let t = graph.input("timestep", &[BATCH]);
-    let c = graph.input("condition", &[BATCH, d.shape.condition_dim]);
-    let y = denoiser::denoise(&mut graph, &d.shape, &z, &t, &c)?;
+    let c = graph.input("condition", &[BATCH, shape.condition_dim]);
+    let y = denoiser::denoise(&mut graph, shape, &z, &t, &c)?;
     graph.output(&y, "prediction", &latent);
     Ok(graph.finish())
 }
@@ -305,7 +322,7 @@ pub fn forward_probe(architecture: &Architecture, n: usize) -> Result<Probe> {
         .iter()
         .map(|p| Ok(Tensor::from_slice(&theta[p.range()], p.shape.as_slice(), &device)?))
         .collect::<Result<Vec<_>>>()?;
-    let mut none = crate::params::Params::new(0, &device);
+    let mut none = Params::new(0, &device);
     let y = target::forward(&mut Eager::new(&mut none), architecture, &params, &x)?;
     let mut inputs = vec![named("input", &x)?];
     for (spec, tensor) in layout.params.iter().zip(&params) {

@@ -7,6 +7,7 @@ use crate::basic_resnet::Resnet;
 use crate::canonical::HiddenGroup;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
+use crate::lora::Lora;
 use crate::mobilenet::MobilenetV3;
 use crate::resnet;
 use crate::vit::Vit;
@@ -70,6 +71,8 @@ pub enum Architecture {
         /// Number of classes.
         classes: usize,
     },
+    /// LoRA with a classifier on a text model: see [`crate::lora`]. It has no forward pass of its own here.
+    Lora(Lora),
 }
 
 fn resnet_widths() -> [usize; 3] {
@@ -125,6 +128,10 @@ impl Architecture {
                 Some(reason) => return fail(reason),
                 None => net.sizes(),
             },
+            Self::Lora(lora) => match lora.wrong() {
+                Some(reason) => return fail(reason),
+                None => lora.sizes(),
+            },
         };
         if sizes.contains(&0) {
             return fail("every size must be at least 1");
@@ -152,6 +159,7 @@ impl Architecture {
             Self::MobilenetV3(net) => net.name(),
             Self::Vit(net) => net.name(),
             Self::Head { features, classes } => format!("head-{features}-{classes}"),
+            Self::Lora(lora) => lora.name(),
         }
     }
 
@@ -165,10 +173,11 @@ impl Architecture {
             Self::Resnet(net) => net.classes,
             Self::MobilenetV3(net) => net.classes,
             Self::Vit(net) => net.classes,
+            Self::Lora(lora) => lora.classes,
         }
     }
 
-    /// Shape of one input: `[features]`, or `[channels, height, width]`.
+    /// Shape of one input: `[features]`, or `[channels, height, width]`; empty where it is a text.
     pub fn input_shape(&self) -> Vec<usize> {
         match self {
             Self::Mlp { inputs, .. } => vec![*inputs],
@@ -178,6 +187,7 @@ impl Architecture {
             Self::MobilenetV3(net) => vec![net.channels, net.side, net.side],
             Self::Vit(net) => vec![net.channels, net.side, net.side],
             Self::Head { features, .. } => vec![*features],
+            Self::Lora(_) => Vec::new(),
         }
     }
 
@@ -230,6 +240,7 @@ impl Architecture {
             Self::Head { features, classes } => {
                 Layout::new([("weight", vec![*classes, *features]), ("bias", vec![*classes])])
             }
+            Self::Lora(lora) => lora.layout(),
         }
     }
 
@@ -263,7 +274,7 @@ impl Architecture {
             Self::Resnet(net) => net.hidden_groups(&layout),
             Self::MobilenetV3(net) => net.hidden_groups(&layout),
             Self::Vit(net) => net.hidden_groups(&layout),
-            Self::Head { .. } => Vec::new(),
+            Self::Head { .. } | Self::Lora(_) => Vec::new(),
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::architecture::Architecture;
 use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::manifest::{
-    ArchitectureEntry, FORMAT, FORMAT_CLASS_ROWS, FORMAT_PART, FORMAT_PIECES, FORMAT_STATISTICS, FileEntry,
-    KnownClasses, Manifest, files,
+    ArchitectureEntry, FORMAT, FORMAT_CLASS_ROWS, FORMAT_PART, FORMAT_PIECES, FORMAT_STATISTICS, FORMAT_TEXT,
+    FileEntry, KnownClasses, Manifest, Modality, files,
 };
 use crate::part::Part;
 use crate::standardise::Standardisation;
@@ -55,9 +55,9 @@ impl Bundle {
             .map_err(|e| Error::Bundle(format!("manifest.json is not JSON ({e})")))?
             .get("format")
             .and_then(serde_json::Value::as_u64);
-        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_PART)).contains(&f)) {
+        if !format.is_some_and(|f| (u64::from(FORMAT)..=u64::from(FORMAT_TEXT)).contains(&f)) {
             let found = format.map_or_else(|| "none".to_owned(), |f| f.to_string());
-            let reads = format!("this version reads formats {FORMAT} to {FORMAT_PART}");
+            let reads = format!("this version reads formats {FORMAT} to {FORMAT_TEXT}");
             return Err(Error::Bundle(format!("manifest format is {found}; {reads}")));
         }
         let manifest =
@@ -155,11 +155,7 @@ impl Bundle {
         let fail = |e: std::io::Error| Error::Bundle(format!("cannot write the tar: {e}"));
         let mut tar = tar::Builder::new(writer);
         for (name, bytes) in self.entries() {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(bytes.len() as u64);
-            header.set_mode(0o644);
-            header.set_mtime(0);
-            tar.append_data(&mut header, name, bytes).map_err(fail)?;
+            append(&mut tar, name, bytes).map_err(fail)?;
         }
         tar.into_inner().and_then(|mut w| w.flush()).map_err(fail)
     }
@@ -234,7 +230,11 @@ impl Bundle {
         if self.manifest.has_statistics() && self.manifest.format < FORMAT_STATISTICS {
             return fail(format!("a network with stored statistics is of format {FORMAT_STATISTICS}"));
         }
-        if any_number {
+        let texts = self.manifest.modality == Modality::Text;
+        let adapters = |entry: &ArchitectureEntry| matches!(entry.config, Architecture::Lora(_));
+        if texts || self.manifest.text.is_some() || architectures.iter().any(adapters) {
+            self.verify_text()?;
+        } else if any_number {
             self.verify_class_rows()?;
         } else if self.manifest.encoder.classes != first.config.classes() || self.manifest.encoder.min_classes.is_some()
         {
@@ -247,6 +247,32 @@ impl Bundle {
         let schedule = &self.manifest.schedule;
         let valid = schedule.steps > 0 && schedule.beta_start > 0.0 && schedule.beta_end < 1.0;
         if valid { Ok(()) } else { fail("the noise schedule needs steps > 0 and 0 < beta < 1".into()) }
+    }
+
+    /// A generator that is conditioned on a text has the text encoder, and makes adapters.
+    fn verify_text(&self) -> Result<()> {
+        let manifest = &self.manifest;
+        let fail = |reason: String| Err(Error::Bundle(reason));
+        let adapters = |entry: &ArchitectureEntry| {
+            matches!(entry.config, Architecture::Lora(_)) && entry.forward.is_empty() && entry.generated.is_empty()
+        };
+        if manifest.modality != Modality::Text || !manifest.architectures.iter().all(adapters) {
+            return fail("adapters are what a generator of the modality text makes, and nothing else".into());
+        }
+        if manifest.format < FORMAT_TEXT {
+            return fail(format!("a generator that is conditioned on a text is of format {FORMAT_TEXT}"));
+        }
+        let Some(text) = &manifest.text else { return fail("the manifest does not say how texts are taken".into()) };
+        if !(text.unit.is_finite() && text.unit > 0.0) || text.tasks.iter().any(|task| task.descriptions.is_empty()) {
+            return fail("each task of `text` needs descriptions, and its unit is above 0".into());
+        }
+        files::TEXT.iter().try_for_each(|name| self.file(name).map(|_| ()))?;
+        let e = &manifest.encoder;
+        let one = e.classes == 1 && e.images_per_class == 1 && e.min_classes.is_none();
+        match one && e.feature_dim == e.embedding_dim && e.feature_dim == e.condition_dim {
+            true => Ok(()),
+            false => fail("of a text the encoder takes one embedding and gives it as the condition".into()),
+        }
     }
 
     /// A generator for any number of classes has the head of each number, in order, and latents with a row a class.
@@ -275,6 +301,15 @@ impl Bundle {
             false => fail(format!("the first number of latent.shape must be that of the class rows, {most}")),
         }
     }
+}
+
+/// Appends a file without time or owner.
+pub(crate) fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    tar.append_data(&mut header, name, bytes)
 }
 
 /// A small valid manifest for tests of other crates and of this one.
@@ -312,6 +347,7 @@ pub(crate) fn sample_manifest() -> Manifest {
             known_classes: None,
         },
         extractor: None,
+        text: None,
         predictor: None,
         quality: None,
         guidance: true,

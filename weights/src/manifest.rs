@@ -24,6 +24,13 @@ pub const FORMAT_CLASS_ROWS: u32 = 4;
 /// constants.
 pub const FORMAT_PART: u32 = 5;
 
+/// Version of the bundle format of a generator that is conditioned on a text: it has the text encoder, and makes adapters
+/// ([`crate::lora`]), which have no graph.
+pub const FORMAT_TEXT: u32 = 6;
+
+/// What stands for the feature extractor of a generator that is conditioned on a text.
+pub const TEXT: &str = "text";
+
 /// Names of the files in a bundle.
 pub mod files {
     /// The manifest.
@@ -58,6 +65,15 @@ pub mod files {
     /// `images [batch, channels, height, width]` → features `[batch, feature_dim]`, under the names of its
     /// specification; only with a registered feature extractor.
     pub const EXTRACTOR: &str = "extractor.onnx";
+
+    /// A text encoder's files, as Hugging Face names them: [`TEXT_CONFIG`], [`TEXT_TOKENIZER`], [`TEXT_WEIGHTS`].
+    pub const TEXT: [&str; 3] = [TEXT_CONFIG, TEXT_TOKENIZER, TEXT_WEIGHTS];
+    /// `config.json` of a text encoder.
+    pub const TEXT_CONFIG: &str = "text/config.json";
+    /// `tokenizer.json` of a text encoder.
+    pub const TEXT_TOKENIZER: &str = "text/tokenizer.json";
+    /// `model.safetensors` of a text encoder.
+    pub const TEXT_WEIGHTS: &str = "text/model.safetensors";
 
     /// The constants of an architecture of which a part is generated: all other parameters, as in the layout.
     pub fn constants(architecture: &str) -> String {
@@ -111,7 +127,8 @@ pub struct ArchitectureEntry {
     pub layout: Layout,
     /// Number of parameters.
     pub parameters: usize,
-    /// The forward graph's file in the bundle.
+    /// The forward graph's file in the bundle; empty of an adapter, which has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub forward: String,
     /// Names of the parameters that are generated, where the others are constants ([`files::constants`]): rows are cut
     /// from the values of these alone, in the order of the layout. Empty where all are generated.
@@ -284,6 +301,26 @@ pub struct KnownClasses {
     pub near: f32,
 }
 
+/// How a text becomes the condition: the mean of the text encoder's last hidden states, of unit length.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextContract {
+    /// The tasks of the zoo.
+    pub tasks: Vec<DescribedTask>,
+    /// Mean cosine distance of a description of the zoo to the nearest other one of its own task.
+    pub unit: f32,
+}
+
+/// A task of a zoo of adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DescribedTask {
+    /// Its name.
+    pub name: String,
+    /// Names of its classes, in the order of the classifier's rows.
+    pub classes: Vec<String>,
+    /// The descriptions that its adapters were learned with.
+    pub descriptions: Vec<String>,
+}
+
 /// What the accuracy predictor takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PredictorContract {
@@ -313,6 +350,9 @@ impl Manifest {
     pub fn format_of(vectorise: &Vectorise, architectures: &[ArchitectureEntry]) -> u32 {
         let part = architectures.iter().any(|entry| !entry.generated.is_empty());
         let statistics = architectures.iter().any(ArchitectureEntry::has_statistics);
+        if architectures.iter().any(|entry| matches!(entry.config, Architecture::Lora(_))) {
+            return FORMAT_TEXT;
+        }
         match (&vectorise.rows, statistics, vectorise.pieces.is_empty()) {
             _ if part => FORMAT_PART,
             (Some(_), ..) => FORMAT_CLASS_ROWS,
@@ -354,6 +394,9 @@ pub struct Manifest {
     /// The feature extractor, unless it is `pixels`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extractor: Option<ExtractorUse>,
+    /// How it is conditioned on a text, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextContract>,
     /// The accuracy predictor, where one was trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predictor: Option<PredictorContract>,

@@ -3,10 +3,14 @@
 //! Of the variances that normalisations store it is ln(variance + ε) that is standardised: what comes back is never
 //! negative, and an error of a decoded row is a factor.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, check_length};
 use crate::layout::{Layout, NORM_EPSILON};
+use crate::manifest::files;
+use crate::tensors;
 use crate::vectorise::Vectorise;
 
 /// Over what the mean and the standard deviation are taken.
@@ -57,6 +61,17 @@ fn exp(log: f32) -> f32 {
 const STD_FLOOR: f32 = 1e-4;
 
 impl Standardisation {
+    /// The file of a bundle: `mean`, `std` and, where there are some, which values are variances.
+    pub fn to_safetensors(&self) -> Vec<u8> {
+        let length = [self.mean.len()];
+        let mask: Vec<f32> = self.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
+        let mut all: Vec<(&str, &[usize], &[f32])> = vec![("mean", &length, &self.mean), ("std", &length, &self.std)];
+        if !mask.is_empty() {
+            all.push((files::VARIANCES, &length, &mask));
+        }
+        tensors::named_to_safetensors(&all, &BTreeMap::new())
+    }
+
     /// Statistics of `rows` (`[n × length]`, row-major).
     ///
     /// # Errors

@@ -162,11 +162,20 @@ async fn embedding(
     if let Some(stored) = nearest::stored(registry, version.id, kind, row.id.as_uuid(), named.as_deref()).await? {
         return Ok(stored);
     }
-    let (generator, data) = (state.generator(version).await?, state.dataset(row).await?);
-    let place = state.work().place().await?;
-    let asked =
-        classes.map(|names| labels(&data, &names)).transpose().map_err(|e| Error::from(e).in_field("classes"))?;
-    let (task, embedding) = limits::run(place, move |_| embed(&generator, &data, asked)).await?;
+    let (task, embedding) = match state.texts(version).await? {
+        Some(encoder) => {
+            let text = state.text(row).await?;
+            let place = state.work().place().await?;
+            (Vec::new(), limits::run(place, move |_| encoder.embed(&text)).await?)
+        }
+        None => {
+            let (generator, data) = (state.generator(version).await?, state.dataset(row).await?);
+            let asked = classes.map(|names| labels(&data, &names)).transpose();
+            let asked = asked.map_err(|e| Error::from(e).in_field("classes"))?;
+            let place = state.work().place().await?;
+            limits::run(place, move |_| embed(&generator, &data, asked)).await?
+        }
+    };
     let new = NewEmbedding { subject_id: row.id.as_uuid(), classes: numbers(&task), embedding: embedding.clone() };
     // A read may keep this: it is derived from what the caller sees alone, the same whoever asks, and no one's resource,
     // so it needs no other scope and no entry in the audit trail.

@@ -9,7 +9,7 @@ use registry::Caller;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{Dataset, chosen, store};
+use super::{Dataset, Stored, chosen, store};
 use crate::about::NewAbout;
 use crate::error::{Error, Result};
 use crate::extract::Query;
@@ -108,5 +108,5 @@ pub(super) async fn upload(
     .await?;
     let tags = query.tags.as_deref().map(between_commas).unwrap_or_default();
     let about = NewAbout::new(query.description.unwrap_or_default(), tags, query.private);
-    store(&state, &caller, &key, query.name, about, data, npz).await
+    store(&state, &caller, &key, query.name, about, Stored::labelled(&data, npz)?).await
 }

@@ -21,6 +21,7 @@ use crate::files::{self, Binary, File, matches_none};
 use crate::limits;
 use crate::problem::{FileProblems, ViewProblems};
 use crate::state::AppState;
+use crate::texts;
 
 /// Most examples of a sample.
 const MAX_SAMPLE: usize = 5_000;
@@ -179,12 +180,12 @@ fn described(data: &Data, chosen: &[usize]) -> Result<Sample> {
 
 /// Download a dataset
 ///
-/// All of it as `.npz`. `ETag` is the file's digest; `Range`, `If-Range` and `If-None-Match` work.
+/// All of it as `.npz`, or a text as it is. `ETag` is the file's digest; `Range`, `If-Range` and `If-None-Match` work.
 #[utoipa::path(
     get, path = "/v1/datasets/{id}/file", operation_id = "downloadDataset", tag = "datasets",
     params(("id" = Uuid, Path, description = "Its id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e")),
     security(("token" = ["read"])),
-    responses((status = 200, description = "The file.", body = Binary, content_type = "application/x-npz"),
+    responses((status = 200, description = "The file.", content((Binary = "application/x-npz"), (String = "text/plain"))),
               (status = 206, description = "The range asked for.", body = Binary, content_type = "application/x-npz"),
               (status = 304, description = "The file is the one that `If-None-Match` names."), FileProblems)
 )]
@@ -196,6 +197,7 @@ pub(super) async fn file(
     headers: HeaderMap,
 ) -> Result<Response> {
     let row = rows::get(state.registry(), &caller, id.into()).await?;
-    let file = File { digest: &row.artifact_digest, name: format!("{}.npz", row.name), media_type: NPZ };
+    let (end, media_type) = if row.modality == texts::MODALITY { ("txt", texts::TEXT) } else { ("npz", NPZ) };
+    let file = File { digest: &row.artifact_digest, name: format!("{}.{end}", row.name), media_type };
     files::answer(state.registry().artifacts(), &method, &headers, file).await
 }

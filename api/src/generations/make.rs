@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Timings;
 use super::candidates::{Candidate, Plan};
+use super::described;
 use super::request::{NewGeneration, Recorded};
 use super::retrieve::Retriever;
 use super::work::{Clock, Input, Job, Made};
@@ -19,6 +20,7 @@ use crate::files::SAFETENSORS;
 use crate::health::device;
 use crate::limits::{self, Cancel};
 use crate::state::AppState;
+use crate::texts;
 
 /// The plan of a request's candidates, by what the version's manifest says of its networks.
 ///
@@ -28,6 +30,9 @@ pub(super) fn plan(new: &NewGeneration, version: &GeneratorVersion) -> Result<Pl
     let all = version.manifest.get("architectures").and_then(serde_json::Value::as_array);
     let all = all.map(Vec::as_slice).unwrap_or_default();
     let text = |a: &serde_json::Value, pointer: &str| a.pointer(pointer)?.as_str().map(str::to_owned);
+    if version.modality == texts::MODALITY {
+        described::check(new)?;
+    }
     let architecture = match &new.architecture {
         None => all.first(),
         Some(name) => {
@@ -118,6 +123,7 @@ pub(super) async fn make(
         plan,
         validation,
         retriever,
+        texts: state.texts(&version).await?,
         options,
         limits,
     };

@@ -1,9 +1,11 @@
 //! Samples: generated weights.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method};
-use axum::response::Response;
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, ETAG};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
 use registry::Caller;
 use registry::generations as rows;
 use serde::Serialize;
@@ -14,7 +16,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::candidates::{Origin, Scores};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::extract::Path;
 use crate::files::{self, Binary, File, FileMetadata, SAFETENSORS};
 use crate::problem::{FileProblems, GetProblems};
@@ -22,7 +24,7 @@ use crate::state::AppState;
 
 /// The routes of samples.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(get_file, head_file)).routes(routes!(get_metadata))
+    OpenApiRouter::new().routes(routes!(get_file, head_file)).routes(routes!(get_metadata)).routes(routes!(get_adapter))
 }
 
 /// One generated network.
@@ -148,6 +150,43 @@ async fn file(
     let name = format!("{id}-{index}.safetensors");
     let file = File { digest: &row.artifact_digest, name, media_type: SAFETENSORS };
     files::answer(state.registry().artifacts(), &method, &headers, file).await
+}
+
+/// Download a sample as an adapter
+///
+/// A tar of the directory that Python's `peft` loads: `adapter_config.json` and `adapter_model.safetensors`. Only of
+/// samples that are adapters.
+#[utoipa::path(
+    get, path = "/v1/generations/{id}/samples/{index}/adapter", operation_id = "downloadAdapter", tag = "generations",
+    params(("id" = Uuid, Path, description = "The generation's id.", example = "0199a1f6-3c5e-7d0a-9a53-1f6f2f1c9c5e"),
+           ("index" = i32, Path, description = "The sample's place, from 0.", example = 0)),
+    security(("token" = ["read"])),
+    responses((status = 200, description = "The directory.", body = Binary, content_type = "application/x-tar"),
+              (status = 304, description = "The adapter is the one that `If-None-Match` names."), GetProblems)
+)]
+async fn get_adapter(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((id, index)): Path<(Uuid, i32)>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let row = rows::sample(state.registry(), &caller, id.into(), index).await?;
+    let artifacts = state.registry().artifacts();
+    let found = files::metadata(artifacts, &row.artifact_digest).await?;
+    let of = |key: &str| found.text(key).unwrap_or_default();
+    let config = of("architecture_config");
+    let Ok(weights::Architecture::Lora(lora)) = serde_json::from_str(&config) else {
+        return Err(Error::NoAdapter { index, architecture: of("architecture") });
+    };
+    let etag = format!("\"{}-adapter\"", row.artifact_digest);
+    if files::matches_none(&headers, &etag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, etag)]).into_response());
+    }
+    let file = artifacts.read(&row.artifact_digest).await?;
+    let tar = lora.directory(&file).map_err(|error| Error::Internal(error.to_string()))?;
+    let name = files::disposition(&format!("{id}-{index}.tar"));
+    let head = [(ETAG, etag), (CONTENT_TYPE, files::TAR.to_owned()), (CONTENT_DISPOSITION, name)];
+    Ok((head, Body::from(tar)).into_response())
 }
 
 /// Get a sample's metadata

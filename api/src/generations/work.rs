@@ -14,9 +14,10 @@ use super::Timings;
 use super::candidates::{Candidate, Origin, Plan};
 use super::retrieve::{Asked, Retriever};
 use crate::error::{Error, Result};
-use crate::inline::{Content, DatasetInput, Source, labels};
+use crate::inline::{Content, DatasetInput, LABELLED, Source, labels};
 use crate::limits::Cancel;
 use crate::state::AppState;
+use crate::texts::{self, Texts};
 
 /// Labelled data of a request, read as far as the registry has it.
 pub(crate) struct Input {
@@ -31,6 +32,7 @@ pub(crate) struct Input {
 enum Given {
     Registered(Arc<Dataset>),
     Inline(Content),
+    Text(Arc<str>),
 }
 
 impl Input {
@@ -42,12 +44,20 @@ impl Input {
         input: DatasetInput,
     ) -> Result<Self> {
         let (data, id, digest) = match input.source {
+            Source::Inline(Content::Text(text)) => {
+                let text = texts::checked(&text).map_err(|error| error.in_field(format!("{field}.text")))?;
+                (Given::Text(Arc::from(text)), None, None)
+            }
             Source::Inline(content) => (Given::Inline(content), None, None),
             Source::Registered(id) => {
                 let row = registry::datasets::get(state.registry(), caller, id.into())
                     .await
                     .map_err(|error| Error::from(error).in_field(format!("{field}.id")))?;
-                (Given::Registered(state.dataset(&row).await?), Some(row.id), Some(row.digest))
+                let given = match row.modality.as_str() {
+                    texts::MODALITY => Given::Text(state.text(&row).await?),
+                    _ => Given::Registered(state.dataset(&row).await?),
+                };
+                (given, Some(row.id), Some(row.digest))
             }
         };
         Ok(Self { field, data, id, digest, classes: input.classes, seed: input.seed.unwrap_or_default() })
@@ -58,12 +68,22 @@ impl Input {
         self.id
     }
 
+    /// The text, of a dataset that is one.
+    pub(super) fn text(&self) -> Result<&str> {
+        match &self.data {
+            Given::Text(text) => Ok(text),
+            Given::Registered(data) => Err(texts::mismatch(&data.modality().to_string(), texts::MODALITY)),
+            Given::Inline(_) => Err(texts::mismatch(LABELLED, texts::MODALITY)),
+        }
+    }
+
     /// The data, and the labels of the classes in the order asked for (`default`, when nothing is asked for).
     pub(super) fn read(&self, default: Option<&[String]>, limits: &Limits) -> Result<(Arc<Dataset>, Vec<u32>)> {
         let classes = self.classes.as_deref().or(default);
         let data = match &self.data {
             Given::Registered(data) => data.clone(),
             Given::Inline(content) => Arc::new(content.read(&format!("{}.", self.field), classes, limits)?),
+            Given::Text(_) => return Err(texts::mismatch(texts::MODALITY, LABELLED).in_field(self.field)),
         };
         let labels = match classes {
             Some(classes) => labels(&data, classes)
@@ -88,6 +108,8 @@ pub(crate) struct Job {
     pub(super) validation: Option<Input>,
     /// Where checkpoints are retrieved, and distances found.
     pub(super) retriever: Retriever,
+    /// What embeds texts, of a generator that takes one.
+    pub(super) texts: Option<Arc<Texts>>,
     pub(crate) options: SampleOptions,
     pub(crate) limits: Limits,
 }
@@ -125,6 +147,9 @@ impl Job {
     ///
     /// `report` learns of each sampling step: those done, and all of them.
     pub(crate) fn run(mut self, cancel: &Cancel, report: &dyn Fn(usize, usize)) -> Result<Made> {
+        if let Some(encoder) = self.texts.take() {
+            return self.run_described(&encoder, cancel, report);
+        }
         let mut clock = Clock::start();
         let mut timings = Timings::default();
         let (data, labels) = self.dataset.read(None, &self.limits)?;

@@ -134,7 +134,9 @@ enum Keeps {
 fn keeps(operation: &str) -> Keeps {
     match operation {
         "createArchitecture" | "importCheckpoint" | "createToken" | "yankGeneratorVersion" => Keeps::WithChange,
-        "createEvaluation" | "createZoo" | "trainGeneratorVersion" | "importArchive" => Keeps::WithChange,
+        "createEvaluation" | "createZoo" | "trainGeneratorVersion" | "importArchive" | "searchModel" => {
+            Keeps::WithChange
+        }
         "createDataset" | "uploadDataset" | "createExtractor" | "createGeneration" | "cancelJob" => Keeps::WithChange,
         name if name.starts_with("purge") || name.starts_with("restore") => Keeps::WithChange,
         other => panic!("{other}: say how this POST keeps its answer, and make a request of it below"),

@@ -8,6 +8,7 @@ mod any_number;
 mod authorization;
 mod candidates;
 mod catalogue;
+mod described;
 mod files;
 mod generations;
 mod idempotency;

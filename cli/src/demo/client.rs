@@ -88,6 +88,26 @@ impl Client {
         if status.is_success() { Ok(body) } else { Err(Error::Http(format!("the server answered {status}: {body}"))) }
     }
 
+    /// The generator that is asked for.
+    pub fn generator(&self) -> &str {
+        &self.generator
+    }
+
+    /// Asks for adapters: the generation, and each sample's directory as `peft` loads it.
+    pub async fn adapters(&self, request: &Value) -> Result<(Value, Vec<tempfile::TempDir>)> {
+        let generation = self.post(request).await?;
+        let (id, count) = (generation["id"].as_str().unwrap_or_default(), generation["count"].as_u64().unwrap_or(0));
+        let mut directories = Vec::new();
+        for index in 0..count {
+            let url = format!("{}/v1/generations/{id}/samples/{index}/adapter", self.base);
+            let tar = self.http.get(url).send().await?.error_for_status()?.bytes().await?;
+            let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+            tar::Archive::new(&tar[..]).unpack(folder.path()).map_err(Error::io(folder.path()))?;
+            directories.push(folder);
+        }
+        Ok((generation, directories))
+    }
+
     async fn ask(&self, made: &Made, request: &Value) -> Result<Answer> {
         let generation = self.post(request).await?;
         let layout = made.zoo.architecture.layout();

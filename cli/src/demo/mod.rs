@@ -2,6 +2,7 @@
 
 mod arms;
 mod client;
+mod described;
 mod report;
 
 use std::net::SocketAddr;
@@ -56,6 +57,10 @@ pub struct Args {
     /// Folder of a PostgreSQL with pgvector, for the private server.
     #[arg(long, env = "WEIGHTSMITH_POSTGRES")]
     postgres: Option<PathBuf>,
+    /// A text encoder (the directory of a BERT, as MiniLM): with the built-in configuration, the demo also generates adapters
+    /// for described tasks.
+    #[arg(long, env = "WEIGHTSMITH_TEXT_ENCODER")]
+    text_encoder: Option<PathBuf>,
     #[command(flatten)]
     runtime: RuntimeArgs,
 }
@@ -129,7 +134,7 @@ pub fn run(args: Args) -> Result<()> {
     let difference = train::verify(&runtime, &made.trained.bundle, &made.trained.probes)?;
     tracing::info!(difference, "graphs equal what was trained");
     let generator = Generator::load(&runtime, made.trained.bundle.clone())?;
-    let begun = || tokio.block_on(begin(listener, open, &made, &generator, runtime));
+    let begun = || tokio.block_on(begin(listener, open, &made, &generator, runtime.clone()));
     let mut served = clock.time("register", begun)?;
 
     let (seen, unseen) = tasks(&made)?;
@@ -145,8 +150,16 @@ pub fn run(args: Args) -> Result<()> {
     }
     let p50;
     (p50, served.example) = clock.time("latency", || tokio.block_on(http.latency(&made, &served.validation)))?;
+    let described = match (&args.config, &args.text_encoder) {
+        (None, Some(encoder)) => {
+            let adapters = || tokio.block_on(described::run(&served, encoder, &args.data_dir, (&runtime, &progress)));
+            Some(clock.time("adapters", adapters)?)
+        }
+        _ => None,
+    };
     let report = report::Report {
         reports,
+        described: described.as_ref().map(described::Described::json),
         stages: clock.stages,
         seconds: start.elapsed().as_secs_f64(),
         peak_rss_mib: peak_rss_mib(),
@@ -156,7 +169,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.json {
         write_whole(path, report.json().to_string().as_bytes())?;
     }
-    finish(&args, tokio, served, &made)
+    finish(&args, tokio, served, (&made, described.as_ref()))
 }
 
 fn make(config: Config, sources: Sources, dir: &Path, progress: &Progress, clock: &mut Clock) -> Result<Made> {
@@ -251,7 +264,12 @@ fn tasks(made: &Made) -> Result<(Vec<Task>, Vec<Task>)> {
 }
 
 /// Leaves the address and curl lines; serves on when asked to.
-fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Made) -> Result<()> {
+fn finish(
+    args: &Args,
+    tokio: tokio::runtime::Runtime,
+    served: Served,
+    (made, described): (&Made, Option<&described::Described>),
+) -> Result<()> {
     let (source, id) = &served.validation[0];
     let names = &made.sources.list()[0].data.class_names;
     let classes: Vec<&str> = names.iter().rev().take(made.zoo.architecture.classes()).map(String::as_str).collect();
@@ -273,6 +291,9 @@ fn finish(args: &Args, tokio: tokio::runtime::Runtime, served: Served, made: &Ma
     say(&format!("  curl -s {bearer}{base}/v1/generators/{}", made.config.name));
     say(&format!("  curl -s {bearer}-H 'content-type: application/json' -d '{body}' {base}/v1/generations"));
     say(&format!("  curl -s -OJ {bearer}{base}/v1/generations/{}/samples/0/file", served.example));
+    if let Some(described) = described {
+        described.print(&base, &bearer);
+    }
     tokio.block_on(async {
         if args.serve {
             say("\nServing until Ctrl-C.");

@@ -11,6 +11,8 @@ use crate::compare::{ArmReport, SetReport, best, mean_std, within};
 pub struct Report {
     /// Per set of tasks (`seen`, `unseen`).
     pub reports: Vec<(&'static str, Measured)>,
+    /// Adapters for described tasks, where they were asked for.
+    pub described: Option<Value>,
     /// Seconds of each stage.
     pub stages: Vec<(&'static str, f64)>,
     /// Seconds of all.
@@ -69,6 +71,7 @@ impl Report {
             let (generated, zoo) = set.set.as_ref()?.novelty;
             Some(((*name).to_owned(), json!({ "generated": generated, "zoo": zoo })))
         });
+        out.extend(self.described.clone().map(|described| ("described".to_owned(), described)));
         out.insert("nearest_checkpoint_distance".into(), Value::Object(novelty.collect()));
         out.insert(
             "stages".into(),

@@ -13,7 +13,6 @@ use ::language::search::{Proposal, SearchConfig, search as algorithm_1};
 use ::language::soup::soup as mix;
 use ::language::spectra::spectra;
 use training::stages::layers::LayersConfig;
-use training::stages::rows::RowsConfig;
 
 use super::{Evaluate, Generate, Learn, Search, Soup, Train, absent, evaluators, lines};
 use crate::context::{peak_rss_mib, prepare, progress, say};
@@ -62,8 +61,7 @@ pub fn evaluate(args: &Evaluate) -> Result<()> {
 /// Settings of a file, or the defaults.
 fn settings(path: Option<&Path>) -> Result<LayersConfig> {
     let Some(path) = path else {
-        let rows = RowsConfig { kl_from: 0.5, ..RowsConfig::default() };
-        return Ok(LayersConfig { chunk: 4096, rows, ..LayersConfig::default() });
+        return Ok(LayersConfig::of_a_model());
     };
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     toml::from_str(&text).map_err(|e| Error::input("config_invalid", format!("{}: {e}", path.display())))

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::language::evaluate::{Candidate, Evaluator, External, MultipleChoice, Question, likelihood};
-use ::language::lm::{Decoder, tokens};
+use ::language::evaluate::{Candidate, Evaluator, External, Question, likelihood, multiple_choice};
 use ::language::model::Model;
 use serde_json::{Value, json};
 
@@ -21,9 +20,7 @@ pub fn open(score: &Score, model: &Model, folder: &Path) -> Result<Box<dyn Evalu
     }
     if let Some(path) = &score.questions {
         let questions = Question::read(&std::fs::read_to_string(path).map_err(Error::io(path))?)?;
-        let decoder = Decoder::load(model)?;
-        let tokenizer = tokens::open(model.dir(), decoder.config().vocabulary)?;
-        return Ok(Box::new(MultipleChoice::new(decoder, &tokenizer, &questions)?));
+        return Ok(Box::new(multiple_choice(model, &questions)?));
     }
     let folder = std::path::absolute(folder).map_err(Error::io(folder))?;
     if !score.command.is_empty() {

@@ -1,5 +1,6 @@
 //! `weightsmith language`: layers of language models learned, generated, searched and mixed.
 
+pub mod adapters;
 mod commands;
 mod evaluators;
 pub mod spectrum;
@@ -36,6 +37,9 @@ pub enum Command {
                             --text validation.txt --out ./improved"
     )]
     Search(Search),
+    /// Train LoRA adapters for described tasks, and a generator of adapters from a description.
+    #[command(after_help = "Example:\n  weightsmith language adapters --encoder ./MiniLM --out phrases.tar --register")]
+    Adapters(adapters::Args),
     /// Write the weighted mean of several models.
     #[command(after_help = "Example:\n  weightsmith language soup ./a=2 ./b=1 --out ./mixed")]
     Soup(Soup),
@@ -226,6 +230,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => commands::generate(args),
         Command::Search(args) => commands::search(args),
         Command::Soup(args) => commands::soup(args),
+        Command::Adapters(args) => adapters::run(args),
     }
 }
 

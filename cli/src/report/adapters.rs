@@ -7,21 +7,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ::language::adapters::{Adapters, Member};
-use ::language::lora::{Adapted, Encoded, FitConfig, LoraConfig, accuracy, matthews};
+use ::language::described;
+use ::language::lora::{Adapted, Encoded, FitConfig, LoraConfig};
 use ::language::text::TextEncoder;
 use datasets::glue::{Example, Task};
-use rand::seq::SliceRandom;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use training::random;
 use training::stages::rows::RowsConfig;
-use weights::{digest, tensors};
+use weights::digest;
 
 use super::experiment::Place;
 use super::{language, own};
 use crate::compare::mean_std;
-use crate::context::{peak_rss_mib, write_whole};
+use crate::context::peak_rss_mib;
 use crate::error::{Error, Result};
 
 /// Its name.
@@ -68,23 +67,12 @@ struct Described {
 impl Described {
     /// Accuracy, or Matthews' correlation of CoLA, as GLUE has it.
     fn score(&self, adapted: &Adapted<'_>, theta: &[f32], on: &Encoded) -> Result<f64> {
-        let predicted = adapted.predict(theta, on)?;
-        Ok(match self.task {
-            Task::Cola => matthews(&predicted, on.labels()),
-            _ => accuracy(&predicted, on.labels()),
-        })
+        Ok(described::score(adapted, theta, on, self.task == Task::Cola)?)
     }
 
     fn scores(&self, adapted: &Adapted<'_>, thetas: &[Vec<f32>]) -> Result<Vec<f64>> {
         thetas.par_iter().map(|theta| self.score(adapted, theta, &self.test)).collect()
     }
-}
-
-/// Some of `all` in an order of chance, as many of each class as there are in all.
-fn drawn(all: &[Example], seed: u64, purpose: &str) -> Vec<Example> {
-    let mut all = all.to_vec();
-    all.shuffle(&mut random::stream(seed, purpose));
-    all
 }
 
 struct Bench<'a> {
@@ -99,7 +87,8 @@ impl Bench<'_> {
     fn describe(&self, data: &Path, task: Task) -> Result<Described> {
         let s = self.settings;
         let split = task.read(&data.join("text"))?;
-        let (mut train, mut test) = (drawn(&split.train, 0, task.name()), drawn(&split.test, 1, task.name()));
+        let (mut train, mut test) =
+            (described::drawn(&split.train, 0, task.name()), described::drawn(&split.test, 1, task.name()));
         let mut validation = train.split_off(s.train_examples.min(train.len() / 2));
         validation.truncate(s.validation_examples);
         test.truncate(s.test_examples);
@@ -117,32 +106,16 @@ impl Bench<'_> {
     /// The last adapters of each run; a run is kept as a file, and not trained again.
     fn zoo(&self, task: Task, train: &Encoded) -> Result<Vec<Vec<f32>>> {
         self.place.progress.note(&format!("adapters of {}", task.name()));
-        let one = |run: u64| -> Result<Vec<Vec<f32>>> {
-            let path = self.folder.join(format!("{}-{run}.safetensors", task.name()));
-            let epochs = self.settings.fit.epochs + 1 - self.settings.fit.keep.min(self.settings.fit.epochs);
-            let names = (epochs..=self.settings.fit.epochs).map(|epoch| format!("epoch.{epoch}"));
-            if let Ok(bytes) = std::fs::read(&path) {
-                return names.map(|name| Ok(tensors::named_from_safetensors(&bytes, &name)?.1)).collect();
-            }
-            // All start from one initialisation: what differs is what was learned.
-            let kept = self.adapted.fit(train, &self.settings.fit, (0, 1 + run), self.place.progress)?;
-            let shape = [self.adapted.layout().parameters()];
-            let named: Vec<(String, &[f32])> =
-                kept.iter().map(|k| (format!("epoch.{}", k.epoch), k.theta.as_slice())).collect();
-            let list: Vec<(&str, &[usize], &[f32])> =
-                named.iter().map(|(name, theta)| (name.as_str(), shape.as_slice(), *theta)).collect();
-            write_whole(&path, &tensors::named_to_safetensors(&list, &BTreeMap::new()))?;
-            Ok(kept.into_iter().map(|k| k.theta).collect())
-        };
-        let runs = (0..self.settings.runs).into_par_iter().map(one).collect::<Result<Vec<_>>>()?;
+        let fit = (&self.settings.fit, Some(self.folder.as_path()));
+        let one = |run: u64| described::run(self.adapted, (task.name(), run), train, fit, self.place.progress);
+        let runs = (0..self.settings.runs).into_par_iter().map(one).collect::<::language::Result<Vec<_>>>()?;
         Ok(runs.into_iter().flatten().collect())
     }
 
     fn learn<'b>(&self, tasks: impl Iterator<Item = &'b Described>) -> Result<Adapters> {
         let members: Vec<Member<'_>> =
             tasks.flat_map(|t| t.zoo.iter().map(|theta| Member { theta, descriptions: &t.told })).collect();
-        let what = (self.adapted.layout(), &self.settings.lora, 2);
-        Ok(Adapters::learn(&members, what, &self.settings.generator, self.place.progress)?)
+        Ok(Adapters::learn(&members, self.adapted.lora(), &self.settings.generator, self.place.progress)?)
     }
 }
 
@@ -215,7 +188,7 @@ pub fn run(place: &Place<'_>, quick: bool) -> Result<()> {
                  --text-encoder, or in WEIGHTSMITH_TEXT_ENCODER, which `make text-encoder` sets";
     let dir = place.text_encoder.ok_or_else(|| Error::input("data_missing", needs))?;
     let encoder = TextEncoder::open(dir)?;
-    let adapted = Adapted::new(encoder.bert(), &settings.lora, 2)?;
+    let adapted = Adapted::new(encoder.bert(), "text-encoder", &settings.lora, 2)?;
     let key = json!({
         "lora": settings.lora, "fit": settings.fit, "examples": settings.train_examples, "length": settings.length,
         "encoder": encoder.bert().config().hidden, "revision": training::REVISION,

@@ -2,6 +2,7 @@
 
 mod import;
 mod scratch;
+mod search;
 mod store;
 mod training;
 mod webhook;
@@ -20,19 +21,21 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use crate::context::{RegistryArgs, RuntimeArgs, say, tokio_runtime};
+use crate::context::{ModelArgs, RegistryArgs, RuntimeArgs, say, tokio_runtime};
 use crate::error::{Error, Result};
 use crate::serve::stop_signal;
 
 /// How long an attempt may take to stop when the worker does; it stops at its next step.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// Work on jobs: zoo builds, trainings, imports, evaluations, generations.
+/// Work on jobs: zoo builds, trainings, imports, evaluations, generations, searches.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  weightsmith worker --queues train,import --concurrency 1")]
 pub struct Args {
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    models: ModelArgs,
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
@@ -101,7 +104,8 @@ pub fn run(args: Args) -> Result<()> {
     tokio_runtime()?.block_on(async {
         let runtime = args.runtime.open()?;
         let open = args.registry.open().await?;
-        let settings = Settings { upload_dir: Some(args.registry.upload_dir()?), ..Settings::default() };
+        let (upload_dir, models) = (Some(args.registry.upload_dir()?), args.models.open()?);
+        let settings = Settings { upload_dir, models, ..Settings::default() };
         let state = AppState::new(open.registry.clone(), runtime, settings);
         let (stop, stopping) = watch::channel(false);
         let queues = if args.work.queues.is_empty() { "all queues".into() } else { args.work.queues.join(", ") };
@@ -146,6 +150,7 @@ impl Handler for Worker {
                 JobKind::Generate => api::jobs::generate(&self.state, attempt).await.map_err(Error::from),
                 JobKind::Evaluate => api::jobs::evaluate(&self.state, attempt).await.map_err(Error::from),
                 JobKind::Import => import::import(&self.state, attempt, self.unpacked_limit).await,
+                JobKind::Search => search::search(&self.state, attempt).await,
             };
             if let Some(reserved) = reserved {
                 let seconds = begun.elapsed().as_secs_f64();

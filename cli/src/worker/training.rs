@@ -66,7 +66,7 @@ impl Observer for Told {
     }
 }
 
-fn progress(attempt: &Attempt) -> Progress {
+pub(super) fn progress(attempt: &Attempt) -> Progress {
     Progress::new(false, attempt.stop.clone()).observed(Arc::new(Told(attempt.clone())))
 }
 

@@ -74,6 +74,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
             known_classes: None,
         },
         extractor: None,
+        text: None,
         predictor: None,
         quality: None,
         guidance: true,

@@ -48,6 +48,10 @@ pub fn forward<L: Layers>(b: &mut L, architecture: &Architecture, params: &[L::T
         Architecture::MobilenetV3(net) => mobilenet(b, net, params, x),
         Architecture::Vit(net) => vit(b, net, params, x),
         Architecture::Head { .. } => b.linear(x, &params[0], &params[1]),
+        Architecture::Lora(_) => Err(Error::Config(format!(
+            "{} changes a text model, and has no forward pass of its own",
+            architecture.name()
+        ))),
     }
 }
 

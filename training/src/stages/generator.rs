@@ -242,9 +242,9 @@ fn graphs(
     encoder: &Encoder,
     denoiser: &Denoiser,
 ) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut out = BTreeMap::from(export::vae(vae)?);
+    let mut out = BTreeMap::from(export::vae(&vae.shape, &vae.params)?);
     out.insert(files::DATASET_ENCODER.into(), export::dataset_encoder(encoder)?);
-    out.insert(files::DENOISER.into(), export::denoiser(denoiser)?);
+    out.insert(files::DENOISER.into(), export::denoiser(&denoiser.shape, &denoiser.params)?);
     for architecture in architectures {
         out.insert(files::forward(&architecture.name()), export::forward(architecture)?);
         match part {
@@ -258,15 +258,7 @@ fn graphs(
             }
         }
     }
-    let s = &vectors.standardisation;
-    let length = [vectors.vectorise.kinds() * vectors.vectorise.length];
-    let mask: Vec<f32> = s.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
-    let mut statistics: Vec<(&str, &[usize], &[f32])> = vec![("mean", &length, &s.mean), ("std", &length, &s.std)];
-    if !mask.is_empty() {
-        statistics.push((files::VARIANCES, &length, &mask));
-    }
-    let statistics = tensors::named_to_safetensors(&statistics, &BTreeMap::new());
-    out.insert(files::STANDARDISATION.into(), statistics);
+    out.insert(files::STANDARDISATION.into(), vectors.standardisation.to_safetensors());
     Ok(out)
 }
 
@@ -318,6 +310,7 @@ fn manifest(
             input_shape,
         },
         extractor: extractor.map(|e| e.used.clone()),
+        text: None,
         predictor: None,
         quality: None,
         guidance: config.diffusion.condition_dropout > 0.0,

@@ -8,13 +8,14 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use weights::manifest::{Prediction, Schedule};
+use weights::manifest::{Prediction, Schedule, files};
 use weights::tensors;
 
 use super::diffusion::{Noised, inverse_deviation};
 use super::shards::{self, Shard};
 use crate::backend::Eager;
 use crate::error::{Error, Result};
+use crate::export::{self, PROBE_BATCHES, Probe, named};
 use crate::networks::denoiser::{DenoiserConfig, DenoiserShape, denoise};
 use crate::networks::vae::{VaeForm, VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW, Ema};
@@ -303,6 +304,55 @@ impl Rows {
             let mut params = self.vae_params.clone();
             Ok(decode(&mut Eager::new(&mut params), &self.vae, &z.narrow(0, start, some)?, kinds.as_ref())?.detach())
         })
+    }
+
+    /// Graphs of the VAE and the denoiser, and one that takes the condition as it is, under their names in a bundle.
+    ///
+    /// # Errors
+    /// When nothing was learned yet.
+    pub fn graphs(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut all = BTreeMap::from(export::vae(&self.vae, &self.vae_params)?);
+        all.insert(files::DENOISER.into(), export::denoiser(&self.shape, &self.denoiser)?);
+        all.insert(files::DATASET_ENCODER.into(), export::given_condition(self.shape.condition_dim)?);
+        Ok(all)
+    }
+
+    /// Inputs of the graphs, with the outputs that candle gives for them.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn probes(&self) -> Result<Vec<Probe>> {
+        let mut rng = random::stream(0, "probes");
+        let mut probes = Vec::new();
+        for n in PROBE_BATCHES {
+            let mut random = |width: usize| random::normal(&[n, width], &Device::Cpu, &mut rng);
+            let (x, z, condition) =
+                (random(self.vae.length)?, random(self.config.latent)?, random(self.shape.condition_dim)?);
+            let (mut vae, mut denoiser) = (self.vae_params.clone(), self.denoiser.clone());
+            let (mean, log_variance) = encode(&mut Eager::new(&mut vae), &self.vae, &x, None)?;
+            let y = decode(&mut Eager::new(&mut vae), &self.vae, &z, None)?;
+            let time: Vec<f32> = (0..n).map(|i| ((i * 379) % self.schedule.steps) as f32).collect();
+            let time = Tensor::from_vec(time, n, &Device::Cpu)?;
+            let clean = denoise(&mut Eager::new(&mut denoiser), &self.shape, &z, &time, &condition)?;
+            let mut add = |graph: &str, inputs: &[(&str, &Tensor)], outputs: &[(&str, &Tensor)]| -> Result<()> {
+                let all = |list: &[(&str, &Tensor)]| list.iter().map(|(name, t)| named(name, t)).collect::<Result<_>>();
+                probes.push(Probe { graph: graph.into(), inputs: all(inputs)?, outputs: all(outputs)? });
+                Ok(())
+            };
+            add(files::VAE_ENCODER, &[("weights", &x)], &[("mean", &mean), ("log_variance", &log_variance)])?;
+            add(files::VAE_DECODER, &[("latent", &z)], &[("weights", &y)])?;
+            let noisy = [("latent", &z), ("timestep", &time), ("condition", &condition)];
+            add(files::DENOISER, &noisy, &[("prediction", &clean)])?;
+            let given = condition.reshape((n, 1, 1, self.shape.condition_dim))?;
+            let outputs = [("dataset", &condition), ("condition", &condition)];
+            add(files::DATASET_ENCODER, &[("features", &given)], &outputs)?;
+        }
+        Ok(probes)
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// One over the deviation of the latents.

@@ -41,6 +41,13 @@ impl Default for LayersConfig {
     }
 }
 
+impl LayersConfig {
+    /// The defaults for layers of a language model: larger chunks, and first an autoencoder, whose latents heavy tails need.
+    pub fn of_a_model() -> Self {
+        Self { chunk: 4096, uniform: false, rows: RowsConfig { kl_from: 0.5, ..RowsConfig::default() } }
+    }
+}
+
 impl<'de> Deserialize<'de> for LayersConfig {
     // A flattened struct would let unknown keys pass.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -66,7 +73,9 @@ impl LayersConfig {
         if self.uniform { uniform(layout, self.chunk) } else { chunks(layout, self.chunk) }
     }
 
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// [`Error::Config`] names what makes no sense.
+    pub fn check(&self) -> Result<()> {
         if self.chunk == 0 {
             return Err(Error::Config("layers: chunk must be at least 1".into()));
         }
