@@ -176,3 +176,45 @@ fn reports_on_language_models() {
     let line = refused(&mut weightsmith(["report", "table-6", "--data", text(&out)]));
     assert!(line.contains("text/sst2") && line.contains("not in"), "{line}");
 }
+
+#[test]
+fn adapters_for_a_described_task() {
+    support::required("WEIGHTSMITH_TEXT_ENCODER");
+    let data = folder();
+    let at = |name: &str| data.path().join(name);
+    let tsv = at("own");
+    std::fs::create_dir(&tsv).unwrap();
+    let rows = "label\ttext\nyes\tit is so\nno\tit is not so\nyes\tsurely\nno\tnever\n";
+    std::fs::write(tsv.join("train.tsv"), rows).unwrap();
+    std::fs::write(tsv.join("test.tsv"), rows).unwrap();
+    let settings = |classes: &str| {
+        format!(
+            "name = \"own\"\ntrain_examples = 16\ntest_examples = 8\nlength = 12\nruns = 1\n[lora]\nrank = 1\nblocks = 1\n\
+             [fit]\nepochs = 2\nkeep = 2\nbatch = 8\n[generator]\nlatent = 4\nhidden = 0\nvae_steps = 20\ndiffusion_steps = 20\n\
+             width = 16\nblocks = 1\n[[tasks]]\nname = \"opinion\"\nfrom = \"phrases:opinion\"\ndescriptions = [\"Praise or not\"]\n\
+             [[tasks]]\nname = \"own\"\nfrom = \"tsv:{}\"\nclasses = {classes}\ndescriptions = [\"Yes or no\", \"Consent\"]\n",
+            tsv.display()
+        )
+    };
+    let (config, out) = (at("own.toml"), at("own.tar"));
+    let learn = ["language", "adapters", "--config", text(&config), "--out", text(&out)];
+    std::fs::write(&config, settings("[\"no\"]")).unwrap();
+    assert!(refused(&mut weightsmith(learn)).contains("two `classes` or more"));
+    std::fs::write(&config, settings("[\"no\", \"maybe\"]")).unwrap();
+    assert!(refused(&mut weightsmith(learn)).contains("its label is \"yes\"; known are no, maybe"));
+    assert!(!out.exists());
+    std::fs::write(&config, settings("[\"no\", \"yes\"]")).unwrap();
+    let said = succeed(&learn);
+    assert!(said.contains("opinion") && said.contains("own.tar sha256:"), "{said}");
+
+    let made = at("made");
+    let generate = ["generate", "--bundle", text(&out), "--out", text(&made), "--count", "2"];
+    let said = succeed(&[&generate[..], &["--text", "Yes or no"]].concat());
+    assert!(said.contains("the nearest task of the zoo is own, at 0.00"), "{said}");
+    let peft: Value =
+        serde_json::from_slice(&std::fs::read(made.join("sample-1/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&peft["r"], &peft["modules_to_save"]), (&json!(1), &json!(["classifier"])));
+    assert!(made.join("sample-1/adapter_model.safetensors").exists());
+    assert!(refused(&mut weightsmith([&generate[..], &["--text", " "]].concat())).contains("empty"));
+    assert!(refused(&mut weightsmith([&generate[..], &["--data", "digits"]].concat())).contains("--text"));
+}

@@ -110,7 +110,11 @@ pub(crate) struct NewDataset {
     #[schema(content_encoding = "base64")]
     zip: Option<String>,
     /// A description of a task, for generators that are conditioned on a text.
-    #[schema(example = "Decide whether a sentence is a statement or a question.", min_length = 1, max_length = 10000)]
+    #[schema(
+        example = "Decide whether a sentence is an opinion for or against something.",
+        min_length = 1,
+        max_length = 10000
+    )]
     text: Option<String>,
     /// Names of the classes, in label order; with `npz` and `zip` also a choice of them.
     classes: Option<Vec<String>>,

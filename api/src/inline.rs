@@ -254,7 +254,7 @@ pub(crate) enum DatasetInputSchema {
     Text {
         /// What the task is, in a sentence or two.
         #[schema(
-            example = "Decide whether a sentence is a statement or a question.",
+            example = "Decide whether a sentence is an opinion for or against something.",
             min_length = 1,
             max_length = 10000
         )]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use datasets::Dataset;
 use inference::{Generator, Runtime, SampleLimits};
+use language::text::Descriptions;
 use registry::embeddings::{self, SubjectKind};
 use registry::generators::GeneratorVersion;
 use registry::jobs::Watch;
@@ -19,7 +20,7 @@ use crate::health::Probes;
 use crate::inline::LABELLED;
 use crate::limits::{Work, blocking};
 use crate::manners::Origin;
-use crate::texts::{self, Texts};
+use crate::texts;
 
 /// Datasets above this many bytes are read anew for each request.
 const LARGEST_CACHED_DATASET: i64 = 256 << 20;
@@ -121,7 +122,7 @@ pub struct AppState(Arc<Inner>);
 /// A generator version in memory.
 struct Loaded {
     generator: Arc<Generator>,
-    texts: Option<Arc<Texts>>,
+    texts: Option<Arc<Descriptions>>,
 }
 
 struct Inner {
@@ -222,7 +223,7 @@ impl AppState {
     }
 
     /// What embeds texts for a generator version; none where it takes labelled examples.
-    pub(crate) async fn texts(&self, version: &GeneratorVersion) -> Result<Option<Arc<Texts>>> {
+    pub(crate) async fn texts(&self, version: &GeneratorVersion) -> Result<Option<Arc<Descriptions>>> {
         self.loaded(version).await.map(|loaded| loaded.texts.clone())
     }
 
@@ -239,7 +240,7 @@ impl AppState {
                 let reason = format!("its digest is {}, the registry has {expected}", bundle.digest());
                 return Err(weights::Error::Bundle(reason).into());
             }
-            let texts = Texts::of(&bundle)?;
+            let texts = Descriptions::of(&bundle).map_err(crate::Error::Language)?.map(Arc::new);
             Ok(Loaded { generator: Arc::new(Generator::load(&runtime, bundle)?), texts })
         })
         .await

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use inference::{Generator, Provenance, Refine, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
+use ::language::text::{Descriptions, Nearest, digest};
+use inference::{Generator, Provenance, Refine, Runtime, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
 use registry::generators;
-use weights::Bundle;
+use weights::{Architecture, Bundle, lora};
 
 use crate::context::{RegistryArgs, RuntimeArgs, caller, labels, say, with_registry, write_whole};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generator::read_bundle;
 
 /// Generate weights for labelled data.
@@ -22,8 +23,11 @@ pub struct Args {
     #[arg(long)]
     generator: Option<String>,
     /// Labelled data: `digits`, `idx:DIR`, `folder:DIR`, `npz:FILE` or `zip:FILE`.
-    #[arg(long)]
-    data: String,
+    #[arg(long, required_unless_present = "text")]
+    data: Option<String>,
+    /// A description of a task, in place of labelled data, for a generator of adapters.
+    #[arg(long, conflicts_with_all = ["data", "classes", "refine", "recalibrate"])]
+    text: Option<String>,
     /// Classes in the order of the head's rows; without it all, in the data's order.
     #[arg(long, value_delimiter = ',')]
     classes: Vec<String>,
@@ -64,7 +68,8 @@ pub struct Args {
     /// Seed of the choice of examples that the encoder sees.
     #[arg(long, default_value_t = 0)]
     data_seed: u64,
-    /// Folder that the files sample-N.safetensors are written to.
+    /// Folder that the files sample-N.safetensors are written to; of adapters directories sample-N, as Python's `peft` loads
+    /// them.
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -91,11 +96,18 @@ pub fn run(args: Args) -> Result<()> {
     options.validate(&SampleLimits::default())?;
     let runtime = args.runtime.open()?;
     let (name, bundle) = load_bundle(&args)?;
+    if let Some(text) = &args.text {
+        return described(&args, text, &options, (&runtime, &name, bundle));
+    }
+    if bundle.manifest().text.is_some() {
+        let text = format!("{name} takes a description of a task: give it with --text, in place of --data");
+        return Err(Error::input("modality_mismatch", text));
+    }
     let mut generator = Generator::load(&runtime, bundle)?;
     if let Some(name) = &args.architecture {
         generator = generator.with_architecture(name)?;
     }
-    let data = datasets::load_source(&args.data)?;
+    let data = datasets::load_source(args.data.as_deref().unwrap_or_default())?;
     let classes = labels(&data, &args.classes)?;
     if generator.any_number() && args.architecture.is_none() {
         generator = generator.for_classes(classes.len())?;
@@ -122,6 +134,54 @@ pub fn run(args: Args) -> Result<()> {
         let path = args.out.join(format!("sample-{index}.safetensors"));
         write_whole(&path, bytes)?;
         say(&format!("{} {}", path.display(), weights::digest::sha256(bytes)));
+    }
+    Ok(())
+}
+
+/// Writes adapters for a task that a text describes.
+fn described(
+    args: &Args,
+    text: &str,
+    options: &SampleOptions,
+    (runtime, name, bundle): (&Runtime, &str, Bundle),
+) -> Result<()> {
+    let Some(descriptions) = Descriptions::of(&bundle)? else {
+        let text = format!("{name} takes labelled data: give it with --data, in place of --text");
+        return Err(Error::input("modality_mismatch", text));
+    };
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Error::input("text_invalid", "--text is empty: describe the task in a sentence or two"));
+    }
+    let generator = Generator::load(runtime, bundle)?;
+    let Architecture::Lora(lora) = &generator.architecture().config else {
+        return Err(Error::Internal("a generator of the modality text makes adapters".into()));
+    };
+    let values = descriptions.embed(text)?;
+    let near = descriptions.nearest(&values);
+    let classes = near.filter(Nearest::is_near).map(|near| near.task.classes.clone()).unwrap_or_default();
+    let generated = generator.generate(&generator.embed(&values)?, options, &mut |_, _| true)?.weights;
+    let dataset = digest(text);
+    let mut files = Vec::with_capacity(generated.len());
+    for (index, theta) in generated.iter().enumerate() {
+        let (generator_name, classes) = (name, &classes[..]);
+        let provenance = Provenance { generator_name, dataset: &dataset, classes, options, index, instead: None };
+        files.push(to_safetensors(&generator, theta, &provenance)?);
+    }
+    let config = format!("{:#}\n", lora.config());
+    for (index, bytes) in files.iter().enumerate() {
+        let dir = args.out.join(format!("sample-{index}"));
+        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        write_whole(&dir.join(lora::CONFIG), config.as_bytes())?;
+        write_whole(&dir.join(lora::FILE), bytes)?;
+        say(&format!("{} {}", dir.display(), weights::digest::sha256(bytes)));
+    }
+    if let Some(near) = near {
+        let (task, distance) = (&near.task.name, near.distance);
+        let far = if near.is_near() { "" } else { ": far, so likely for another task than the one described" };
+        say(&format!(
+            "the nearest task of the zoo is {task}, at {distance:.2} of what its own descriptions are apart{far}"
+        ));
     }
     Ok(())
 }

@@ -67,8 +67,8 @@ pub enum Phrases {
     Subject,
     /// Whether something has happened or will.
     Tense,
-    /// Whether someone asks or tells.
-    Question,
+    /// Whether a sentence is set indoors or outdoors.
+    Setting,
 }
 
 /// How many of a list's words only tests have.
@@ -110,7 +110,7 @@ const PLACES: &[&str] = &[
 
 impl Phrases {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Opinion, Self::Subject, Self::Tense, Self::Question];
+    pub const ALL: [Self; 4] = [Self::Opinion, Self::Subject, Self::Tense, Self::Setting];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -118,7 +118,7 @@ impl Phrases {
             Self::Opinion => "opinion",
             Self::Subject => "subject",
             Self::Tense => "tense",
-            Self::Question => "question",
+            Self::Setting => "setting",
         }
     }
 
@@ -128,7 +128,7 @@ impl Phrases {
             Self::Opinion => ["against", "for"],
             Self::Subject => ["animal", "machine"],
             Self::Tense => ["past", "future"],
-            Self::Question => ["statement", "question"],
+            Self::Setting => ["indoors", "outdoors"],
         }
     }
 
@@ -200,32 +200,27 @@ impl Phrases {
                 ],
                 forms: &["they {} the @ &", "my sister {} the @", "the teachers {} another @ &", "he {} a @"],
             },
-            Self::Question => Words {
+            Self::Setting => Words {
                 of: [
                     &[
-                        "this is",
-                        "I know that was",
-                        "here is",
-                        "there was",
-                        "she said it is",
-                        "that must be",
-                        "we found",
-                        "it was",
-                        "I like",
+                        "kitchen",
+                        "bedroom",
+                        "office",
+                        "library",
+                        "cellar",
+                        "corridor",
+                        "bathroom",
+                        "classroom",
+                        "attic",
                     ],
-                    &[
-                        "is this",
-                        "do you know whether that was",
-                        "where is",
-                        "was there",
-                        "why is it",
-                        "could that be",
-                        "who found",
-                        "when was it",
-                        "do you like",
-                    ],
+                    &["forest", "meadow", "desert", "valley", "lake", "field", "mountain", "beach", "jungle"],
                 ],
-                forms: &["{} the @ &", "{} a @", "{} another @ &", "{} the same @"],
+                forms: &[
+                    "they met in the {}",
+                    "we left the @ in the {}",
+                    "the {} was quiet",
+                    "there is another {} like it",
+                ],
             },
         }
     }

@@ -16,6 +16,7 @@ use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Lora, Manifest, Standardisation, StandardiseMode};
 
 use crate::error::{Error, Result};
+use crate::text::distance;
 
 /// Deviations below this share of their mean are that: a value that never changes is not blown up.
 const FLOOR: f32 = 0.1;
@@ -200,11 +201,6 @@ impl Adapters {
     pub fn probes(&self) -> Result<Vec<Probe>> {
         Ok(self.rows.probes()?)
     }
-}
-
-/// 1 minus the cosine of two embeddings of unit length.
-pub fn distance(a: &[f32], b: &[f32]) -> f32 {
-    1.0 - a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
 }
 
 /// Mean distance of a description to the nearest other one of its task; 1 where tasks have one each.

@@ -60,7 +60,7 @@ pub struct DescribedConfig {
 pub struct TaskConfig {
     /// Its name.
     pub name: String,
-    /// Where its examples are: `phrases:NAME` (built in: opinion, subject, tense, question), `glue:DIR#NAME` (sst2,
+    /// Where its examples are: `phrases:NAME` (built in: opinion, subject, tense, setting), `glue:DIR#NAME` (sst2,
     /// cola, mrpc, rte) or `tsv:DIR`, with `train.tsv` and `test.tsv`; `${VARIABLE}` is replaced from the environment.
     pub from: String,
     /// Names of its classes, with `tsv`; the others know theirs.

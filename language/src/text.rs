@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use tokenizers::Tokenizer;
+use weights::Bundle;
+use weights::manifest::{DescribedTask, TextContract, files};
 
 use crate::bert::{Bert, batch};
 use crate::error::{Error, Result};
@@ -12,6 +14,9 @@ use crate::model::Model;
 
 /// Tokens of a description at most.
 const LENGTH: usize = 256;
+/// Farther than this from a zoo's descriptions, in units of what those of one task have between them, a task is another
+/// one.
+const NEAR: f64 = 2.0;
 /// Texts that are run at a time.
 const BATCH: usize = 32;
 
@@ -79,4 +84,78 @@ impl TextEncoder {
         }
         Ok(all)
     }
+}
+
+/// The text encoder of a generator's bundle, and its zoo's descriptions.
+#[derive(Debug, Clone)]
+pub struct Descriptions {
+    encoder: TextEncoder,
+    contract: TextContract,
+    /// Embeddings of the zoo's descriptions, and of which task each is.
+    known: Vec<(usize, Vec<f32>)>,
+}
+
+/// What a generator knows that is nearest to a text.
+#[derive(Debug, Clone, Copy)]
+pub struct Nearest<'a> {
+    /// The task.
+    pub task: &'a DescribedTask,
+    /// Cosine distance to the nearest of its descriptions, in units of what descriptions of one task have between them.
+    pub distance: f64,
+}
+
+impl Nearest<'_> {
+    /// Whether the text is likely to describe this very task.
+    pub fn is_near(&self) -> bool {
+        self.distance <= NEAR
+    }
+}
+
+impl Descriptions {
+    /// Of a bundle that is conditioned on a text. Slow: it embeds all descriptions of the zoo.
+    ///
+    /// # Errors
+    /// Those of [`TextEncoder::from_files`]; [`Error::Weights`] when the encoder is not the one of the manifest.
+    pub fn of(bundle: &Bundle) -> Result<Option<Self>> {
+        let Some(contract) = bundle.manifest().text.clone() else { return Ok(None) };
+        let [config, tokenizer, weights] = files::TEXT.map(|name| bundle.file(name));
+        let encoder = TextEncoder::from_files(config?, tokenizer?, weights?)?;
+        if encoder.dim() != bundle.manifest().encoder.feature_dim {
+            let (dim, needs) = (encoder.dim(), bundle.manifest().encoder.feature_dim);
+            let reason = format!("its text encoder gives {dim} values and its manifest says {needs}");
+            return Err(weights::Error::Bundle(reason).into());
+        }
+        let all = contract.tasks.iter().enumerate();
+        let texts: Vec<(usize, &str)> =
+            all.flat_map(|(i, task)| task.descriptions.iter().map(move |text| (i, text.as_str()))).collect();
+        let only: Vec<&str> = texts.iter().map(|(_, text)| *text).collect();
+        let known = texts.iter().map(|(i, _)| *i).zip(encoder.embed(&only)?).collect();
+        Ok(Some(Self { encoder, contract, known }))
+    }
+
+    /// The embedding of a text, of unit length.
+    ///
+    /// # Errors
+    /// [`Error::Text`] when it cannot be cut into tokens.
+    pub fn embed(&self, text: &str) -> Result<Vec<f32>> {
+        self.encoder.embed(&[text])?.pop().ok_or_else(|| Error::Text("the text has no embedding".into()))
+    }
+
+    /// The task whose descriptions are nearest to an embedding.
+    pub fn nearest(&self, embedding: &[f32]) -> Option<Nearest<'_>> {
+        let all = self.known.iter().map(|(task, known)| (*task, distance(known, embedding)));
+        let (task, distance) = all.min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let distance = f64::from(distance.max(0.0) / self.contract.unit);
+        Some(Nearest { task: self.contract.tasks.get(task)?, distance })
+    }
+}
+
+/// Digest of a text as a dataset.
+pub fn digest(text: &str) -> String {
+    weights::digest::sha256(format!("text\0{text}").as_bytes())
+}
+
+/// 1 minus the cosine of two embeddings of unit length.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    1.0 - a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>()
 }

@@ -166,7 +166,7 @@ async fn embedding(
         Some(encoder) => {
             let text = state.text(row).await?;
             let place = state.work().place().await?;
-            (Vec::new(), limits::run(place, move |_| encoder.embed(&text)).await?)
+            (Vec::new(), limits::run(place, move |_| encoder.embed(&text).map_err(Error::Language)).await?)
         }
         None => {
             let (generator, data) = (state.generator(version).await?, state.dataset(row).await?);

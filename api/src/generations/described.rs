@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use inference::{Provenance, to_safetensors};
+use language::text::Descriptions;
 
 use super::Timings;
 use super::candidates::{Candidate, Origin};
@@ -9,11 +10,8 @@ use super::request::NewGeneration;
 use super::work::{Clock, Job, Made};
 use crate::error::{Error, Result};
 use crate::limits::Cancel;
-use crate::texts::{self, Texts};
+use crate::texts;
 
-/// Farther than this from the zoo's descriptions, in units of what those of one task have between them, a task is
-/// another one.
-const NEAR: f64 = 2.0;
 /// Of a text that is far.
 const FAR: &str = "the description is far from those of the generator's zoo (distance): what is generated is likely to be \
                    for another task";
@@ -46,19 +44,19 @@ impl Job {
     /// Does all of it for a text; blocks.
     pub(super) fn run_described(
         &self,
-        encoder: &Texts,
+        encoder: &Descriptions,
         cancel: &Cancel,
         report: &dyn Fn(usize, usize),
     ) -> Result<Made> {
         let mut clock = Clock::start();
         let text = self.dataset.text().map_err(|error| error.in_field("dataset"))?;
         let mut timings = Timings { parse_ms: clock.lap(), ..Timings::default() };
-        let values = encoder.embed(text)?;
+        let values = encoder.embed(text).map_err(Error::Language)?;
         let embedding = self.generator.embed(&values)?;
         timings.encode_ms = clock.lap();
         let nearest = encoder.nearest(&values);
         let distance = nearest.as_ref().map(|nearest| nearest.distance);
-        let near = distance.is_some_and(|distance| distance <= NEAR);
+        let near = nearest.is_some_and(|nearest| nearest.is_near());
         // Which row is which class follows from the tasks that were learned from.
         let classes = nearest.filter(|_| near).map(|nearest| nearest.task.classes.clone()).unwrap_or_default();
         let generated = self.generator.generate(&embedding, &self.options, &mut |step, steps| {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use datasets::{Dataset, Limits};
 use inference::{Embedding, Evaluation, Generator, Maker, Provenance, Ranked, SampleOptions, Support, to_safetensors};
+use language::text::Descriptions;
 use registry::{Caller, CheckpointId, DatasetId};
 
 use super::Timings;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::inline::{Content, DatasetInput, LABELLED, Source, labels};
 use crate::limits::Cancel;
 use crate::state::AppState;
-use crate::texts::{self, Texts};
+use crate::texts;
 
 /// Labelled data of a request, read as far as the registry has it.
 pub(crate) struct Input {
@@ -109,7 +110,7 @@ pub(crate) struct Job {
     /// Where checkpoints are retrieved, and distances found.
     pub(super) retriever: Retriever,
     /// What embeds texts, of a generator that takes one.
-    pub(super) texts: Option<Arc<Texts>>,
+    pub(super) texts: Option<Arc<Descriptions>>,
     pub(crate) options: SampleOptions,
     pub(crate) limits: Limits,
 }

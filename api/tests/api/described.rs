@@ -20,7 +20,7 @@ fn encoder() -> PathBuf {
 }
 
 const OPINION: &str = "Decide whether a sentence is an opinion for or against something.";
-const TENSE: &str = "Decide whether a sentence speaks of the past or of the future.";
+const SETTING: &str = "Decide whether a sentence is set indoors or outdoors.";
 
 fn config() -> DescribedConfig {
     let task = |name: &str, descriptions: [&str; 2]| json!({"name": name, "from": format!("phrases:{name}"), "descriptions": descriptions});
@@ -29,11 +29,11 @@ fn config() -> DescribedConfig {
         "length": 20, "runs": 2,
         "lora": {"rank": 2, "alpha": 4, "targets": ["query", "value"], "blocks": 1},
         "fit": {"epochs": 4, "batch": 16, "lr": 4e-3, "keep": 2},
-        "generator": {"hidden": 0, "latent": 8, "beta": 1e-4, "kl_from": 0.5, "vae_steps": 120, "width": 48, "blocks": 2,
-            "diffusion_steps": 200, "batch": 16, "lr": 2e-3, "sampling_steps": 10},
+        "generator": {"hidden": 0, "latent": 8, "beta": 1e-4, "kl_from": 0.5, "vae_steps": 300, "width": 64, "blocks": 2,
+            "diffusion_steps": 400, "batch": 16, "lr": 3e-3, "sampling_steps": 10},
         "tasks": [
             task("opinion", [OPINION, "Sentiment of short sentences: favourable or not."]),
-            task("tense", [TENSE, "Grammatical tense of short sentences: past or future."])],
+            task("setting", [SETTING, "Place of short sentences: inside a building or in the open."])],
     });
     serde_json::from_value(config).unwrap()
 }
@@ -43,7 +43,7 @@ fn bundle() -> &'static Bundle {
     BUNDLE.get_or_init(|| {
         let learned = learn(&config(), &encoder(), None, &Progress::silent()).unwrap();
         for task in &learned.measured {
-            assert!(task.zoo > 0.8 && task.generated > task.shuffled + 0.1, "{task:?}");
+            assert!(task.zoo > 0.8 && task.generated > task.zoo - 0.05, "{task:?}");
         }
         learned.bundle
     })
@@ -136,16 +136,16 @@ async fn descriptions_are_datasets_with_neighbours(pool: PgPool) {
     // The same text, whatever blanks are around it.
     let again = register("another", &format!("  {OPINION}\n")).await;
     assert_eq!((again.status.as_u16(), &again.json()["id"]), (200, &opinion["id"]));
-    let tense = register("tense", TENSE).await.json();
-    let asked = register("asked", "Which sentences are about what will happen, and which about what did?").await.json();
+    let setting = register("setting", SETTING).await.json();
+    let asked = register("asked", "Which sentences happen under a roof, and which in the open air?").await.json();
     let path = |row: &Value, what: &str| format!("/v1/datasets/{}/{what}", row["id"].as_str().unwrap());
     // Each has an embedding from the first search on.
-    for row in [&opinion, &tense] {
+    for row in [&opinion, &setting] {
         app.json(&path(row, "nearest?generator=phrases")).await;
     }
     let near = app.json(&path(&asked, "nearest?generator=phrases")).await;
     let names: Vec<&str> = near["items"].as_array().unwrap().iter().map(|n| n["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["tense", "opinion"], "{near}");
+    assert_eq!(names, ["setting", "opinion"], "{near}");
 
     let file = app.get(&path(&opinion, "file")).await;
     assert_eq!((file.header("content-type"), file.bytes.as_slice()), ("text/plain; charset=utf-8", OPINION.as_bytes()));

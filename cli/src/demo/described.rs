@@ -22,7 +22,7 @@ const ASKED: [(&str, &str); 4] = [
     ("opinion", "Find out if somebody speaks well or badly of something."),
     ("subject", "Sort sentences: is it about fauna, or about machinery?"),
     ("tense", "Which sentences are about what is over, and which about what will be?"),
-    ("question", "Separate sentences that ask from sentences that tell."),
+    ("setting", "Is the scene of a sentence inside a house or out in nature?"),
 ];
 /// Adapters of each answer.
 const COUNT: usize = 5;
