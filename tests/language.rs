@@ -179,7 +179,7 @@ fn reports_on_language_models() {
 
 #[test]
 fn adapters_for_a_described_task() {
-    support::required("WEIGHTSMITH_TEXT_ENCODER");
+    let encoder = support::required("WEIGHTSMITH_TEXT_ENCODER");
     let data = folder();
     let at = |name: &str| data.path().join(name);
     let tsv = at("own");
@@ -197,7 +197,16 @@ fn adapters_for_a_described_task() {
         )
     };
     let (config, out) = (at("own.toml"), at("own.tar"));
-    let learn = ["language", "adapters", "--config", text(&config), "--out", text(&out)];
+    let learn = [
+        "language",
+        "adapters",
+        "--encoder",
+        encoder.to_str().unwrap(),
+        "--config",
+        text(&config),
+        "--out",
+        text(&out),
+    ];
     std::fs::write(&config, settings("[\"no\"]")).unwrap();
     assert!(refused(&mut weightsmith(learn)).contains("two `classes` or more"));
     std::fs::write(&config, settings("[\"no\", \"maybe\"]")).unwrap();

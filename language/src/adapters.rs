@@ -10,7 +10,7 @@ use training::progress::Progress;
 use training::random;
 use training::stages::rows::{Conditions, Rows, RowsConfig, Source};
 use weights::manifest::{
-    ArchitectureEntry, DescribedTask, EncoderContract, Latent, Modality, TEXT, TextContract, files,
+    ArchitectureEntry, DescribedTask, EncoderContract, Latent, Modality, Pooling, TEXT, TextContract, files,
 };
 use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Lora, Manifest, Standardisation, StandardiseMode};
@@ -50,6 +50,8 @@ pub struct About<'a> {
     pub description: &'a str,
     /// The tasks of the zoo, with what they were learned with.
     pub tasks: Vec<DescribedTask>,
+    /// What embeddings are.
+    pub pooling: Pooling,
     /// Embeddings of each task's descriptions.
     pub embeddings: &'a [Vec<Vec<f32>>],
     /// The directory of the text encoder.
@@ -183,7 +185,11 @@ impl Adapters {
                 known_classes: None,
             },
             extractor: None,
-            text: Some(TextContract { tasks: about.tasks.clone(), unit: spread(about.embeddings) }),
+            text: Some(TextContract {
+                pooling: about.pooling,
+                tasks: about.tasks.clone(),
+                unit: spread(about.embeddings),
+            }),
             predictor: None,
             quality: None,
             guidance: false,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
+use weights::manifest::Pooling;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -213,13 +214,23 @@ impl Bert {
         Ok(x)
     }
 
-    /// Mean over the tokens of the last hidden states, `[b, hidden]`.
+    /// One of the last hidden states of each text, or their mean over its tokens, `[b, hidden]`.
     ///
     /// # Errors
     /// As [`Bert::embed`].
-    pub fn mean(&self, batch: &Batch) -> Tensors {
+    pub fn pooled(&self, batch: &Batch, pooling: Pooling) -> Tensors {
         let x = self.blocks(&self.embed(batch)?, batch, 0..self.config.layers, &|_, _| Ok(None))?;
-        pooled(&x, batch)
+        match pooling {
+            Pooling::Mean => mean(&x, batch),
+            Pooling::First => x.narrow(1, 0, 1)?.squeeze(1),
+            Pooling::Last => {
+                let (b, t) = batch.mask.dims2()?;
+                let lengths = batch.mask.sum(1)?.to_vec1::<f32>()?;
+                let at = |(row, n): (usize, &f32)| (row * t + (*n as usize).max(1) - 1) as u32;
+                let index: Vec<u32> = lengths.iter().enumerate().map(at).collect();
+                x.reshape((b * t, self.config.hidden))?.index_select(&Tensor::new(index, &Device::Cpu)?, 0)
+            }
+        }
     }
 
     /// What a classifier sees of hidden states `[b, hidden]` of the first token: tanh of a linear layer.
@@ -258,7 +269,7 @@ impl Bert {
 }
 
 /// Mean over the tokens that there are of `[b, t, hidden]`.
-pub fn pooled(x: &Tensor, batch: &Batch) -> Tensors {
+fn mean(x: &Tensor, batch: &Batch) -> Tensors {
     let mask = batch.mask.unsqueeze(2)?;
     x.broadcast_mul(&mask)?.sum(1)?.broadcast_div(&batch.mask.sum_keepdim(1)?)
 }

@@ -12,7 +12,7 @@ use training::export::Probe;
 use training::progress::Progress;
 use training::random;
 use training::stages::rows::RowsConfig;
-use weights::manifest::DescribedTask;
+use weights::manifest::{DescribedTask, Pooling};
 use weights::{Bundle, digest, tensors};
 
 use crate::adapters::{About, Adapters, Member};
@@ -44,6 +44,9 @@ pub struct DescribedConfig {
     pub length: usize,
     /// Adapters that are trained for each task, of which the last epochs are kept.
     pub runs: u64,
+    /// What embeddings of descriptions are: `mean` over the tokens, `first` or `last`.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// What is adapted.
     pub lora: LoraConfig,
     /// How adapters are trained.
@@ -251,7 +254,7 @@ const SAMPLES: usize = 5;
 /// [`Error::Text`] for what makes no sense; those of reading, training and interruption.
 pub fn learn(config: &DescribedConfig, dir: &Path, folder: Option<&PathBuf>, progress: &Progress) -> Result<Learned> {
     config.check()?;
-    let encoder = TextEncoder::open(dir)?;
+    let encoder = TextEncoder::open(dir)?.with_pooling(config.pooling);
     let labelled = config.tasks.iter().map(|task| task.read(config)).collect::<Result<Vec<_>>>()?;
     let classes = labelled.first().map_or(2, |l| l.classes.len());
     if labelled.iter().any(|l| l.classes.len() != classes) {
@@ -280,6 +283,7 @@ pub fn learn(config: &DescribedConfig, dir: &Path, folder: Option<&PathBuf>, pro
         name: &config.name,
         description: &config.description,
         tasks: described.collect(),
+        pooling: config.pooling,
         embeddings: &embeddings,
         encoder: dir,
         training: json!({

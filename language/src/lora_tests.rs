@@ -3,6 +3,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::bert;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
+use weights::manifest::Pooling;
 
 use super::*;
 use crate::bert::BertConfig;
@@ -98,13 +99,18 @@ fn hidden_states_are_those_of_candle_transformers() {
 #[test]
 fn embeddings_are_of_unit_length_and_do_not_depend_on_their_company() {
     let folder = tempfile::tempdir().unwrap();
-    let encoder = encoder(folder.path());
-    let all = encoder.embed(&["the film was good", "bad", "a very well seen plot"]).unwrap();
-    let alone = encoder.embed(&["bad"]).unwrap();
-    assert_eq!((all.len(), all[0].len()), (3, encoder.dim()));
-    let norm = all[0].iter().map(|v| v * v).sum::<f32>();
-    assert!((norm - 1.0).abs() < 1e-5);
-    assert!(all[1].iter().zip(&alone[0]).all(|(a, b)| (a - b).abs() < 1e-5));
+    let mut first = Vec::new();
+    for pooling in [Pooling::Mean, Pooling::First, Pooling::Last] {
+        let encoder = encoder(folder.path()).with_pooling(pooling);
+        let all = encoder.embed(&["the film was good", "bad", "a very well seen plot"]).unwrap();
+        let alone = encoder.embed(&["bad"]).unwrap();
+        assert_eq!((all.len(), all[0].len()), (3, encoder.dim()));
+        let norm = all[0].iter().map(|v| v * v).sum::<f32>();
+        assert!((norm - 1.0).abs() < 1e-5);
+        assert!(all[1].iter().zip(&alone[0]).all(|(a, b)| (a - b).abs() < 1e-5));
+        first.push(alone);
+    }
+    assert!(first[0] != first[1] && first[1] != first[2] && first[0] != first[2]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 use weights::Bundle;
-use weights::manifest::{DescribedTask, TextContract, files};
+use weights::manifest::{DescribedTask, Pooling, TextContract, files};
 
 use crate::bert::{Bert, batch};
 use crate::error::{Error, Result};
@@ -25,6 +25,7 @@ const BATCH: usize = 32;
 pub struct TextEncoder {
     bert: Bert,
     tokenizer: Tokenizer,
+    pooling: Pooling,
 }
 
 impl TextEncoder {
@@ -35,7 +36,7 @@ impl TextEncoder {
     pub fn open(dir: &Path) -> Result<Self> {
         let bert = Bert::load(&Model::open(dir)?)?;
         let tokenizer = tokens::open(dir, bert.config().vocabulary)?;
-        Ok(Self { bert, tokenizer })
+        Ok(Self { bert, tokenizer, pooling: Pooling::default() })
     }
 
     /// From the bytes of config.json, tokenizer.json and model.safetensors.
@@ -50,6 +51,12 @@ impl TextEncoder {
             std::fs::write(&path, bytes).map_err(Error::io(&path))?;
         }
         Self::open(folder.path())
+    }
+
+    /// The same encoder, with embeddings that are this of its last hidden states.
+    #[must_use]
+    pub fn with_pooling(self, pooling: Pooling) -> Self {
+        Self { pooling, ..self }
     }
 
     /// The encoder itself.
@@ -76,7 +83,11 @@ impl TextEncoder {
         for part in texts.chunks(BATCH) {
             let pairs: Vec<(&str, Option<&str>)> = part.iter().map(|text| (*text, None)).collect();
             let batch = batch(&self.tokenizer, &pairs, LENGTH.min(self.bert.config().positions))?;
-            let rows = self.bert.mean(&batch).and_then(|x| x.to_vec2::<f32>()).map_err(training::Error::Tensor)?;
+            let rows = self
+                .bert
+                .pooled(&batch, self.pooling)
+                .and_then(|x| x.to_vec2::<f32>())
+                .map_err(training::Error::Tensor)?;
             all.extend(rows.into_iter().map(|row| {
                 let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
                 row.into_iter().map(|v| v / norm).collect()
@@ -119,7 +130,7 @@ impl Descriptions {
     pub fn of(bundle: &Bundle) -> Result<Option<Self>> {
         let Some(contract) = bundle.manifest().text.clone() else { return Ok(None) };
         let [config, tokenizer, weights] = files::TEXT.map(|name| bundle.file(name));
-        let encoder = TextEncoder::from_files(config?, tokenizer?, weights?)?;
+        let encoder = TextEncoder::from_files(config?, tokenizer?, weights?)?.with_pooling(contract.pooling);
         if encoder.dim() != bundle.manifest().encoder.feature_dim {
             let (dim, needs) = (encoder.dim(), bundle.manifest().encoder.feature_dim);
             let reason = format!("its text encoder gives {dim} values and its manifest says {needs}");

@@ -301,9 +301,25 @@ pub struct KnownClasses {
     pub near: f32,
 }
 
-/// How a text becomes the condition: the mean of the text encoder's last hidden states, of unit length.
+/// What of a text encoder's last hidden states is the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean over the tokens.
+    #[default]
+    Mean,
+    /// That of the first token.
+    First,
+    /// That of the last token.
+    Last,
+}
+
+/// How a text becomes the condition: of the text encoder's last hidden states, at unit length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextContract {
+    /// What of them.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// The tasks of the zoo.
     pub tasks: Vec<DescribedTask>,
     /// Mean cosine distance of a description of the zoo to the nearest other one of its own task.

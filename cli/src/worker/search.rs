@@ -1,6 +1,6 @@
 //! Jobs that search a language model for better layers (Algorithm 1).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ::language::evaluate::{Candidate, Evaluator, likelihood, multiple_choice};
 use ::language::generator::Generator;
@@ -62,7 +62,7 @@ fn searched(request: &Search, models: &Path, kept: &Path, progress: &Progress) -
 }
 
 /// The generator that an earlier attempt learned, or one that is learned now.
-fn layers(request: &Search, model: &Model, path: &PathBuf, progress: &Progress) -> Result<Generator> {
+fn layers(request: &Search, model: &Model, path: &Path, progress: &Progress) -> Result<Generator> {
     if path.exists() {
         return Ok(Generator::open(path)?);
     }
