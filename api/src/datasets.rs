@@ -149,7 +149,8 @@ list_query!(ListQuery {
 )]
 async fn list(State(state): State<AppState>, caller: Caller, Query(query): Query<ListQuery>) -> Result<Response> {
     let request = query.request();
-    let filter = rows::DatasetFilter { name: query.name, modality: query.modality, digest: query.digest };
+    let filter =
+        rows::DatasetFilter { name: query.name, modality: query.modality, digest: query.digest, labelled: false };
     let page = rows::list(state.registry(), &caller, &filter, &request).await?;
     Listing::select(page, query.fields.as_deref(), Dataset::from)
 }

@@ -42,8 +42,8 @@ pub(crate) fn routes() -> OpenApiRouter<AppState> {
 pub struct Job {
     /// Its id.
     id: Uuid,
-    /// What it does: `zoo_build`, `train`, `import`, `evaluate` or `generate`.
-    #[schema(example = "train", pattern = "^(zoo_build|train|import|evaluate|generate)$")]
+    /// What it does: `zoo_build`, `train`, `import`, `evaluate`, `generate` or `search`.
+    #[schema(example = "train", pattern = "^(zoo_build|train|import|evaluate|generate|search)$")]
     kind: &'static str,
     /// The queue it waits in.
     #[schema(example = "train")]
@@ -145,7 +145,7 @@ pub(crate) struct JobError {
 /// What came of a job.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct JobResult {
-    /// Kind of the resource: `zoo`, `generator_version`, `generation`, `evaluation`, `import`.
+    /// Kind of the resource: `zoo`, `generator_version`, `generation`, `evaluation`, `import`, `model`.
     #[schema(example = "generator_version")]
     kind: String,
     /// Where it is.

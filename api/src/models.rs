@@ -6,10 +6,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use language::evaluate::Question;
+use language::lm::{Config, tokens};
 use language::model::Model as Opened;
 use language::search::{Proposal, SearchConfig};
 use registry::Caller;
-use registry::jobs::JobKind;
+use registry::jobs::{self as rows, JobKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use training::stages::layers::LayersConfig;
@@ -27,6 +28,8 @@ use crate::state::AppState;
 
 /// Most characters of a validation text.
 const MOST_TEXT: usize = 4 << 20;
+/// Most matrices that are named.
+const MOST_MATRICES: usize = 1000;
 /// Most candidates of a matrix.
 const MOST_CANDIDATES: usize = 1000;
 
@@ -69,8 +72,8 @@ pub fn folder(state: &AppState) -> Result<PathBuf> {
 
 /// List language models
 ///
-/// Directories of the server's folder of models (`--models`) that hold a configuration and safetensors; others are passed
-/// over.
+/// Directories of the server's folder of models (`--models`) that hold a configuration and safetensors, and have a name of
+/// lowercase letters, digits, `-` and `_`; others are passed over.
 #[utoipa::path(
     get, path = "/v1/models", operation_id = "listModels", tag = "models",
     security(("token" = ["read"])),
@@ -118,7 +121,7 @@ pub(crate) struct NewSearch {
     #[schema(example = "tiny-llama-better", pattern = "^[a-z0-9][a-z0-9_-]{0,99}$")]
     out: String,
     /// The text that decides, a text a line: the score is the mean log-likelihood of a token. This or `questions`.
-    #[schema(example = "It was the best of times.\\nIt was the worst of times.", min_length = 1)]
+    #[schema(example = "It was the best of times.\nIt was the worst of times.", min_length = 1)]
     text: Option<String>,
     /// Questions with choices that decide: the score is the share of right answers.
     #[schema(value_type = Option<Vec<Object>>, min_items = 1,
@@ -206,10 +209,17 @@ impl NewSearch {
         if length < 2 {
             return invalid("length", "length must be at least 2 tokens".into());
         }
-        if self.top.is_some() && self.matrices.is_some() {
+        let matrices = self.matrices.unwrap_or_default();
+        if let Some(twice) = matrices.iter().enumerate().find(|(at, name)| matrices[..*at].contains(name)) {
+            return invalid("matrices", format!("{} is named twice: name it once", twice.1));
+        }
+        if matrices.len() > MOST_MATRICES {
+            return invalid("matrices", format!("at most {MOST_MATRICES} matrices can be named: use `top`"));
+        }
+        if self.top.is_some() && !matrices.is_empty() {
             return invalid("matrices", "give `top` or `matrices`, not both".into());
         }
-        let layers = self.layers.unwrap_or_else(LayersConfig::of_a_model);
+        let layers = self.layers.unwrap_or_else(LayersConfig::default);
         layers.check().map_err(|error| Error::ValueInvalid(error.to_string()).in_field("layers"))?;
         let (candidates, retries) = (self.candidates.unwrap_or(8), self.retries.unwrap_or(2));
         if !(1..=MOST_CANDIDATES).contains(&candidates) {
@@ -227,7 +237,6 @@ impl NewSearch {
             Candidates::Noise => Proposal::Noise,
         };
         let search = SearchConfig { candidates, proposal, shares, seed: self.seed.unwrap_or_default(), retries };
-        let matrices = self.matrices.unwrap_or_default();
         let search = Search { model, out: self.out, lines, questions, length, top, matrices, layers, search };
         Ok((search, self.job.unwrap_or_default()))
     }
@@ -237,13 +246,14 @@ impl NewSearch {
 ///
 /// Algorithm 1, as a job: learns the model's matrices of the highest SNR as chunks, then goes through them, and keeps the
 /// best of K candidates where it does not lower the score. The result is a new directory in the folder of models, and the
-/// score of every candidate; the model itself is not changed. A worker that is killed loses one matrix's candidates.
+/// score of every candidate; the model itself is not changed. A worker that is killed loses what it was learning, or one
+/// matrix's candidates.
 #[utoipa::path(
     post, path = "/v1/models/{name}/searches", operation_id = "searchModel", tag = "models",
     params(("name" = String, Path, description = "The model's name.", example = "tiny-llama")),
     request_body(content = NewSearch, description = "What decides, and how to search.", example = json!({
-        "out": "tiny-llama-better", "text": "It was the best of times.\nIt was the worst of times.", "top": 0.25,
-        "candidates": 8})),
+        "out": "tiny-llama-better", "text": "It was the best of times.\nIt was the worst of times.", "length": 16,
+        "top": 0.25, "candidates": 8})),
     security(("token" = ["train"])),
     responses((status = 202, description = "The job.", body = Job,
                headers(("Location" = String, description = "The job's address."))), CreateProblems)
@@ -260,6 +270,10 @@ async fn search(
     let folder = folder(&state)?;
     let given = search.clone();
     blocking(move || searchable(&folder, &given)).await?;
+    if rows::writes_model(state.registry(), &search.out).await? {
+        let rule = format!("a search that has not ended writes {}: name another model", search.out);
+        return Err(Error::ValueInvalid(rule).in_field("out"));
+    }
     let request: Value = serde_json::to_value(&search).map_err(|error| Error::Internal(error.to_string()))?;
     jobs::accept(&state, &caller, &key, JobKind::Search, json!(request), options, &[], 0).await
 }
@@ -277,6 +291,17 @@ fn searchable(folder: &FilePath, search: &Search) -> Result<()> {
         let rule = format!("{name:?} is no matrix of a block of {}; there are {known}, …", search.model);
         return Err(Error::ValueInvalid(rule).in_field("matrices"));
     }
+    let config = Config::of(&model).map_err(|error| refused(&error, &dir))?;
+    if search.questions.is_empty() {
+        let tokenizer = tokens::open(&dir, config.vocabulary).map_err(|error| refused(&error, &dir))?;
+        let found = tokens::encode(&tokenizer, &search.lines).map_err(|error| refused(&error, &dir))?.len();
+        let window = search.length.min(config.positions) + 1;
+        if found < window {
+            let rule =
+                format!("the text has {found} tokens, and a window {window}: give more text, or a smaller `length`");
+            return Err(Error::ValueInvalid(rule).in_field("text"));
+        }
+    }
     if folder.join(&search.out).exists() {
         let rule = format!("there is a model {} already: name one that there is not", search.out);
         return Err(Error::ValueInvalid(rule).in_field("out"));
@@ -286,6 +311,6 @@ fn searchable(folder: &FilePath, search: &Search) -> Result<()> {
 
 /// Why a model cannot be searched, without the folder that it is in.
 fn refused(error: &language::Error, dir: &FilePath) -> Error {
-    let folder = dir.parent().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
+    let folder = dir.parent().map(|folder| folder.join("").display().to_string()).unwrap_or_default();
     Error::ValueInvalid(error.to_string().replace(&folder, ""))
 }

@@ -155,6 +155,14 @@ impl Bert {
     /// [`Error::Model`] when it is no BERT, or a tensor is missing or of another shape.
     pub fn load(model: &Model) -> Result<Self> {
         let config = BertConfig::from_json(model.config()).map_err(|reason| Error::model(model.dir(), reason))?;
+        // Before a name is made for each tensor of each layer.
+        let (layers, tensors) = (config.layers, model.entries().len());
+        if layers > tensors {
+            return Err(Error::model(
+                model.dir(),
+                format!("its configuration has {layers} layers, its files {tensors} tensors"),
+            ));
+        }
         let prefix = if model.entries().keys().any(|name| name.starts_with("bert.")) { "bert." } else { "" };
         let mut wanted = config.tensors();
         // Not every encoder has one: only classifiers need it.

@@ -114,11 +114,17 @@ impl DescribedConfig {
     /// [`Error::Io`] when the encoder cannot be read.
     pub fn key(&self, dir: &Path) -> Result<String> {
         let path = dir.join("model.safetensors");
-        let size = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
-        let tasks: Vec<_> = self.tasks.iter().map(|task| (&task.name, &task.from, &task.classes)).collect();
+        let encoder = digest::sha256(&std::fs::read(&path).map_err(Error::io(&path))?);
+        let examples = |task: &TaskConfig| -> Result<String> {
+            let labelled = task.read(self)?;
+            let of = |e: &Example| format!("{}\t{}\t{}\n", e.label, e.first, e.second.as_deref().unwrap_or_default());
+            Ok(digest::sha256(labelled.split.train.iter().map(of).collect::<String>().as_bytes()))
+        };
+        let each = self.tasks.iter().map(|task| Ok((task.name.clone(), examples(task)?)));
+        let tasks = each.collect::<Result<Vec<_>>>()?;
         let all = json!({
             "seed": self.seed, "examples": self.train_examples, "length": self.length, "lora": self.lora,
-            "fit": self.fit, "tasks": tasks, "encoder": size, "revision": training::REVISION,
+            "fit": self.fit, "tasks": tasks, "encoder": encoder, "revision": training::REVISION,
         });
         Ok(digest::sha256(all.to_string().as_bytes())["sha256:".len()..][..16].to_owned())
     }

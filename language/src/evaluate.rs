@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use training::progress::Progress;
 
 use crate::error::{Error, Result};
 use crate::lm::{Decoder, tokens};
@@ -110,19 +111,26 @@ pub struct Likelihood {
     loaded: Loaded,
     tokens: Vec<u32>,
     length: usize,
+    progress: Progress,
 }
 
 impl Likelihood {
     /// On windows of `length` of the tokens.
     pub fn new(decoder: Decoder, tokens: Vec<u32>, length: usize) -> Self {
-        Self { loaded: Loaded::new(decoder), tokens, length }
+        Self { loaded: Loaded::new(decoder), tokens, length, progress: Progress::silent() }
+    }
+
+    /// The same, stopped within a score when `progress` is told to.
+    #[must_use]
+    pub fn stopped_by(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 }
 
 impl Evaluator for Likelihood {
     fn score(&mut self, candidate: &mut Candidate<'_>) -> Result<f64> {
         let decoder = self.loaded.with(&candidate.changed)?;
-        finite(-decoder.loss(&self.tokens, self.length)?, "the perplexity")
+        finite(-decoder.loss_while(&self.tokens, self.length, &self.progress)?, "the perplexity")
     }
 
     fn describe(&self) -> String {
@@ -176,6 +184,7 @@ pub fn multiple_choice(model: &Model, questions: &[Question]) -> Result<Multiple
 pub struct MultipleChoice {
     loaded: Loaded,
     questions: Vec<(Vec<u32>, Vec<Vec<u32>>, usize)>,
+    progress: Progress,
 }
 
 impl MultipleChoice {
@@ -193,7 +202,14 @@ impl MultipleChoice {
             let choices = q.choices.iter().map(|choice| cut(choice)).collect::<Result<Vec<_>>>()?;
             Ok((cut(&q.context)?, choices, q.answer))
         });
-        Ok(Self { loaded: Loaded::new(decoder), questions: all.collect::<Result<_>>()? })
+        let questions = all.collect::<Result<_>>()?;
+        Ok(Self { loaded: Loaded::new(decoder), questions, progress: Progress::silent() })
+    }
+
+    /// As [`Likelihood::stopped_by`].
+    #[must_use]
+    pub fn stopped_by(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 }
 
@@ -202,6 +218,7 @@ impl Evaluator for MultipleChoice {
         let decoder = self.loaded.with(&candidate.changed)?;
         let mut right = 0;
         for (context, choices, answer) in &self.questions {
+            self.progress.check()?;
             let mut best = (0, f64::NEG_INFINITY);
             for (i, choice) in choices.iter().enumerate() {
                 let score = finite(decoder.log_likelihood(context, choice)? / choice.len() as f64, "a choice")?;

@@ -61,6 +61,8 @@ pub struct NewDataset {
 pub struct DatasetFilter {
     /// Only those of this name.
     pub name: Option<String>,
+    /// Only labelled examples, and no texts.
+    pub labelled: bool,
     /// Only those of this modality.
     pub modality: Option<String>,
     /// Only the one with this content.
@@ -182,7 +184,7 @@ pub async fn by_digest(registry: &Registry, caller: &Caller, digest: &str) -> Re
 /// # Errors
 /// `not_found`, also when the caller may not see it or it was deleted.
 pub async fn by_name(registry: &Registry, caller: &Caller, name: &str) -> Result<Dataset> {
-    let filter = DatasetFilter { name: Some(name.into()), ..DatasetFilter::default() };
+    let filter = DatasetFilter { name: Some(name.into()), labelled: true, ..DatasetFilter::default() };
     let first = list(registry, caller, &filter, &ListRequest { limit: 1, ..ListRequest::default() }).await?;
     first.items.into_iter().next().ok_or_else(|| Error::not_found("dataset", name))
 }
@@ -201,6 +203,9 @@ pub async fn list(
     let equal = [("name", &filter.name), ("modality", &filter.modality), ("digest", &filter.digest)];
     for (column, value) in equal {
         query.equal(&format!("d.{column}"), value.as_ref());
+    }
+    if filter.labelled {
+        query.sql.push(" AND d.modality <> 'text'");
     }
     query.page(registry).await
 }

@@ -348,7 +348,7 @@ pub async fn origin(registry: &Registry, caller: &Caller, text: &str) -> Result<
     }
     let mut id = None;
     if names::check(text).is_ok() {
-        let filter = crate::datasets::DatasetFilter { name: Some(text.into()), ..Default::default() };
+        let filter = crate::datasets::DatasetFilter { name: Some(text.into()), labelled: true, ..Default::default() };
         let request = crate::ListRequest { limit: 2, ..Default::default() };
         let page = crate::datasets::list(registry, caller, &filter, &request).await?;
         if let [one] = page.items.as_slice() {

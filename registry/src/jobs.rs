@@ -365,6 +365,15 @@ pub async fn get(registry: &Registry, caller: &Caller, id: JobId) -> Result<Job>
     Ok(job)
 }
 
+/// Whether a search that has not ended is to write the model `out`.
+///
+/// # Errors
+/// Those of the database.
+pub async fn writes_model(registry: &Registry, out: &str) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM jobs WHERE kind = 'search' AND state IN ('queued', 'running') AND request->>'out' = $1)";
+    Ok(sqlx::query_scalar(sql).bind(out).fetch_one(registry.pool()).await?)
+}
+
 /// Jobs, newest first.
 ///
 /// # Errors

@@ -38,7 +38,7 @@ fn a_killed_search_goes_on_and_ends_as_an_undisturbed_one() {
     );
     let before = std::fs::read(models.path().join("base/model.safetensors")).unwrap();
 
-    let calm = site.ask("/v1/models/base/searches", &search("calm", 4));
+    let calm = site.ask("/v1/models/base/searches", &search("calm", 40));
     let worker = site.worker(&given);
     let calm = site.result(&calm);
     drop(worker);
@@ -46,17 +46,21 @@ fn a_killed_search_goes_on_and_ends_as_an_undisturbed_one() {
     let (from, to) = (detail["before"].as_f64().unwrap(), detail["after"].as_f64().unwrap());
     let steps = detail["steps"].as_array().unwrap();
     assert!(to >= from && steps.len() == 7, "{detail}");
-    assert!(steps.iter().all(|step| step["tried"].as_array().unwrap().len() == 4), "{detail}");
+    assert!(steps.iter().all(|step| step["tried"].as_array().unwrap().len() == 40), "{detail}");
 
-    let rough = site.ask("/v1/models/base/searches", &search("rough", 4));
+    let rough = site.ask("/v1/models/base/searches", &search("rough", 40));
     let mut worker = site.worker(&given);
     site.until(&rough, "searching", |job| {
-        job["state"] == "succeeded"
-            || job["progress"]["stage"] == "search" && job["progress"]["step"].as_u64() > Some(1)
+        assert_ne!(job["state"], "succeeded", "too fast to be killed: {job}");
+        job["progress"]["stage"] == "search" && job["progress"]["step"].as_u64() > Some(0)
     });
-    worker.kill();
+    assert!(worker.kill(), "it was at work");
+    let job = rough;
+    let reply = site.server.api.post("/v1/models/base/searches", &search("rough", 1));
+    assert_eq!(reply.status, 422, "another one is to write it: {}", reply.text());
     let _worker = site.worker(&given);
-    let rough = site.result(&rough);
+    let rough = site.result(&job);
+    assert_eq!(site.job(&job)["attempts"], 2);
     assert_eq!(rough["detail"]["steps"], detail["steps"], "as if nothing had happened");
     let file = |name: &str| std::fs::read(models.path().join(name).join("model.safetensors")).unwrap();
     assert_eq!(file("rough"), file("calm"));
@@ -77,6 +81,9 @@ fn a_killed_search_goes_on_and_ends_as_an_undisturbed_one() {
     refused("/v1/models/other/searches", &search("new", 1), 404, "not_found", "lists those there are");
     refused(path, &search("calm", 1), 422, "invalid_value", "already");
     refused(path, &search("../escaped", 1), 422, "invalid_name", "name");
+    let mut short = search("new", 1);
+    short["text"] = json!("the cat");
+    refused(path, &short, 422, "invalid_value", "a smaller `length`");
     let with = |field: &str, value: Value| {
         let mut body = search("new", 1);
         body[field] = value;
@@ -88,6 +95,8 @@ fn a_killed_search_goes_on_and_ends_as_an_undisturbed_one() {
         ("top", json!(0.0), "share"),
         ("shares", json!([1.5]), "at most 1"),
         ("layers", json!({"chunk": 0}), "chunk"),
+        ("layers", json!({"chunk": 1_u64 << 40}), "chunk"),
+        ("layers", json!({"width": 1_u64 << 40}), "width"),
     ] {
         refused(path, &with(field, value), 422, "invalid_value", said);
     }

@@ -207,6 +207,9 @@ impl Bundle {
             if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
                 return fail(format!("the layout of {} is not that of its configuration", entry.name));
             }
+            if entry.forward.is_empty() && !matches!(entry.config, Architecture::Lora(_)) {
+                return fail(format!("{} has no forward graph", entry.name));
+            }
             if self.manifest.vectorise.pieces.is_empty() && entry.generated_values() > self.manifest.vectorise.length {
                 return fail(format!("{} has more parameters than the vectors", entry.name));
             }
@@ -265,6 +268,10 @@ impl Bundle {
         let Some(text) = &manifest.text else { return fail("the manifest does not say how texts are taken".into()) };
         if !(text.unit.is_finite() && text.unit > 0.0) || text.tasks.iter().any(|task| task.descriptions.is_empty()) {
             return fail("each task of `text` needs descriptions, and its unit is above 0".into());
+        }
+        let classes = manifest.architectures[0].config.classes();
+        if let Some(task) = text.tasks.iter().find(|task| task.classes.len() != classes) {
+            return fail(format!("the task {} must have the {classes} classes of the adapters", task.name));
         }
         files::TEXT.iter().try_for_each(|name| self.file(name).map(|_| ()))?;
         let e = &manifest.encoder;

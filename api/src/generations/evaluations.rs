@@ -24,6 +24,7 @@ use crate::limits::{Cancel, blocking};
 use crate::page::{Listing, PageQuery};
 use crate::problem::{CreateProblems, GetProblems, SubListProblems};
 use crate::state::AppState;
+use crate::texts;
 
 /// The routes of evaluations.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
@@ -149,7 +150,14 @@ async fn create(
     Path(id): Path<Uuid>,
     extract::Raw(new, mut request): extract::Raw<NewEvaluation>,
 ) -> Result<Response> {
-    generations::get(state.registry(), &caller, id.into()).await?;
+    let row = generations::get(state.registry(), &caller, id.into()).await?;
+    let reference = format!("{}@{}", row.generator, row.version);
+    let version = registry::generators::resolve(state.registry(), &caller, &reference).await?;
+    if version.modality == texts::MODALITY {
+        let architecture =
+            version.manifest.pointer("/architectures/0/name").and_then(Value::as_str).unwrap_or_default();
+        return Err(inference::Error::NoForward { architecture: architecture.to_owned() }.into());
+    }
     if let Some(dataset) = new.dataset.registered() {
         let found = registry::datasets::get(state.registry(), &caller, dataset.into()).await;
         found.map_err(|error| Error::from(error).in_field("dataset.id"))?;

@@ -54,6 +54,11 @@ impl Input {
                 let row = registry::datasets::get(state.registry(), caller, id.into())
                     .await
                     .map_err(|error| Error::from(error).in_field(format!("{field}.id")))?;
+                if row.modality == texts::MODALITY && (input.classes.is_some() || input.seed.is_some()) {
+                    let part = if input.classes.is_some() { "classes" } else { "seed" };
+                    let rule = "a text has no classes and no examples to choose: leave `classes` and `seed` out";
+                    return Err(Error::ValueInvalid(rule.into()).in_field(format!("{field}.{part}")));
+                }
                 let given = match row.modality.as_str() {
                     texts::MODALITY => Given::Text(state.text(&row).await?),
                     _ => Given::Registered(state.dataset(&row).await?),

@@ -197,7 +197,12 @@ async fn texts_and_labelled_examples_are_told_apart(pool: PgPool) {
         body[field] = value;
         ask(body, 422, "invalid_value", field).await;
     }
+    let ordered = json!({"generator": "phrases", "dataset": {"id": text["id"], "classes": ["for", "against"]}});
+    ask(ordered, 422, "invalid_value", "no classes").await;
     assert_eq!(app.json("/v1/generations").await["items"], json!([]));
+    let made = app.post("/v1/generations", &json!({"generator": "phrases", "dataset": inline})).await.json();
+    let path = format!("/v1/generations/{}/evaluations", made["id"].as_str().unwrap());
+    app.post(&path, &json!({"dataset": {"id": images.id}})).await.problem(422, "no_forward");
 
     let path = |what: &str| format!("/v1/datasets/{}/{what}", text["id"].as_str().unwrap());
     for what in ["thumbnail", "sample", "nearest?generator=digits"] {

@@ -61,7 +61,7 @@ pub fn evaluate(args: &Evaluate) -> Result<()> {
 /// Settings of a file, or the defaults.
 fn settings(path: Option<&Path>) -> Result<LayersConfig> {
     let Some(path) = path else {
-        return Ok(LayersConfig::of_a_model());
+        return Ok(LayersConfig::default());
     };
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     toml::from_str(&text).map_err(|e| Error::input("config_invalid", format!("{}: {e}", path.display())))

@@ -185,8 +185,8 @@ fn ended(error: &Error) -> Ended {
     }
     match code.as_str() {
         "cancelled" | "interrupted" | "job_lost" => Ended::Interrupted,
-        // The database, the store or the machine may be better another time.
-        "database" | "database_unavailable" | "storage" | "snapshots_unavailable" | "io" | "busy" => {
+        // The database, the store or the machine may be better another time, and another worker may have models.
+        "database" | "database_unavailable" | "storage" | "snapshots_unavailable" | "io" | "busy" | "models_unset" => {
             Ended::Retry { code, detail }
         }
         _ => Ended::Failed { code, detail },

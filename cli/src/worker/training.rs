@@ -135,6 +135,10 @@ async fn sources(state: &AppState, caller: &Caller, config: &Config, shown: &Pro
         config.data.sources.iter().filter_map(|source| source.registered().map(str::to_owned)).collect();
     for name in names {
         let row = find_dataset(registry(state), caller, &name).await?;
+        if row.modality == "text" {
+            let text = format!("the dataset {name} is a text: networks are trained on labelled examples");
+            return Err(Error::input("modality_mismatch", text));
+        }
         let npz = registry(state).artifacts().read(&row.artifact_digest).await?;
         // What is stored was checked when it came.
         found.insert(name, datasets::npz::from_npz(&npz, &Limits::default())?);

@@ -192,7 +192,7 @@ impl Config {
     }
 
     /// An error of a model's directory.
-    pub(crate) fn of(model: &crate::model::Model) -> Result<Self> {
+    pub fn of(model: &crate::model::Model) -> Result<Self> {
         Self::from_json(model.config()).map_err(|reason| Error::model(model.dir(), reason))
     }
 }

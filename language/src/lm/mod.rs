@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use training::progress::Progress;
 
 pub use config::{Config, Family};
 pub use decoder::Decoder;
@@ -59,6 +60,14 @@ impl Decoder {
     /// # Errors
     /// [`Error::Text`] when there is no window.
     pub fn loss(&self, tokens: &[u32], length: usize) -> Result<f64> {
+        self.loss_while(tokens, length, &Progress::silent())
+    }
+
+    /// As [`Self::loss`], unless `progress` is told to stop.
+    ///
+    /// # Errors
+    /// As [`Self::loss`]; interruption as [`Error::Training`].
+    pub fn loss_while(&self, tokens: &[u32], length: usize, progress: &Progress) -> Result<f64> {
         let length = length.min(self.config().positions) + 1;
         let windows = tokens::windows(tokens, length);
         if windows.is_empty() {
@@ -66,6 +75,7 @@ impl Decoder {
         }
         let (mut sum, mut n) = (0.0, 0usize);
         for some in windows.chunks(BATCH) {
+            progress.check()?;
             let tensor = Tensor::from_vec(some.concat(), (some.len(), length), &Device::Cpu)
                 .and_then(|t| self.surprise(&t))
                 .and_then(|t| t.sum_all()?.to_scalar::<f32>())

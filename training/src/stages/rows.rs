@@ -79,6 +79,17 @@ impl RowsConfig {
         if [self.batch, self.latent, self.sampling_steps, self.width].contains(&0) {
             return Err(Error::Config("batch, latent, width and sampling_steps must be at least 1".into()));
         }
+        let bounded = [
+            ("hidden", self.hidden, 1 << 16),
+            ("latent", self.latent, 1 << 16),
+            ("width", self.width, 1 << 14),
+            ("blocks", self.blocks, 256),
+            ("batch", self.batch, 1 << 14),
+            ("sampling_steps", self.sampling_steps, 10_000),
+        ];
+        if let Some((name, value, most)) = bounded.into_iter().find(|(_, value, most)| value > most) {
+            return Err(Error::Config(format!("{name} is {value}; it is at most {most}")));
+        }
         let share = self.kl_from.is_finite() && (0.0..=1.0).contains(&self.kl_from);
         if !(share && self.beta >= 0.0 && self.lr > 0.0 && self.lr.is_finite()) {
             return Err(Error::Config("kl_from is a share of 0 to 1, beta at least 0, lr above 0".into()));

@@ -23,6 +23,9 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::random;
 
+/// Most values of a chunk.
+const MOST_CHUNK: usize = 1 << 22;
+
 /// How chunks are learned. In a file all keys are at one level.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayersConfig {
@@ -37,13 +40,7 @@ pub struct LayersConfig {
 
 impl Default for LayersConfig {
     fn default() -> Self {
-        Self { chunk: 2304, uniform: false, rows: RowsConfig::default() }
-    }
-}
-
-impl LayersConfig {
-    /// The defaults for layers of a language model: larger chunks, and first an autoencoder, whose latents heavy tails need.
-    pub fn of_a_model() -> Self {
+        // First an autoencoder, whose latents heavy tails need.
         Self { chunk: 4096, uniform: false, rows: RowsConfig { kl_from: 0.5, ..RowsConfig::default() } }
     }
 }
@@ -61,6 +58,8 @@ impl<'de> Deserialize<'de> for LayersConfig {
         let default = Self::default();
         let (chunk, uniform) =
             (take(keys.remove("chunk"), default.chunk)?, take(keys.remove("uniform"), default.uniform)?);
+        // Its own default is another.
+        keys.entry("kl_from").or_insert_with(|| default.rows.kl_from.into());
         let rows = RowsConfig::deserialize(Value::Object(keys))
             .map_err(|e| D::Error::custom(format!("{e}; beside those there are `chunk` and `uniform`")))?;
         Ok(Self { chunk, uniform, rows })
@@ -76,8 +75,8 @@ impl LayersConfig {
     /// # Errors
     /// [`Error::Config`] names what makes no sense.
     pub fn check(&self) -> Result<()> {
-        if self.chunk == 0 {
-            return Err(Error::Config("layers: chunk must be at least 1".into()));
+        if !(1..=MOST_CHUNK).contains(&self.chunk) {
+            return Err(Error::Config(format!("layers: chunk is {}; it must be from 1 to {MOST_CHUNK}", self.chunk)));
         }
         self.rows.check().map_err(|e| match e {
             Error::Config(text) => Error::Config(format!("layers: {text}")),
