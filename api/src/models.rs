@@ -219,7 +219,7 @@ impl NewSearch {
         if self.top.is_some() && !matrices.is_empty() {
             return invalid("matrices", "give `top` or `matrices`, not both".into());
         }
-        let layers = self.layers.unwrap_or_else(LayersConfig::default);
+        let layers = self.layers.unwrap_or_default();
         layers.check().map_err(|error| Error::ValueInvalid(error.to_string()).in_field("layers"))?;
         let (candidates, retries) = (self.candidates.unwrap_or(8), self.retries.unwrap_or(2));
         if !(1..=MOST_CANDIDATES).contains(&candidates) {
