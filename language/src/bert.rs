@@ -2,6 +2,7 @@
 //!
 //! candle-transformers' own has no gradients (its norms are operations without); the tests compare with it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
@@ -282,15 +283,28 @@ fn mean(x: &Tensor, batch: &Batch) -> Tensors {
     x.broadcast_mul(&mask)?.sum(1)?.broadcast_div(&batch.mask.sum_keepdim(1)?)
 }
 
+/// The tokenizer that cuts texts to `length` tokens, and fills none up.
+///
+/// # Errors
+/// [`Error::Text`] when it adds more tokens than that itself.
+pub fn cutting(mut tokenizer: tokenizers::Tokenizer, length: usize) -> Result<tokenizers::Tokenizer> {
+    let failed = |e: tokenizers::Error| Error::Text(format!("texts cannot be cut to {length} tokens: {e}"));
+    let truncation = tokenizers::TruncationParams { max_length: length, ..Default::default() };
+    tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(failed)?;
+    Ok(tokenizer)
+}
+
 /// Texts, or pairs of texts, as tokens of at most `length`, filled up to the longest.
 ///
 /// # Errors
 /// [`Error::Text`] when a text cannot be cut, or there is none.
 pub fn batch(tokenizer: &tokenizers::Tokenizer, texts: &[(&str, Option<&str>)], length: usize) -> Result<Batch> {
     let failed = |e: tokenizers::Error| Error::Text(format!("a text cannot be cut into tokens: {e}"));
-    let mut tokenizer = tokenizer.clone();
-    let truncation = tokenizers::TruncationParams { max_length: length, ..Default::default() };
-    tokenizer.with_padding(None).with_truncation(Some(truncation)).map_err(failed)?;
+    // A copy of a vocabulary takes longer than a text does.
+    let tokenizer = match tokenizer.get_truncation().is_some_and(|t| t.max_length == length) {
+        true => Cow::Borrowed(tokenizer),
+        false => Cow::Owned(cutting(tokenizer.clone(), length)?),
+    };
     let inputs: Vec<tokenizers::EncodeInput<'_>> = texts
         .iter()
         .map(|(first, second)| match second {

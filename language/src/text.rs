@@ -7,7 +7,7 @@ use tokenizers::Tokenizer;
 use weights::Bundle;
 use weights::manifest::{DescribedTask, Pooling, TextContract, files};
 
-use crate::bert::{Bert, batch};
+use crate::bert::{Bert, batch, cutting};
 use crate::error::{Error, Result};
 use crate::lm::tokens;
 use crate::model::Model;
@@ -36,6 +36,7 @@ impl TextEncoder {
     pub fn open(dir: &Path) -> Result<Self> {
         let bert = Bert::load(&Model::open(dir)?)?;
         let tokenizer = tokens::open(dir, bert.config().vocabulary)?;
+        let tokenizer = cutting(tokenizer, LENGTH.min(bert.config().positions))?;
         Ok(Self { bert, tokenizer, pooling: Pooling::default() })
     }
 

@@ -8,12 +8,12 @@ use super::{GENERATOR, IMAGES, import, register, registry, trained};
 use crate::support::data::{base64, grey, images, npz, npz_with_nan, some_digits, zip};
 use crate::support::http::Server;
 
-/// The trained generator as one that takes descriptions in words.
-fn of_text() -> Vec<u8> {
+/// The trained generator as one that takes ready features.
+fn of_features() -> Vec<u8> {
     let original = Bundle::read_tar(trained().tar.as_slice()).unwrap();
     let mut manifest = original.manifest().clone();
-    manifest.modality = Modality::Text;
-    manifest.name = "of-text".into();
+    manifest.modality = Modality::Features;
+    manifest.name = "of-features".into();
     let files = original.entries().filter(|(name, _)| *name != "manifest.json");
     let files = files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
     let (bundle, mut tar) = (Bundle::new(manifest, files).unwrap(), Vec::new());
@@ -82,7 +82,7 @@ fn generations(id: &Value) -> Vec<Case> {
         ("no such generator", with("generator", json!("nobody")), 404, "not_found", "nobody"),
         ("no such version", with("generator", json!(format!("{GENERATOR}@9"))), 404, "not_found", "@9"),
         ("no name", with("generator", json!("a@b@c")), 422, "invalid_reference", "name@"),
-        ("another modality", with("generator", json!("of-text")), 422, "modality_mismatch", "text"),
+        ("another modality", with("generator", json!("of-features")), 422, "modality_mismatch", "features"),
         ("a truncated zip", with("dataset", json!({"zip": cut})), 422, "zip_invalid", "zip"),
         ("no zip", with("dataset", json!({"zip": base64(b"PK nothing")})), 422, "zip_invalid", "zip"),
         ("no npz", with("dataset", json!({"npz": base64(&[7; 100])})), 422, "zip_invalid", "zip"),
@@ -158,7 +158,7 @@ fn datasets() -> Vec<Case> {
 fn bad_input_is_refused_and_stores_nothing() {
     const LIMIT: usize = 200_000;
     let data = registry();
-    import(data.path(), &of_text());
+    import(data.path(), &of_features());
     let server = Server::start(data.path(), &["--body-limit", &LIMIT.to_string()]);
     let id = register(&server, "digits", 0, 20);
     let good = json!({"generator": GENERATOR, "dataset": {"id": id, "classes": ["3", "1", "4"]}, "seed": 1});

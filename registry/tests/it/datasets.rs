@@ -44,7 +44,9 @@ async fn filters(pool: PgPool) {
     for (name, digest) in [("digits", "1"), ("digits", "2"), ("words", "3")] {
         let mut new = new_dataset(&registry, name).await;
         new.digest = digest_of(digest.as_bytes());
-        new.modality = if name == "words" { "text" } else { "image" }.into();
+        if name == "words" {
+            (new.modality, new.shape, new.class_names, new.examples) = ("text".into(), Vec::new(), Vec::new(), 1);
+        }
         create(&registry, &new).await.unwrap();
     }
     let names = |filter: DatasetFilter| {
@@ -59,6 +61,8 @@ async fn filters(pool: PgPool) {
         ["digits", "digits"]
     );
     assert_eq!(names(DatasetFilter { modality: Some("text".into()), ..DatasetFilter::default() }).await, ["words"]);
+    let named = DatasetFilter { name: Some("words".into()), labelled: true, ..DatasetFilter::default() };
+    assert_eq!(names(named).await, Vec::<String>::new());
 }
 
 #[sqlx::test(migrations = "../migrations")]

@@ -176,7 +176,8 @@ fn settings_that_make_no_sense_are_refused() {
 
 #[test]
 fn a_file_has_all_keys_at_one_level_and_no_others() {
-    let config = LayersConfig { chunk: 7, rows: RowsConfig { latent: 3, ..RowsConfig::default() }, uniform: true };
+    let config =
+        LayersConfig { chunk: 7, rows: RowsConfig { latent: 3, kl_from: 0.5, ..RowsConfig::default() }, uniform: true };
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!((&json["chunk"], &json["latent"]), (&7.into(), &3.into()));
     assert_eq!(serde_json::from_value::<LayersConfig>(json).unwrap(), config);
