@@ -15,6 +15,9 @@ use crate::texts;
 /// What datasets other than texts hold.
 pub(crate) const LABELLED: &str = "labelled";
 
+/// Of a text with what chooses among examples.
+pub(crate) const TEXT_ALONE: &str = "a text has no classes and no examples to choose: leave `classes` and `seed` out";
+
 /// One labelled image.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -188,7 +191,7 @@ impl TryFrom<RawDatasetInput> for DatasetInput {
             _ => return Err(RULE),
         };
         if matches!(source, Source::Inline(Content::Text(_))) && (raw.classes.is_some() || raw.seed.is_some()) {
-            return Err("a text has no classes and no examples to choose: leave `classes` and `seed` out");
+            return Err(TEXT_ALONE);
         }
         Ok(Self { source, classes: raw.classes, seed: raw.seed })
     }

@@ -198,9 +198,8 @@ impl NewSearch {
         if self.text.as_ref().is_some_and(|text| text.len() > MOST_TEXT) {
             return invalid("text", format!("the text has more than {MOST_TEXT} bytes: a part of it decides as well"));
         }
-        if let Some(at) = questions.iter().position(|q| q.choices.len() < 2 || q.answer >= q.choices.len()) {
-            let rule = "a question needs two choices or more, and the number of the right one from 0";
-            return invalid(&format!("questions[{at}]"), rule.into());
+        if let Some((at, reason)) = questions.iter().enumerate().find_map(|(at, q)| Some((at, q.wrong()?))) {
+            return invalid(&format!("questions[{at}]"), format!("question {at}: {reason}"));
         }
         let (top, length) = (self.top.unwrap_or(0.25), self.length.unwrap_or(64));
         if !(top > 0.0 && top <= 1.0) {
@@ -229,14 +228,12 @@ impl NewSearch {
             return invalid("retries", format!("retries must be 0 to {MOST_CANDIDATES}"));
         }
         let shares = self.shares.unwrap_or_else(|| vec![1.0, 0.5, 0.25, 0.125]);
-        if shares.is_empty() || !shares.iter().all(|share| *share > 0.0 && *share <= 1.0) {
-            return invalid("shares", "shares are above 0 and at most 1, and there is one or more".into());
-        }
         let proposal = match self.proposal.unwrap_or_default() {
             Candidates::Generated => Proposal::Generated,
             Candidates::Noise => Proposal::Noise,
         };
         let search = SearchConfig { candidates, proposal, shares, seed: self.seed.unwrap_or_default(), retries };
+        search.check().map_err(|error| Error::ValueInvalid(error.to_string()).in_field("shares"))?;
         let search = Search { model, out: self.out, lines, questions, length, top, matrices, layers, search };
         Ok((search, self.job.unwrap_or_default()))
     }
@@ -284,17 +281,17 @@ fn searchable(folder: &FilePath, search: &Search) -> Result<()> {
     if !dir.is_dir() {
         return Err(Error::ModelUnknown(search.model.clone()));
     }
-    let model = Opened::open(&dir).map_err(|error| refused(&error, &dir))?;
+    let model = Opened::open(&dir).map_err(|error| refused(&error, folder))?;
     let matrices = model.matrices();
     if let Some(name) = search.matrices.iter().find(|name| matrices.iter().all(|matrix| matrix.name != **name)) {
         let known = matrices.iter().take(6).map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
         let rule = format!("{name:?} is no matrix of a block of {}; there are {known}, …", search.model);
         return Err(Error::ValueInvalid(rule).in_field("matrices"));
     }
-    let config = Config::of(&model).map_err(|error| refused(&error, &dir))?;
+    let config = Config::of(&model).map_err(|error| refused(&error, folder))?;
     if search.questions.is_empty() {
-        let tokenizer = tokens::open(&dir, config.vocabulary).map_err(|error| refused(&error, &dir))?;
-        let found = tokens::encode(&tokenizer, &search.lines).map_err(|error| refused(&error, &dir))?.len();
+        let tokenizer = tokens::open(&dir, config.vocabulary).map_err(|error| refused(&error, folder))?;
+        let found = tokens::encode(&tokenizer, &search.lines).map_err(|error| refused(&error, folder))?.len();
         let window = search.length.min(config.positions) + 1;
         if found < window {
             let rule =
@@ -310,7 +307,6 @@ fn searchable(folder: &FilePath, search: &Search) -> Result<()> {
 }
 
 /// Why a model cannot be searched, without the folder that it is in.
-fn refused(error: &language::Error, dir: &FilePath) -> Error {
-    let folder = dir.parent().map(|folder| folder.join("").display().to_string()).unwrap_or_default();
-    Error::ValueInvalid(error.to_string().replace(&folder, ""))
+fn refused(error: &language::Error, folder: &FilePath) -> Error {
+    Error::ValueInvalid(error.within(folder))
 }

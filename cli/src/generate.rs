@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use ::language::text::{Descriptions, Nearest, digest};
 use inference::{Generator, Provenance, Refine, Runtime, SampleLimits, SampleOptions, SamplerKind, to_safetensors};
 use registry::generators;
-use weights::{Architecture, Bundle, lora};
+use weights::{Bundle, lora};
 
 use crate::context::{RegistryArgs, RuntimeArgs, caller, labels, say, with_registry, write_whole};
 use crate::error::{Error, Result};
@@ -117,25 +117,27 @@ pub fn run(args: Args) -> Result<()> {
     let generated = generator.generate_on(&embedding, &options, Some(&support.data), &mut |_, _| true)?.weights;
     let names: Vec<String> = classes.iter().map(|&c| data.class_names[c as usize].clone()).collect();
     let digest = data.digest();
-    // All files are made before the first is written.
-    let mut files = Vec::with_capacity(generated.len());
-    for (index, theta) in generated.iter().enumerate() {
-        let provenance = Provenance {
-            generator_name: &name,
-            dataset: &digest,
-            classes: &names,
-            options: &options,
-            index,
-            instead: None,
-        };
-        files.push(to_safetensors(&generator, theta, &provenance)?);
-    }
+    let files = files(&generator, &generated, (&name, &digest, &names), &options)?;
     for (index, bytes) in files.iter().enumerate() {
         let path = args.out.join(format!("sample-{index}.safetensors"));
         write_whole(&path, bytes)?;
         say(&format!("{} {}", path.display(), weights::digest::sha256(bytes)));
     }
     Ok(())
+}
+
+/// The files of all samples, which are made before the first is written.
+fn files(
+    generator: &Generator,
+    generated: &[Vec<f32>],
+    (generator_name, dataset, classes): (&str, &str, &[String]),
+    options: &SampleOptions,
+) -> Result<Vec<Vec<u8>>> {
+    let file = |(index, theta): (usize, &Vec<f32>)| {
+        let provenance = Provenance { generator_name, dataset, classes, options, index, instead: None };
+        Ok(to_safetensors(generator, theta, &provenance)?)
+    };
+    generated.iter().enumerate().map(file).collect()
 }
 
 /// Writes adapters for a task that a text describes.
@@ -154,21 +156,15 @@ fn described(
         return Err(Error::input("text_invalid", "--text is empty: describe the task in a sentence or two"));
     }
     let generator = Generator::load(runtime, bundle)?;
-    let Architecture::Lora(lora) = &generator.architecture().config else {
+    let Some(lora) = generator.architecture().config.lora() else {
         return Err(Error::Internal("a generator of the modality text makes adapters".into()));
     };
     let values = descriptions.embed(text)?;
     let near = descriptions.nearest(&values);
     let classes = near.filter(Nearest::is_near).map(|near| near.task.classes.clone()).unwrap_or_default();
     let generated = generator.generate(&generator.embed(&values)?, options, &mut |_, _| true)?.weights;
-    let dataset = digest(text);
-    let mut files = Vec::with_capacity(generated.len());
-    for (index, theta) in generated.iter().enumerate() {
-        let (generator_name, classes) = (name, &classes[..]);
-        let provenance = Provenance { generator_name, dataset: &dataset, classes, options, index, instead: None };
-        files.push(to_safetensors(&generator, theta, &provenance)?);
-    }
-    let config = format!("{:#}\n", lora.config());
+    let files = files(&generator, &generated, (name, &digest(text), &classes), options)?;
+    let config = lora.config_file();
     for (index, bytes) in files.iter().enumerate() {
         let dir = args.out.join(format!("sample-{index}"));
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;

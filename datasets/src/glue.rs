@@ -129,8 +129,7 @@ impl Task {
             }
             _ => {
                 let path = dir.join(file);
-                let open = File::open(&path).map_err(|e| refused(&path, e.to_string()))?;
-                let text = text_of(&path, open)?;
+                let text = read(&path)?;
                 (path, text)
             }
         };
@@ -174,8 +173,14 @@ impl Task {
     }
 }
 
-fn refused(path: &Path, reason: impl Into<String>) -> Error {
+/// A file that is not as it should be.
+pub(crate) fn refused(path: &Path, reason: impl Into<String>) -> Error {
     Error::Glue { path: PathBuf::from(path), reason: reason.into() }
+}
+
+/// The text of a file.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    text_of(path, File::open(path).map_err(|e| refused(path, e.to_string()))?)
 }
 
 fn text_of(path: &Path, source: impl Read) -> Result<String> {

@@ -1,37 +1,26 @@
 //! Labelled sentences of one's own (TSV), and small tasks on built-in ones, made of words.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::error::{Error, Result};
-use crate::glue::{Example, Split};
-
-/// The most bytes of a file that are read.
-const MAX_FILE: u64 = 64 << 20;
-
-fn refused(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Glue { path: PathBuf::from(path), reason: reason.into() }
-}
+use crate::error::Result;
+use crate::glue::{Example, Split, read, refused};
 
 /// Reads `train.tsv` and `test.tsv` of a folder: a first line `label`, `text` and, of pairs, `second`, between tabs; then
 /// an example a line, its label one of `classes`.
 ///
 /// # Errors
-/// [`Error::Glue`] names the file and the line, and says what it should have.
+/// [`crate::Error::Glue`] names the file and the line, and says what it should have.
 pub fn from_tsv(dir: &Path, classes: &[String]) -> Result<Split> {
-    let read = |name: &str| tsv(&dir.join(name), classes);
-    Ok(Split { train: read("train.tsv")?, test: read("test.tsv")? })
+    let of = |name: &str| tsv(&dir.join(name), classes);
+    Ok(Split { train: of("train.tsv")?, test: of("test.tsv")? })
 }
 
 fn tsv(path: &Path, classes: &[String]) -> Result<Vec<Example>> {
-    let size = std::fs::metadata(path).map_err(|e| refused(path, e.to_string()))?.len();
-    if size > MAX_FILE {
-        return Err(refused(path, format!("it has {size} bytes, and at most {MAX_FILE} are read")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| refused(path, e.to_string()))?;
+    let text = read(path)?;
     let mut lines = text.trim_start_matches('\u{feff}').lines().enumerate();
     let header: Vec<&str> = lines.next().map(|(_, line)| line.split('\t').collect()).unwrap_or_default();
     let pairs = match header.as_slice() {

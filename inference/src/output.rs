@@ -31,7 +31,7 @@ impl Provenance<'_> {
     pub fn metadata(&self, generator: &Generator) -> Result<BTreeMap<String, String>> {
         let json_failed = |e: serde_json::Error| Error::Bundle(format!("metadata cannot be written ({e})"));
         let architecture = generator.architecture();
-        let adapter = matches!(architecture.config, weights::Architecture::Lora(_));
+        let adapter = architecture.config.lora().is_some();
         let options = self.options;
         let mut metadata = vec![
             // Libraries that load adapters ask for their own name here.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use datasets::glue::{Example, Split, Task as Glue};
 use datasets::sentences::{Phrases, from_tsv};
 use rand::seq::SliceRandom;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use training::export::Probe;
@@ -109,19 +110,14 @@ impl DescribedConfig {
 
 impl DescribedConfig {
     /// What tells adapters apart that were trained otherwise: tasks, adapters, training, and the encoder in `dir`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the encoder cannot be read.
-    pub fn key(&self, dir: &Path) -> Result<String> {
+    fn key(&self, labelled: &[Labelled], dir: &Path) -> Result<String> {
         let path = dir.join("model.safetensors");
         let encoder = digest::sha256(&std::fs::read(&path).map_err(Error::io(&path))?);
-        let examples = |task: &TaskConfig| -> Result<String> {
-            let labelled = task.read(self)?;
+        let examples = |labelled: &Labelled| {
             let of = |e: &Example| format!("{}\t{}\t{}\n", e.label, e.first, e.second.as_deref().unwrap_or_default());
-            Ok(digest::sha256(labelled.split.train.iter().map(of).collect::<String>().as_bytes()))
+            digest::sha256(labelled.split.train.iter().map(of).collect::<String>().as_bytes())
         };
-        let each = self.tasks.iter().map(|task| Ok((task.name.clone(), examples(task)?)));
-        let tasks = each.collect::<Result<Vec<_>>>()?;
+        let tasks: Vec<_> = self.tasks.iter().map(|task| &task.name).zip(labelled.iter().map(examples)).collect();
         let all = json!({
             "seed": self.seed, "examples": self.train_examples, "length": self.length, "lora": self.lora,
             "fit": self.fit, "tasks": tasks, "encoder": encoder, "revision": training::REVISION,
@@ -189,11 +185,33 @@ pub fn score(adapted: &Adapted<'_>, theta: &[f32], on: &Encoded, correlation: bo
     Ok(if correlation { matthews(&predicted, on.labels()) } else { accuracy(&predicted, on.labels()) })
 }
 
+/// The last adapters of each of a task's runs.
+///
+/// # Errors
+/// Those of training and of files.
+pub fn zoo(
+    adapted: &Adapted<'_>,
+    (task, runs): (&str, u64),
+    train: &Encoded,
+    kept: (&FitConfig, Option<&Path>),
+    progress: &Progress,
+) -> Result<Vec<Vec<f32>>> {
+    let shown = progress.stage("adapters", runs as usize, 0);
+    let one = |number: u64| -> Result<Vec<Vec<f32>>> {
+        let last = run(adapted, (task, number), train, kept, progress)?;
+        shown.advance(1)?;
+        Ok(last)
+    };
+    let runs = (0..runs).into_par_iter().map(one).collect::<Result<Vec<_>>>()?;
+    shown.finish();
+    Ok(runs.into_iter().flatten().collect())
+}
+
 /// The last adapters of one run; a run is kept as a file of `folder`, where there is one, and not trained again.
 ///
 /// # Errors
 /// Those of training and of files.
-pub fn run(
+fn run(
     adapted: &Adapted<'_>,
     (task, run): (&str, u64),
     train: &Encoded,
@@ -254,11 +272,12 @@ struct Ready {
 /// Adapters that are generated to be measured.
 const SAMPLES: usize = 5;
 
-/// Trains the adapters of all tasks on the text encoder in `dir`, and a generator of them.
+/// Trains the adapters of all tasks on the text encoder in `dir`, and a generator of them. In `zoo`, a folder, adapters are
+/// kept, so that an interrupted run goes on; those that were trained otherwise are not taken.
 ///
 /// # Errors
 /// [`Error::Text`] for what makes no sense; those of reading, training and interruption.
-pub fn learn(config: &DescribedConfig, dir: &Path, folder: Option<&PathBuf>, progress: &Progress) -> Result<Learned> {
+pub fn learn(config: &DescribedConfig, dir: &Path, zoo: Option<&Path>, progress: &Progress) -> Result<Learned> {
     config.check()?;
     let encoder = TextEncoder::open(dir)?.with_pooling(config.pooling);
     let labelled = config.tasks.iter().map(|task| task.read(config)).collect::<Result<Vec<_>>>()?;
@@ -266,13 +285,17 @@ pub fn learn(config: &DescribedConfig, dir: &Path, folder: Option<&PathBuf>, pro
     if labelled.iter().any(|l| l.classes.len() != classes) {
         return Err(Error::Text("all tasks of a generator have the same number of classes".into()));
     }
+    let folder = zoo.map(|zoo| -> Result<PathBuf> { Ok(zoo.join(config.key(&labelled, dir)?)) }).transpose()?;
+    if let Some(folder) = &folder {
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    }
     let base = config.base.clone().unwrap_or_else(|| base(dir));
     let adapted = Adapted::new(encoder.bert(), &base, &config.lora, classes)?;
     let tasks = config
         .tasks
         .iter()
         .zip(labelled)
-        .map(|(task, labelled)| ready(config, task, labelled, (&encoder, &adapted), folder, progress))
+        .map(|(task, labelled)| ready(config, task, labelled, (&encoder, &adapted), folder.as_deref(), progress))
         .collect::<Result<Vec<_>>>()?;
     let of = |ready| -> Vec<Member<'_>> { members(ready) };
     let all: Vec<Member<'_>> = tasks.iter().flat_map(of).collect();
@@ -318,7 +341,7 @@ fn ready(
     task: &TaskConfig,
     labelled: Labelled,
     (encoder, adapted): (&TextEncoder, &Adapted<'_>),
-    folder: Option<&PathBuf>,
+    folder: Option<&Path>,
     progress: &Progress,
 ) -> Result<Ready> {
     let some = |all: &[Example], most: usize, purpose: &str| {
@@ -329,14 +352,7 @@ fn ready(
     let encode = |examples: &[Example]| adapted.encode(encoder, examples, config.length);
     let train = encode(&some(&labelled.split.train, config.train_examples, "train"))?;
     let test = encode(&some(&labelled.split.test, config.test_examples, "test"))?;
-    let shown = progress.stage("adapters", config.runs as usize, 0);
-    let mut zoo = Vec::new();
-    for number in 0..config.runs {
-        let kept = (&config.fit, folder.map(PathBuf::as_path));
-        zoo.extend(run(adapted, (&task.name, number), &train, kept, progress)?);
-        shown.advance_with(1, 0.0)?;
-    }
-    shown.finish();
+    let zoo = zoo(adapted, (&task.name, config.runs), &train, (&config.fit, folder), progress)?;
     let texts: Vec<&str> = task.descriptions.iter().map(String::as_str).collect();
     let embeddings = encoder.embed(&texts)?;
     Ok(Ready { classes: labelled.classes, correlation: labelled.correlation, test, zoo, embeddings })

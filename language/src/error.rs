@@ -49,9 +49,14 @@ impl Error {
     }
 
     /// For `map_err` on file operations.
-    pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { path, source }
+    }
+
+    /// Its sentence without the folder that the paths in it are in: for those who are not to know the machine.
+    pub fn within(&self, folder: &Path) -> String {
+        self.to_string().replace(&folder.join("").display().to_string(), "")
     }
 
     /// A directory that is no model, and why.

@@ -151,6 +151,12 @@ pub struct Question {
 }
 
 impl Question {
+    /// What is wrong with it, if something is.
+    pub fn wrong(&self) -> Option<&'static str> {
+        let fits = self.choices.len() >= 2 && self.answer < self.choices.len();
+        (!fits).then_some("it needs two choices or more, and the number of the right one from 0")
+    }
+
     /// Reads lines of JSON.
     ///
     /// # Errors
@@ -160,10 +166,10 @@ impl Question {
         let all = lines.map(|(i, line)| {
             let wrong = |reason: String| Error::Text(format!("question of line {}: {reason}", i + 1));
             let question: Self = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-            if question.choices.len() < 2 || question.answer >= question.choices.len() {
-                return Err(wrong("it needs two choices or more, and the number of the right one from 0".into()));
+            match question.wrong() {
+                None => Ok(question),
+                Some(reason) => Err(wrong(reason.into())),
             }
-            Ok(question)
         });
         let all = all.collect::<Result<Vec<_>>>()?;
         if all.is_empty() { Err(Error::Text("there are no questions".into())) } else { Ok(all) }

@@ -343,7 +343,7 @@ impl<'a> Adapted<'a> {
             let path = part.path().join(name);
             std::fs::write(&path, bytes).map_err(Error::io(&path))
         };
-        write(CONFIG, format!("{:#}\n", self.lora.config()).as_bytes())?;
+        write(CONFIG, self.lora.config_file().as_bytes())?;
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         write(FILE, &tensors::to_safetensors(&self.layout, theta, &metadata)?)?;
         part.keep(dir)

@@ -40,6 +40,17 @@ pub struct SearchConfig {
     pub retries: usize,
 }
 
+impl SearchConfig {
+    /// # Errors
+    /// [`Error::Text`] when there is nothing to try.
+    pub fn check(&self) -> Result<()> {
+        if self.candidates == 0 || self.shares.is_empty() || !self.shares.iter().all(|s| *s > 0.0 && *s <= 1.0) {
+            return Err(Error::Text("a search has candidates of 1 or more, and shares above 0 and at most 1".into()));
+        }
+        Ok(())
+    }
+}
+
 /// A candidate that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tried {
@@ -107,9 +118,7 @@ pub fn search(
     (config, path): (&SearchConfig, &Path),
     progress: &Progress,
 ) -> Result<(Course, BTreeMap<String, Vec<f32>>)> {
-    if config.candidates == 0 || config.shares.is_empty() || !config.shares.iter().all(|s| *s > 0.0 && *s <= 1.0) {
-        return Err(Error::Text("a search has candidates of 1 or more, and shares above 0 and at most 1".into()));
-    }
+    config.check()?;
     generator.fits(model)?;
     let matrices: Vec<String> = generator.names().map(str::to_owned).collect();
     let mut candidate = Candidate { model, changed: BTreeMap::new() };

@@ -142,6 +142,14 @@ impl Architecture {
         Ok(())
     }
 
+    /// The adapter that it is, where it is one.
+    pub fn lora(&self) -> Option<&Lora> {
+        match self {
+            Self::Lora(lora) => Some(lora),
+            _ => None,
+        }
+    }
+
     /// A name that says the sizes, such as `mlp-64-32-5`.
     pub fn name(&self) -> String {
         match self {

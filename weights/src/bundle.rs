@@ -207,7 +207,7 @@ impl Bundle {
             if entry.layout != entry.config.layout() || entry.parameters != entry.layout.parameters() {
                 return fail(format!("the layout of {} is not that of its configuration", entry.name));
             }
-            if entry.forward.is_empty() && !matches!(entry.config, Architecture::Lora(_)) {
+            if entry.forward.is_empty() && entry.config.lora().is_none() {
                 return fail(format!("{} has no forward graph", entry.name));
             }
             if self.manifest.vectorise.pieces.is_empty() && entry.generated_values() > self.manifest.vectorise.length {
@@ -234,8 +234,8 @@ impl Bundle {
             return fail(format!("a network with stored statistics is of format {FORMAT_STATISTICS}"));
         }
         let texts = self.manifest.modality == Modality::Text;
-        let adapters = |entry: &ArchitectureEntry| matches!(entry.config, Architecture::Lora(_));
-        if texts || self.manifest.text.is_some() || architectures.iter().any(adapters) {
+        let adapters = architectures.iter().any(|entry| entry.config.lora().is_some());
+        if texts || self.manifest.text.is_some() || adapters {
             self.verify_text()?;
         } else if any_number {
             self.verify_class_rows()?;
@@ -257,7 +257,7 @@ impl Bundle {
         let manifest = &self.manifest;
         let fail = |reason: String| Err(Error::Bundle(reason));
         let adapters = |entry: &ArchitectureEntry| {
-            matches!(entry.config, Architecture::Lora(_)) && entry.forward.is_empty() && entry.generated.is_empty()
+            entry.config.lora().is_some() && entry.forward.is_empty() && entry.generated.is_empty()
         };
         if manifest.modality != Modality::Text || !manifest.architectures.iter().all(adapters) {
             return fail("adapters are what a generator of the modality text makes, and nothing else".into());

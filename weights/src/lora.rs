@@ -100,13 +100,18 @@ impl Lora {
         })
     }
 
+    /// The text of [`CONFIG`].
+    pub fn config_file(&self) -> String {
+        format!("{:#}\n", self.config())
+    }
+
     /// A tar of the directory that `peft` loads: its settings, and `adapter` (safetensors of the layout). Equal adapters
     /// give equal bytes.
     ///
     /// # Errors
     /// As writing to memory: none.
     pub fn directory(&self, adapter: &[u8]) -> std::io::Result<Vec<u8>> {
-        let config = format!("{:#}\n", self.config());
+        let config = self.config_file();
         let mut tar = tar::Builder::new(Vec::new());
         for (name, bytes) in [(CONFIG, config.as_bytes()), (FILE, adapter)] {
             crate::bundle::append(&mut tar, name, bytes)?;

@@ -366,7 +366,7 @@ impl Manifest {
     pub fn format_of(vectorise: &Vectorise, architectures: &[ArchitectureEntry]) -> u32 {
         let part = architectures.iter().any(|entry| !entry.generated.is_empty());
         let statistics = architectures.iter().any(ArchitectureEntry::has_statistics);
-        if architectures.iter().any(|entry| matches!(entry.config, Architecture::Lora(_))) {
+        if architectures.iter().any(|entry| entry.config.lora().is_some()) {
             return FORMAT_TEXT;
         }
         match (&vectorise.rows, statistics, vectorise.pieces.is_empty()) {

@@ -9,6 +9,12 @@ use crate::error::{Error, Result};
 /// A network that may be a sample.
 pub(crate) type Candidate = inference::Candidate<CheckpointId>;
 
+/// Networks that were generated, in the order of the noise.
+pub(super) fn generated(weights: Vec<Vec<f32>>) -> Vec<Candidate> {
+    let of = |(draw, theta)| Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) };
+    weights.into_iter().enumerate().map(of).collect()
+}
+
 /// Which candidates there are to be, and how they are ranked.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Plan {

@@ -1,11 +1,10 @@
 //! Generations for a described task: from a text to adapters (paper 4.3).
 
 use bytes::Bytes;
-use inference::{Provenance, to_safetensors};
 use language::text::Descriptions;
 
 use super::Timings;
-use super::candidates::{Candidate, Origin};
+use super::candidates::{self, Origin};
 use super::request::NewGeneration;
 use super::work::{Clock, Job, Made};
 use crate::error::{Error, Result};
@@ -65,24 +64,9 @@ impl Job {
         })?;
         timings.sample_ms = generated.timings.sample_ms;
         let dataset_digest = texts::digest(text);
-        let samples: Vec<Candidate> = generated
-            .weights
-            .into_iter()
-            .enumerate()
-            .map(|(draw, theta)| Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) })
-            .collect();
-        let file = |(index, sample): (usize, &Candidate)| {
-            let provenance = Provenance {
-                generator_name: &self.generator_name,
-                dataset: &dataset_digest,
-                classes: &classes,
-                options: &self.options,
-                index,
-                instead: None,
-            };
-            to_safetensors(&self.generator, &sample.theta, &provenance).map(Bytes::from)
-        };
-        let files = samples.iter().enumerate().map(file).collect::<inference::Result<_>>()?;
+        let samples = candidates::generated(generated.weights);
+        let file = |sample| self.file(sample, &dataset_digest, &classes).map(Bytes::from);
+        let files = samples.iter().map(file).collect::<inference::Result<_>>()?;
         timings.decode_ms = clock.lap() - timings.sample_ms;
         Ok(Made {
             dataset_id: self.dataset.id(),

@@ -12,10 +12,10 @@ use language::text::Descriptions;
 use registry::{Caller, CheckpointId, DatasetId};
 
 use super::Timings;
-use super::candidates::{Candidate, Origin, Plan};
+use super::candidates::{self, Candidate, Origin, Plan};
 use super::retrieve::{Asked, Retriever};
 use crate::error::{Error, Result};
-use crate::inline::{Content, DatasetInput, LABELLED, Source, labels};
+use crate::inline::{Content, DatasetInput, LABELLED, Source, TEXT_ALONE, labels};
 use crate::limits::Cancel;
 use crate::state::AppState;
 use crate::texts;
@@ -56,8 +56,7 @@ impl Input {
                     .map_err(|error| Error::from(error).in_field(format!("{field}.id")))?;
                 if row.modality == texts::MODALITY && (input.classes.is_some() || input.seed.is_some()) {
                     let part = if input.classes.is_some() { "classes" } else { "seed" };
-                    let rule = "a text has no classes and no examples to choose: leave `classes` and `seed` out";
-                    return Err(Error::ValueInvalid(rule.into()).in_field(format!("{field}.{part}")));
+                    return Err(Error::ValueInvalid(TEXT_ALONE.into()).in_field(format!("{field}.{part}")));
                 }
                 let given = match row.modality.as_str() {
                     texts::MODALITY => Given::Text(state.text(&row).await?),
@@ -259,12 +258,8 @@ impl Job {
                     !cancel.is_set()
                 },
             )?;
-            let candidates = generated
-                .weights
-                .into_iter()
-                .enumerate()
-                .map(|(draw, theta)| Candidate { draw: Some(draw), ..Candidate::new(Origin::Generated, theta) });
-            return Ok(Ranked { candidates: candidates.collect(), warnings: Vec::new(), timings: generated.timings });
+            let candidates = candidates::generated(generated.weights);
+            return Ok(Ranked { candidates, warnings: Vec::new(), timings: generated.timings });
         };
         let maker = Maker {
             generator: &self.generator,
@@ -284,7 +279,7 @@ impl Job {
     }
 
     /// The weights of a sample as safetensors.
-    fn file(&self, sample: &Candidate, dataset: &str, classes: &[String]) -> inference::Result<Vec<u8>> {
+    pub(super) fn file(&self, sample: &Candidate, dataset: &str, classes: &[String]) -> inference::Result<Vec<u8>> {
         let mut instead = vec![("origin", sample.origin.as_str().to_owned())];
         instead.extend(sample.method.map(|method| ("method", method.as_str().to_owned())));
         instead.extend(sample.checkpoint.map(|id| ("checkpoint", id.to_string())));

@@ -52,9 +52,7 @@ pub async fn run(
     (runtime, progress): (&Runtime, &Progress),
 ) -> Result<Described> {
     let config = adapters::load_config(None)?;
-    let folder = folder.join("adapters").join(config.key(encoder)?);
-    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let learned = adapters::learned(&config, (encoder, Some(&folder)), runtime, progress)?;
+    let learned = adapters::learned(&config, (encoder, &folder.join("adapters")), runtime, progress)?;
     let registry = &served.open.registry;
     let mut write = registry.write(&caller()).await?;
     let version = publish::generator(registry, &mut write, &learned.bundle, &config.name, None).await?;

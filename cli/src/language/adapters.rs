@@ -56,11 +56,11 @@ pub fn load_config(path: Option<&Path>) -> Result<DescribedConfig> {
 /// Learns a generator, and compares its graphs with what was trained.
 pub fn learned(
     config: &DescribedConfig,
-    (encoder, folder): (&Path, Option<&PathBuf>),
+    (encoder, zoo): (&Path, &Path),
     runtime: &Runtime,
     progress: &Progress,
 ) -> Result<Learned> {
-    let learned = learn(config, encoder, folder, progress)?;
+    let learned = learn(config, encoder, Some(zoo), progress)?;
     let difference = train::verify(runtime, &learned.bundle, &learned.probes)?;
     tracing::info!(difference, "graphs equal what was trained");
     Ok(learned)
@@ -85,10 +85,8 @@ pub fn run(args: &Args) -> Result<()> {
         args.registry.check()?;
     }
     prepare(&args.out)?;
-    let folder = args.zoo.clone().unwrap_or_else(|| args.out.with_extension("adapters"));
-    let folder = folder.join(config.key(&args.encoder)?);
-    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let learned = learned(&config, (&args.encoder, Some(&folder)), &runtime, &progress)?;
+    let zoo = args.zoo.clone().unwrap_or_else(|| args.out.with_extension("adapters"));
+    let learned = learned(&config, (&args.encoder, &zoo), &runtime, &progress)?;
     let mut tar = Vec::new();
     learned.bundle.write_tar(&mut tar)?;
     write_whole(&args.out, &tar)?;

@@ -107,9 +107,8 @@ impl Bench<'_> {
     fn zoo(&self, task: Task, train: &Encoded) -> Result<Vec<Vec<f32>>> {
         self.place.progress.note(&format!("adapters of {}", task.name()));
         let fit = (&self.settings.fit, Some(self.folder.as_path()));
-        let one = |run: u64| described::run(self.adapted, (task.name(), run), train, fit, self.place.progress);
-        let runs = (0..self.settings.runs).into_par_iter().map(one).collect::<::language::Result<Vec<_>>>()?;
-        Ok(runs.into_iter().flatten().collect())
+        let runs = (task.name(), self.settings.runs);
+        Ok(described::zoo(self.adapted, runs, train, fit, self.place.progress)?)
     }
 
     fn learn<'b>(&self, tasks: impl Iterator<Item = &'b Described>) -> Result<Adapters> {

@@ -38,11 +38,8 @@ pub async fn search(state: &AppState, attempt: Attempt) -> Result<()> {
     sweep(state, &models.join(KEPT)).await;
     let kept = models.join(KEPT).join(attempt.job.id.to_string());
     let (shown, out, place) = (progress(&attempt), request.out.clone(), kept.clone());
-    let course = blocking(move || {
-        let prefix = models.join("").display().to_string();
-        searched(&request, &models, &place, &shown).map_err(|error| within(error, &prefix))
-    })
-    .await?;
+    let course =
+        blocking(move || searched(&request, &models, &place, &shown).map_err(|error| within(error, &models))).await?;
     let result = json!({ "kind": "model", "url": "/v1/models",
         "detail": { "name": out, "before": course.initial, "after": course.score(), "evaluator": course.evaluator,
             "evaluations": course.evaluations(), "steps": course.steps } });
@@ -70,7 +67,7 @@ async fn sweep(state: &AppState, kept: &Path) {
 }
 
 fn searched(request: &Search, models: &Path, kept: &Path, progress: &Progress) -> ::language::Result<Course> {
-    std::fs::create_dir_all(kept).map_err(io(kept))?;
+    std::fs::create_dir_all(kept).map_err(::language::Error::io(kept))?;
     let model = Model::open(&models.join(&request.model))?;
     // What does not fit is said before minutes are spent.
     let mut evaluator: Box<dyn Evaluator> = match request.questions.is_empty() {
@@ -85,7 +82,7 @@ fn searched(request: &Search, models: &Path, kept: &Path, progress: &Progress) -
     if !complete.exists() {
         unfinished(kept);
         Candidate { model: &model, changed }.write(&made)?;
-        std::fs::write(&complete, b"").map_err(io(&complete))?;
+        std::fs::write(&complete, b"").map_err(::language::Error::io(&complete))?;
     }
     // An attempt that was cut off behind this has left nothing to name.
     if made.exists() {
@@ -93,7 +90,7 @@ fn searched(request: &Search, models: &Path, kept: &Path, progress: &Progress) -
             let text = format!("{} exists already: name a model that does not", out.display());
             return Err(::language::Error::Model { path: out, reason: text });
         }
-        std::fs::rename(&made, &out).map_err(io(&out))?;
+        std::fs::rename(&made, &out).map_err(::language::Error::io(&out))?;
     }
     Ok(course)
 }
@@ -122,17 +119,12 @@ fn layers(request: &Search, model: &Model, path: &Path, progress: &Progress) -> 
     Ok(generator)
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ::language::Error {
-    let path = path.to_owned();
-    move |source| ::language::Error::Io { path, source }
-}
-
 /// An error without the place of the models on this machine.
-fn within(error: ::language::Error, prefix: &str) -> Error {
+fn within(error: ::language::Error, models: &Path) -> Error {
     match error {
         ::language::Error::Io { path, source } => Error::Io { path, source },
         error @ (::language::Error::Model { .. } | ::language::Error::Text(_)) => {
-            Error::input(error.code(), error.to_string().replace(prefix, ""))
+            Error::input(error.code(), error.within(models))
         }
         error => error.into(),
     }
