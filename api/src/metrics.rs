@@ -70,8 +70,11 @@ fn describe() {
     describe_histogram!("weightsmith_queue_wait_seconds", "Time that requests waited for a place to work.");
     describe_histogram!("weightsmith_generation_stage_duration_seconds", "Time of each stage of generations.");
     // Recorded by `inference`, batch by batch.
-    describe_histogram!("weightsmith_generation_batch_samples", "Networks in each batch of generations.");
-    describe_histogram!("weightsmith_generation_batch_duration_seconds", "Time of each batch, by stage.");
+    describe_histogram!("weightsmith_generation_batch_samples", "Rows in each run of the denoiser.");
+    describe_histogram!(
+        "weightsmith_generation_batch_duration_seconds",
+        "Time of each run of the denoiser, and of each batch that is decoded, by stage."
+    );
     describe_counter!("weightsmith_samples_total", "Networks that were generated.");
     describe_gauge!("weightsmith_jobs", "Unfinished jobs by state.");
     describe_gauge!("weightsmith_job_lag_seconds", "Age of the oldest job that waits for a worker.");

@@ -43,10 +43,12 @@ pub struct Settings {
     pub max_steps: usize,
     /// Requests that may wait for a place to work.
     pub queue: usize,
-    /// Requests that work at a time; 0 means as many as a graph has sessions.
+    /// Requests that work at a time; 0 means as many as share a run of the denoiser.
     pub workers: usize,
     /// Generators kept loaded.
     pub generators_cached: usize,
+    /// Memory of the generators kept loaded, in bytes.
+    pub generators_memory: u64,
     /// Registered datasets kept in memory.
     pub datasets_cached: usize,
     /// Longest time to answer a request; a download under way is not cut off.
@@ -90,7 +92,8 @@ impl Default for Settings {
             max_steps: 10_000,
             queue: 64,
             workers: 0,
-            generators_cached: 4,
+            generators_cached: 64,
+            generators_memory: 2 << 30,
             datasets_cached: 4,
             timeout: Duration::from_secs(300),
             grace: Duration::from_secs(30),
@@ -123,6 +126,8 @@ pub struct AppState(Arc<Inner>);
 struct Loaded {
     generator: Arc<Generator>,
     texts: Option<Arc<Descriptions>>,
+    /// Bytes that it holds.
+    memory: u64,
 }
 
 struct Inner {
@@ -143,11 +148,11 @@ impl AppState {
     /// The state over a connected registry and a loaded ONNX Runtime.
     #[must_use]
     pub fn new(registry: Registry, runtime: Runtime, settings: Settings) -> Self {
-        // A pool has at most four sessions a graph: more workers would wait for each other.
-        let workers = if settings.workers == 0 { runtime.threads().clamp(1, 4) } else { settings.workers };
+        // They share the runs of the denoiser, and are there to fill them.
+        let workers = if settings.workers == 0 { inference::BATCH_ROWS } else { settings.workers };
         Self(Arc::new(Inner {
             work: Work::new(workers, settings.queue),
-            generators: Cache::new(settings.generators_cached),
+            generators: Cache::sized(settings.generators_cached, settings.generators_memory, |loaded| loaded.memory),
             datasets: Cache::new(settings.datasets_cached),
             spreads: Cache::new(SPREADS_CACHED),
             jobs: OnceLock::new(),
@@ -240,8 +245,9 @@ impl AppState {
                 let reason = format!("its digest is {}, the registry has {expected}", bundle.digest());
                 return Err(weights::Error::Bundle(reason).into());
             }
+            let memory = inference::memory(&bundle);
             let texts = Descriptions::of(&bundle).map_err(crate::Error::Language)?.map(Arc::new);
-            Ok(Loaded { generator: Arc::new(Generator::load(&runtime, bundle)?), texts })
+            Ok(Loaded { generator: Arc::new(Generator::load(&runtime, bundle)?), texts, memory })
         })
         .await
     }

@@ -1,6 +1,7 @@
 //! Feature extractors: ONNX image encoders that turn images into feature vectors before anything else sees them.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use datasets::{Data, Dataset, Modality};
 use weights::manifest::{ExtractorSpec, ResizeRule};
@@ -21,7 +22,7 @@ const MAX_VALUES: usize = 3 << 22;
 #[derive(Debug)]
 pub struct Extractor {
     spec: ExtractorSpec,
-    pool: SessionPool,
+    pool: Arc<SessionPool>,
 }
 
 impl Extractor {
@@ -50,7 +51,7 @@ impl Extractor {
             Error::Graph { reason, .. } => refused(spec, &reason),
             other => other,
         };
-        let pool = SessionPool::new(runtime, format!("extractor {}", spec.name), onnx).map_err(graph)?;
+        let pool = runtime.pool(&format!("extractor {}", spec.name), onnx).map_err(graph)?;
         check(&pool, &[Slot::batch(&spec.input, &spec.shape)], &[]).map_err(graph)?;
         let mut extractor = Self { spec: spec.clone(), pool };
         let values: usize = spec.shape.iter().product();

@@ -1,5 +1,7 @@
 //! The forward graph of an architecture, with weights as inputs: accuracy and loss of any weights.
 
+use std::sync::Arc;
+
 use datasets::Dataset;
 use ort::session::SessionInputValue;
 use ort::value::TensorRef;
@@ -30,7 +32,7 @@ pub struct Evaluation {
 /// An architecture's forward graph.
 #[derive(Debug)]
 pub struct Forward {
-    pool: SessionPool,
+    pool: Arc<SessionPool>,
     layout: Layout,
     input_shape: Vec<usize>,
     classes: usize,
@@ -58,7 +60,7 @@ impl Forward {
         if classes == 0 || input_shape.iter().product::<usize>() == 0 {
             return Err(Error::Bundle(format!("{name} needs parameters and inputs, and has none")));
         }
-        let pool = SessionPool::new(runtime, name, bytes)?;
+        let pool = runtime.pool(name, bytes)?;
         let mut inputs: Vec<Slot<'_>> = layout.params.iter().map(|p| Slot::fixed(&p.name, &p.shape)).collect();
         inputs.push(Slot::batch("input", input_shape));
         check(&pool, &inputs, &[Slot::batch("logits", &[classes])])?;

@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use datasets::Dataset;
 use metrics::histogram;
-use ort::value::{TensorElementType, TensorRef};
+use ort::value::TensorElementType;
 use serde::Serialize;
 use weights::manifest::{ArchitectureEntry, files};
 use weights::{Bundle, Manifest, Part, Standardisation};
 
+use crate::batch::{Batcher, Request};
 use crate::contract::{Slot, batch_view, check, check_manifest, input_type, output};
 use crate::error::{Error, Result, check_finite, check_length};
 use crate::extractor::Extractor;
@@ -23,7 +24,7 @@ use crate::forward::{Evaluation, Forward};
 use crate::options::{SampleLimits, SampleOptions};
 use crate::pool::SessionPool;
 use crate::runtime::{Provider, Runtime};
-use crate::samplers::{self, Noise, Step};
+use crate::samplers::{self, Noise};
 use crate::statistics::Statistics;
 
 pub use classes::Familiarity;
@@ -68,7 +69,7 @@ pub struct Generator {
     manifest: Arc<Manifest>,
     digest: String,
     encoder: Arc<SessionPool>,
-    denoiser: Arc<SessionPool>,
+    batcher: Arc<Batcher>,
     decoder: Arc<SessionPool>,
     vae_encoder: Arc<SessionPool>,
     predictor: Option<Arc<SessionPool>>,
@@ -77,8 +78,9 @@ pub struct Generator {
     chosen: usize,
     extractor: Option<Arc<Extractor>>,
     known: Option<Arc<classes::Known>>,
-    timestep: TensorElementType,
     provider: Provider,
+    /// Who asks.
+    client: Option<Arc<str>>,
 }
 
 /// What belongs to one architecture.
@@ -104,7 +106,7 @@ impl Generator {
     pub fn load(runtime: &Runtime, bundle: Bundle) -> Result<Self> {
         let manifest = bundle.manifest().clone();
         check_manifest(&manifest)?;
-        let pool = |name: &str| SessionPool::new(runtime, name, bundle.file(name)?).map(Arc::new);
+        let pool = |name: &str| runtime.pool(name, bundle.file(name)?);
         let standardisation = bundle.standardisation()?;
         let mut targets = Vec::with_capacity(manifest.architectures.len());
         for (index, entry) in manifest.architectures.iter().enumerate() {
@@ -136,17 +138,19 @@ impl Generator {
             encode::check_predictor(&manifest, pool, contract)?;
         }
         let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
+        let timestep = timestep.unwrap_or(TensorElementType::Float32);
+        let batcher = Arc::new(Batcher::new(denoiser, manifest.latent.shape.clone(), timestep));
         let extractor = match &manifest.extractor {
             Some(used) => Some(Arc::new(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?)),
             None => None,
         };
         let generator = Self {
             digest: bundle.digest(),
-            timestep: timestep.unwrap_or(TensorElementType::Float32),
             provider: runtime.provider(),
+            client: None,
             manifest: Arc::new(manifest),
             encoder,
-            denoiser,
+            batcher,
             decoder,
             vae_encoder,
             predictor,
@@ -179,6 +183,13 @@ impl Generator {
     /// [`Error::UnknownArchitecture`] with the names that there are.
     pub fn with_architecture(&self, name: &str) -> Result<Self> {
         Ok(Self { chosen: architecture(&self.manifest, name)?, ..self.clone() })
+    }
+
+    /// The same generator, for requests of this client: those of one client take turns with those of others. It shares the
+    /// graphs.
+    #[must_use]
+    pub fn for_client(&self, client: &str) -> Self {
+        Self { client: Some(client.into()), ..self.clone() }
     }
 
     /// The architecture that is generated: the manifest's first, unless another was chosen.
@@ -314,7 +325,8 @@ impl Generator {
 
     /// Samples latents (`[rows × latent]` each, in the VAE's scale) for an embedding: those of all rows of a network.
     ///
-    /// `progress(step, total)` is called after each step; sampling stops when it gives false.
+    /// `progress(done, total)` is asked again and again while it samples, with the steps of all rows, and with all of them at
+    /// the end; sampling stops when it gives false. Requests that come at the same time share runs of the denoiser.
     ///
     /// # Errors
     /// [`Error::Option`], [`Error::Length`], [`Error::NonFinite`], [`Error::Graph`] or [`Error::Cancelled`];
@@ -334,101 +346,39 @@ impl Generator {
             let (found, expected) = (embedding.classes, self.classes());
             return Err(Error::ClassesMismatch { found, needs: "the architecture that was chosen", expected });
         }
-        let plan = samplers::plan(schedule, options);
-        let networks = (BATCH / self.rows()).max(1);
-        let starts: Vec<usize> = (0..options.count).step_by(networks).collect();
-        let total = plan.len() * starts.len();
         let (dim, scale) = (self.rows() * self.manifest.latent.dim(), self.manifest.latent.scale);
-        let mut latents = Vec::new();
-        for (batch, &start) in starts.iter().enumerate() {
-            let (begun, indices) = (Instant::now(), start..options.count.min(start + networks));
-            let samples = indices.len();
-            let mut after = |done: usize| {
-                let step = batch * plan.len() + done;
-                if progress(step, total) { Ok(()) } else { Err(Error::Cancelled { step, total }) }
-            };
-            let quality = self.manifest.quality.map(|known| options.quality.unwrap_or(known.default));
-            let condition: Vec<f32> = quality.into_iter().chain(embedding.condition.iter().copied()).collect();
-            let mut z = self.walk(&plan, &condition, options, indices.clone(), &mut after)?;
-            self.disturb(&mut z, options, indices);
-            latents.extend(z.chunks_exact(dim).map(|row| row.iter().map(|v| v / scale).collect()));
-            histogram!("weightsmith_generation_batch_samples").record(samples as f64);
-            histogram!("weightsmith_generation_batch_duration_seconds", "stage" => "sample").record(begun.elapsed());
-        }
-        Ok(latents)
+        let mut z = self.batcher.sample(self.request(embedding, options), progress)?;
+        self.disturb(&mut z, options);
+        Ok(z.chunks_exact(dim).map(|row| row.iter().map(|v| v / scale).collect()).collect())
     }
 
     /// Adds the noise that samples are to differ by to latents in the denoiser's scale.
-    fn disturb(&self, z: &mut [f32], options: &SampleOptions, indices: std::ops::Range<usize>) {
+    fn disturb(&self, z: &mut [f32], options: &SampleOptions) {
         if options.latent_noise > 0.0 {
-            let streams = indices.start * self.rows()..indices.end * self.rows();
             // Not the noise that the walk began with.
-            Noise::new(options.seed ^ LATENT_NOISE, streams).add(z, options.latent_noise);
+            Noise::new(options.seed ^ LATENT_NOISE, 0..options.count * self.rows()).add(z, options.latent_noise);
         }
     }
 
-    /// Walks the plan for the samples `indices` and gives their latents in the denoiser's scale.
-    fn walk(
-        &self,
-        plan: &[Step],
-        condition: &[f32],
-        options: &SampleOptions,
-        indices: std::ops::Range<usize>,
-        after: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let pool = &self.denoiser;
-        let guided = options.guidance != 1.0;
-        let (samples, dim) = (indices.len() * self.rows(), self.manifest.latent.dim());
-        let rows = if guided { 2 * samples } else { samples };
-        // The null condition is the zero vector; its rows follow the conditional ones. What a row is stays known there.
-        let (index, kinds) = (self.index(indices.len()), self.manifest.vectorise.index_dim());
+    /// What is to be sampled, row by row.
+    fn request(&self, embedding: &Embedding, options: &SampleOptions) -> Request {
+        let quality = self.manifest.quality.map(|known| options.quality.unwrap_or(known.default));
+        let told: Vec<f32> = quality.into_iter().chain(embedding.condition.iter().copied()).collect();
+        let (index, kinds) = (self.index(1), self.manifest.vectorise.index_dim());
         let presence = self.presence(self.classes());
-        let width = condition.len() + kinds + presence.len();
-        let mut conditions = vec![0.0; rows * width];
-        for (i, row) in conditions.chunks_exact_mut(width).enumerate() {
-            if i < samples {
-                row[..condition.len()].copy_from_slice(condition);
-            }
-            row[condition.len()..][..kinds].copy_from_slice(&index[(i % samples) * kinds..][..kinds]);
-            row[condition.len() + kinds..].copy_from_slice(&presence);
+        let network: Vec<f32> = (0..self.rows())
+            .flat_map(|row| [&told[..], &index[row * kinds..(row + 1) * kinds], &presence].concat())
+            .collect();
+        Request {
+            plan: samplers::plan(&self.manifest.schedule, options),
+            guidance: options.guidance,
+            conditions: network.repeat(options.count),
+            told: told.len(),
+            dim: self.manifest.latent.dim(),
+            seed: options.seed,
+            streams: 0..options.count * self.rows(),
+            client: self.client.clone(),
         }
-        let condition = batch_view(pool, rows, &[width], &conditions)?;
-        let mut doubled = if guided { vec![0.0; rows * dim] } else { Vec::new() };
-        let mut lease = pool.lease()?;
-        let mut predict = |z: &[f32], t: usize, out: &mut [f32]| -> Result<()> {
-            let z = match guided {
-                true => {
-                    doubled[..z.len()].copy_from_slice(z);
-                    doubled[z.len()..].copy_from_slice(z);
-                    &doubled[..]
-                }
-                false => z,
-            };
-            let latent = batch_view(pool, rows, &self.manifest.latent.shape, z)?;
-            let (floats, integers);
-            let timestep = match self.timestep {
-                TensorElementType::Int64 => {
-                    integers = vec![t as i64; rows];
-                    TensorRef::from_array_view(([rows], &integers[..])).map(Into::into)
-                }
-                _ => {
-                    floats = vec![t as f32; rows];
-                    TensorRef::from_array_view(([rows], &floats[..])).map(Into::into)
-                }
-            };
-            let timestep = timestep.map_err(|e| pool.failed(e))?;
-            let inputs = vec![("latent", latent.into()), ("timestep", timestep), ("condition", (&*condition).into())];
-            let outputs = lease.run(inputs)?;
-            let prediction = output(pool, &outputs, "prediction", rows * dim)?;
-            match guided {
-                true => samplers::guide(prediction, options.guidance, out),
-                false => out.copy_from_slice(prediction),
-            }
-            Ok(())
-        };
-        // Each row has a stream of its own: a network is the same alone and among others.
-        let streams = indices.start * self.rows()..indices.end * self.rows();
-        samplers::run(plan, dim, &mut Noise::new(options.seed, streams), &mut predict, after)
     }
 
     /// Decodes latents (`[rows × latent]` each, as [`Self::sample`] or [`Self::encode_weights`] gives them) to flat
@@ -506,7 +456,7 @@ impl Generator {
                 found: refine.steps.to_string(),
                 right: "left out where there are no labelled examples to refine on".into(),
             })?;
-            let steps = options.effective_steps(&self.manifest.schedule);
+            let steps = options.effective_steps(&self.manifest.schedule) * options.count * self.rows();
             latents = self.refine(&latents, examples, &refine, &mut || progress(steps, steps))?;
         }
         let sampled = Instant::now();
@@ -532,6 +482,16 @@ impl Generator {
     pub fn evaluate(&self, theta: &[f32], dataset: &Dataset) -> Result<Evaluation> {
         self.forward()?.evaluate(theta, &*self.network_data(dataset)?)
     }
+}
+
+/// Copies of a graph's weights that a loaded generator holds: its bytes, of which further sessions are made, the session with
+/// all threads, and those that work beside each other, which are made when they are needed.
+const COPIES: u64 = 3;
+
+/// Bytes that a generator of this bundle holds when it is loaded, about.
+pub fn memory(bundle: &Bundle) -> u64 {
+    let size = |(name, bytes): (&str, &[u8])| bytes.len() as u64 * if name.ends_with(".onnx") { COPIES } else { 1 };
+    bundle.entries().map(size).sum()
 }
 
 /// Index of the architecture `name` of a manifest.

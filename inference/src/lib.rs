@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod batch;
 mod candidates;
 mod contract;
 mod error;
@@ -35,11 +36,12 @@ pub mod samplers;
 mod statistics;
 mod support;
 
+pub use batch::MOST_ROWS as BATCH_ROWS;
 pub use candidates::{Candidate, Maker, NEAR, Origin, Place, RETRIEVED, RankBy, Ranked, Scores};
 pub use error::{Error, Result};
 pub use extractor::Extractor;
 pub use forward::{Evaluation, Forward};
-pub use generator::{Embedding, Familiarity, Generated, Generator, Timings};
+pub use generator::{Embedding, Familiarity, Generated, Generator, Timings, memory};
 pub use options::{SampleLimits, SampleOptions, SamplerKind};
 pub use output::{Provenance, to_safetensors};
 pub use pool::{Lease, SessionPool, Tensor};

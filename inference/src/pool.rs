@@ -1,4 +1,6 @@
-//! A pool of sessions for one graph: `Session::run` wants a session for itself.
+//! A pool of sessions for one graph: `Session::run` wants a session for itself. Who is alone gets a session with all
+//! threads; several at a time get one each with their share of them, which do more together: nothing in an operator waits for
+//! another thread.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,9 +23,17 @@ pub struct SessionPool {
     name: String,
     graph: Arc<[u8]>,
     size: usize,
-    intra_threads: usize,
     state: Mutex<State>,
     returned: Condvar,
+}
+
+/// How many threads a session has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Width {
+    /// All that the runtime has.
+    Wide,
+    /// The share of one of `size` sessions.
+    Narrow,
 }
 
 /// A tensor that a graph gave.
@@ -37,8 +47,12 @@ pub struct Tensor {
 
 #[derive(Debug, Default)]
 struct State {
-    idle: Vec<Session>,
-    made: usize,
+    narrow: Vec<Session>,
+    wide: Option<Session>,
+    /// Leases that are out.
+    out: usize,
+    /// Whether the session with all threads is out.
+    wide_out: bool,
 }
 
 impl SessionPool {
@@ -55,12 +69,12 @@ impl SessionPool {
             name: name.into(),
             graph: graph.into(),
             size,
-            intra_threads: (runtime.threads() / size).max(1),
             state: Mutex::default(),
             returned: Condvar::new(),
         };
-        let first = pool.make().map_err(|e| Error::Bundle(format!("{} is not a usable graph ({e})", pool.name)))?;
-        *pool.state() = State { idle: vec![first], made: 1 };
+        let first =
+            pool.make(Width::Wide).map_err(|e| Error::Bundle(format!("{} is not a usable graph ({e})", pool.name)))?;
+        pool.state().wide = Some(first);
         Ok(pool)
     }
 
@@ -69,12 +83,13 @@ impl SessionPool {
         &self.name
     }
 
-    /// Most sessions that exist at a time.
+    /// Most sessions that are in use at a time.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// A session, which goes back to the pool when the lease is dropped; waits while all are in use.
+    /// A session, which goes back to the pool when the lease is dropped; waits while all are in use. Who is the only one
+    /// has all threads.
     ///
     /// A thread must not ask for a second session of a pool while it holds one: with all in use, it would wait for
     /// itself.
@@ -82,18 +97,32 @@ impl SessionPool {
     /// # Errors
     /// [`Error::Graph`] when a further session cannot be made.
     pub fn lease(&self) -> Result<Lease<'_>> {
+        self.lease_if(|state| state.out == 0)
+    }
+
+    /// As [`Self::lease`], where the caller knows whether it is going to stay alone.
+    pub(crate) fn lease_as(&self, alone: bool) -> Result<Lease<'_>> {
+        self.lease_if(|_| alone)
+    }
+
+    fn lease_if(&self, alone: impl Fn(&State) -> bool) -> Result<Lease<'_>> {
         let mut state = self.state();
-        loop {
-            if let Some(session) = state.idle.pop() {
-                return Ok(Lease { pool: self, session: Some(session) });
-            }
-            if state.made < self.size {
-                state.made += 1;
-                drop(state);
-                return self.lease_new();
-            }
+        while state.out >= self.size {
             state = self.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        // One session of a graph is wide enough where there is one at a time.
+        let wide = !state.wide_out && (self.size == 1 || alone(&state));
+        let width = if wide { Width::Wide } else { Width::Narrow };
+        state.out += 1;
+        state.wide_out |= wide;
+        let found = if wide { state.wide.take() } else { state.narrow.pop() };
+        drop(state);
+        // Its place is counted, and is given back when no session can be made.
+        let mut lease = Lease { pool: self, session: found, width };
+        if lease.session.is_none() {
+            lease.session = Some(self.make(width).map_err(|e| self.failed(e))?);
+        }
+        Ok(lease)
     }
 
     /// Runs the graph once on f32 inputs (name, shape, row-major values) and gives all its outputs by name; for
@@ -116,15 +145,12 @@ impl SessionPool {
         named.collect()
     }
 
-    /// Makes a session whose place is already counted; gives the place back when that fails.
-    fn lease_new(&self) -> Result<Lease<'_>> {
-        let mut lease = Lease { pool: self, session: None };
-        lease.session = Some(self.make().map_err(|e| self.failed(e))?);
-        Ok(lease)
-    }
-
-    fn make(&self) -> ort::Result<Session> {
-        self.runtime.session(&self.graph, self.intra_threads)
+    fn make(&self, width: Width) -> ort::Result<Session> {
+        let threads = match width {
+            Width::Wide => self.runtime.threads(),
+            Width::Narrow => (self.runtime.threads() / self.size).max(1),
+        };
+        self.runtime.session(&self.graph, threads)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -142,6 +168,7 @@ impl SessionPool {
 pub struct Lease<'p> {
     pool: &'p SessionPool,
     session: Option<Session>,
+    width: Width,
 }
 
 impl Lease<'_> {
@@ -168,9 +195,13 @@ impl Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         let mut state = self.pool.state();
-        match self.session.take() {
-            Some(session) => state.idle.push(session),
-            None => state.made -= 1,
+        state.out -= 1;
+        match self.width {
+            Width::Wide => {
+                state.wide_out = false;
+                state.wide = self.session.take();
+            }
+            Width::Narrow => state.narrow.extend(self.session.take()),
         }
         drop(state);
         self.pool.returned.notify_one();

@@ -1,9 +1,10 @@
 //! The ONNX Runtime library: found, loaded once a process, with the execution provider that really works.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ort::environment::Environment;
 use ort::ep::CUDA;
@@ -80,6 +81,8 @@ struct Inner {
     provider: Provider,
     threads: usize,
     version: Option<String>,
+    /// Pools in use, by name and digest of their graphs.
+    pools: Mutex<HashMap<String, Weak<SessionPool>>>,
 }
 
 impl fmt::Debug for Runtime {
@@ -114,7 +117,7 @@ impl Runtime {
         let threads = if threads == 0 { available_threads() } else { threads };
         let version = version_in(&library.to_string_lossy()).or_else(|| version_in(ort::info()));
         tracing::info!(library = %library.display(), %provider, threads, version = version.as_deref(), "ONNX Runtime ready");
-        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version })))
+        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, pools: Mutex::default() })))
     }
 
     /// The provider that sessions really use.
@@ -148,6 +151,30 @@ impl Runtime {
             Some(tensor) if tensor.data == [3.0] => Ok(()),
             other => Err(pool.failed(format!("1.5 + 1.5 gave {other:?}"))),
         }
+    }
+
+    /// Graphs that are loaded now.
+    pub fn pools(&self) -> usize {
+        let pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.values().filter(|pool| pool.strong_count() > 0).count()
+    }
+
+    /// The pool of the graph `name` with these bytes: one for all who ask, so that versions of a generator which have a graph in
+    /// common have its sessions in common. It is let go with the last of them.
+    ///
+    /// # Errors
+    /// As [`SessionPool::new`].
+    pub(crate) fn pool(&self, name: &str, graph: &[u8]) -> Result<Arc<SessionPool>> {
+        let key = format!("{name} {}", weights::digest::sha256(graph));
+        // A graph is loaded under the lock: who wants the same at the same time waits for it instead of loading it too.
+        let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(&key).and_then(Weak::upgrade) {
+            return Ok(pool);
+        }
+        let pool = Arc::new(SessionPool::new(self, name, graph)?);
+        pools.retain(|_, pool| pool.strong_count() > 0);
+        pools.insert(key, Arc::downgrade(&pool));
+        Ok(pool)
     }
 
     /// A session for a graph's bytes with this many threads inside an operator.
@@ -200,8 +227,6 @@ fn build_session(environment: &Environment, provider: Provider, intra_threads: u
     let builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(intra_threads)?
-        // Idle sessions of a server must leave the cores to others.
-        .with_intra_op_spinning(false)?
         .with_log_level(LogLevel::Warning)?;
     match provider {
         Provider::Cpu => Ok(builder),

@@ -1,5 +1,7 @@
 //! The statistics that a generated network's normalisations store, measured on the request's own images.
 
+use std::sync::Arc;
+
 use datasets::Dataset;
 use ort::session::SessionInputValue;
 use weights::Layout;
@@ -13,7 +15,7 @@ use crate::runtime::Runtime;
 /// An architecture's graph of statistics: see [`weights::manifest::files::statistics`].
 #[derive(Debug)]
 pub(crate) struct Statistics {
-    pool: SessionPool,
+    pool: Arc<SessionPool>,
     layout: Layout,
     input_shape: Vec<usize>,
 }
@@ -26,7 +28,7 @@ impl Statistics {
         layout: &Layout,
         input_shape: &[usize],
     ) -> Result<Self> {
-        let pool = SessionPool::new(runtime, name, bytes)?;
+        let pool = runtime.pool(name, bytes)?;
         let weights = layout.params.iter().filter(|p| !p.is_buffer());
         let mut inputs: Vec<Slot<'_>> = weights.map(|p| Slot::fixed(&p.name, &p.shape)).collect();
         inputs.push(Slot::batch("input", input_shape));

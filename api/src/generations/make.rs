@@ -104,7 +104,7 @@ pub(super) async fn make(
         }
         Some(_) => (None, None),
     };
-    let mut generator = state.generator(&version).await?;
+    let mut generator = std::sync::Arc::new(state.generator(&version).await?.for_client(&sharer(caller)));
     if let Some(name) = &new.architecture {
         generator = std::sync::Arc::new(generator.with_architecture(name)?);
     }
@@ -142,6 +142,14 @@ pub(super) async fn make(
     let about = new.about.unwrap_or_default();
     let made = store(state, &version, seed, recorded, made, about, &mut total).await?;
     Ok((made, reserved))
+}
+
+/// Who takes turns with others in the denoiser's runs: who showed a token, or else where the request comes from.
+fn sharer(caller: &Caller) -> String {
+    match (&caller.token, caller.address) {
+        (None, Some(address)) => address.to_string(),
+        _ => caller.name.clone(),
+    }
 }
 
 /// The work of an attempt: it stops when the attempt is told to, and says how far it is.

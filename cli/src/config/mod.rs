@@ -77,12 +77,15 @@ pub struct LimitArgs {
     /// Requests that may wait for a place to work; more get 429.
     #[arg(long, env = "WEIGHTSMITH_QUEUE", default_value_t = Settings::default().queue)]
     pub queue: usize,
-    /// Requests that work at a time; 0 for as many as a graph has sessions.
+    /// Requests that work at a time; 0 for as many as share a run of the denoiser (64).
     #[arg(long, env = "WEIGHTSMITH_WORKERS", default_value_t = Settings::default().workers)]
     pub workers: usize,
-    /// Generators kept loaded.
+    /// Most generators kept loaded; those that were used last stay.
     #[arg(long, env = "WEIGHTSMITH_GENERATORS_CACHED", default_value_t = Settings::default().generators_cached)]
     pub generators_cached: usize,
+    /// Memory of the generators kept loaded, in bytes; one is kept also when it alone needs more.
+    #[arg(long, env = "WEIGHTSMITH_GENERATORS_MEMORY", default_value_t = Settings::default().generators_memory)]
+    pub generators_memory: u64,
     /// Registered datasets kept in memory.
     #[arg(long, env = "WEIGHTSMITH_DATASETS_CACHED", default_value_t = Settings::default().datasets_cached)]
     pub datasets_cached: usize,
@@ -117,6 +120,7 @@ impl LimitArgs {
             queue: self.queue,
             workers: self.workers,
             generators_cached: self.generators_cached,
+            generators_memory: self.generators_memory,
             datasets_cached: self.datasets_cached,
             ..settings
         }

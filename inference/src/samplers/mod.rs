@@ -1,6 +1,7 @@
 //! From noise to latents. A sampler is a plan of steps: with the network's prediction p at z_t, each step is
 //! z ← a·z + b·p + c·x₀' + σ·n, n ~ N(0, I), with x₀' the clean latent that the step before predicted. [`ddpm`],
-//! [`ddim`] and [`dpm_solver`] fill in the coefficients, [`run`] walks the plan.
+//! [`ddim`] and [`dpm_solver`] fill in the coefficients; [`run`] walks a plan for latents that are all at the same step, and
+//! the generator walks many, each at its own.
 
 pub mod ddim;
 pub mod ddpm;
@@ -49,6 +50,28 @@ impl Step {
             clean: clean.map(|c| c as f32),
         }
     }
+
+    /// Takes this step with latents `z` of which the network predicts `prediction`. `previous` is what the step before left in
+    /// it, of the plans that need it (empty where none does). All have the same length.
+    pub(crate) fn advance(&self, z: &mut [f32], prediction: &[f32], previous: &mut [f32], noise: &mut Noise) {
+        let own = |value: f32, p: f32| self.latent * value + self.prediction * p;
+        if previous.is_empty() {
+            z.iter_mut().zip(prediction).for_each(|(value, &p)| *value = own(*value, p));
+        }
+        for ((value, &p), before) in z.iter_mut().zip(prediction).zip(previous) {
+            let clean = self.clean[0] * *value + self.clean[1] * p;
+            *value = own(*value, p) + self.previous * *before;
+            *before = clean;
+        }
+        if self.noise > 0.0 {
+            noise.add(z, self.noise);
+        }
+    }
+}
+
+/// Whether steps of a plan use the clean latent of the step before.
+pub(crate) fn is_multistep(plan: &[Step]) -> bool {
+    plan.iter().any(|step| step.previous != 0.0)
 }
 
 /// The plan of `options` under `schedule`, from t = T−1 down.
@@ -105,7 +128,7 @@ impl Noise {
     }
 
     /// Gives each value of `z` (`[samples × dim]`) with a normal draw to `f`, sample by sample.
-    fn each(&mut self, z: &mut [f32], f: impl Fn(&mut f32, f32)) {
+    pub(crate) fn each(&mut self, z: &mut [f32], f: impl Fn(&mut f32, f32)) {
         let dim = z.len() / self.0.len().max(1);
         if dim == 0 {
             return;
@@ -134,35 +157,19 @@ pub fn run(
 ) -> Result<Vec<f32>> {
     let mut z = vec![0.0; noise.samples() * dim];
     let mut prediction = vec![0.0; z.len()];
-    let multistep = plan.iter().any(|step| step.previous != 0.0);
-    let mut previous = vec![0.0; if multistep { z.len() } else { 0 }];
+    let mut previous = vec![0.0; if is_multistep(plan) { z.len() } else { 0 }];
     noise.each(&mut z, |value, draw| *value = draw);
     for (done, step) in (1..).zip(plan) {
         predict(&z, step.t, &mut prediction)?;
-        let own = |value: f32, p: f32| step.latent * value + step.prediction * p;
-        match multistep {
-            false => z.iter_mut().zip(&prediction).for_each(|(value, &p)| *value = own(*value, p)),
-            true => {
-                for ((value, &p), before) in z.iter_mut().zip(&prediction).zip(&mut previous) {
-                    let clean = step.clean[0] * *value + step.clean[1] * p;
-                    *value = own(*value, p) + step.previous * *before;
-                    *before = clean;
-                }
-            }
-        }
-        if step.noise > 0.0 {
-            noise.each(&mut z, |value, draw| *value += step.noise * draw);
-        }
+        step.advance(&mut z, &prediction, &mut previous, noise);
         after(done)?;
     }
     check_finite("the sampled latents", &z)?;
     Ok(z)
 }
 
-/// Classifier-free guidance: of `[2·n]` predictions, conditional then null, `out` (`[n]`) becomes
-/// null + `guidance` · (conditional − null).
-pub fn guide(predictions: &[f32], guidance: f32, out: &mut [f32]) {
-    let (conditional, null) = predictions.split_at(predictions.len() / 2);
+/// Classifier-free guidance: `out` becomes null + `guidance` · (conditional − null), all of equal length.
+pub fn guide(conditional: &[f32], null: &[f32], guidance: f32, out: &mut [f32]) {
     for ((out, &c), &n) in out.iter_mut().zip(conditional).zip(null) {
         *out = n + guidance * (c - n);
     }
@@ -243,10 +250,10 @@ pub(crate) mod tests {
 
     #[test]
     fn guidance_goes_from_null_through_conditional() {
-        let predictions = [3.0, 4.0, 1.0, 2.0];
+        let (conditional, null) = ([3.0, 4.0], [1.0, 2.0]);
         for (guidance, expected) in [(0.0, [1.0, 2.0]), (1.0, [3.0, 4.0]), (2.0, [5.0, 6.0])] {
             let mut out = [0.0; 2];
-            guide(&predictions, guidance, &mut out);
+            guide(&conditional, &null, guidance, &mut out);
             assert_eq!(out, expected);
         }
     }

@@ -1,0 +1,189 @@
+//! Continuous batching: what a request gets does not depend on who else asks, nobody starves, and who leaves is gone.
+
+// Helpers outside #[test] functions fail a test by panicking too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "support/training.rs"]
+mod made;
+mod support;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use inference::{Embedding, Error, Generator, SampleOptions, SamplerKind};
+use made::train_as;
+use support::runtime;
+use training::Part;
+
+const CONFIG: &str = r#"
+    name = "batching"
+    [data]
+    sources = [{ name = "digits", from = "digits" }]
+    [tasks]
+    kind = "class_sets"
+    classes = 3
+    seen = 6
+    orders = 2
+    [architecture]
+    kind = "mlp"
+    hidden = [8]
+    [zoo]
+    epochs = 5
+    [vae]
+    hidden = [16]
+    latent = [2, 4, 4]
+    steps = 20
+    batch = 8
+    [encoder]
+    images = 2
+    width = 8
+    heads = 2
+    token_dim = 4
+    embedding_dim = 6
+    steps = 5
+    batch = 8
+    [denoiser]
+    kind = "unet"
+    channels = 16
+    multipliers = [1, 2]
+    [diffusion]
+    steps = 5
+    batch = 8
+    timesteps = 100
+"#;
+
+/// A generator with a UNet on four sessions, and embeddings of several tasks.
+fn generator() -> &'static (Generator, Vec<Embedding>) {
+    static MADE: OnceLock<(Generator, Vec<Embedding>)> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let (trained, zoo, sources) = train_as(CONFIG);
+        let generator = Generator::load(&runtime(4), trained.bundle).unwrap();
+        let embeddings = zoo.runs.iter().take(4).map(|run| {
+            let task = sources.task(&run.task, Part::Train).unwrap();
+            generator.embed(&task.first(generator.manifest().encoder.images_per_class)).unwrap()
+        });
+        let embeddings = embeddings.collect();
+        (generator, embeddings)
+    })
+}
+
+fn requests() -> Vec<SampleOptions> {
+    let kinds = [
+        (SamplerKind::Ddim, Some(20), 0.0, 1.0),
+        (SamplerKind::Ddim, Some(7), 0.8, 1.0),
+        (SamplerKind::DpmSolverPp, Some(11), 0.0, 3.0),
+        (SamplerKind::Ddpm, None, 0.0, 1.0),
+        (SamplerKind::Ddpm, Some(30), 0.0, 2.0),
+    ];
+    let each = kinds.into_iter().zip(1..);
+    let each = each.flat_map(|(kind, seed)| [(kind, seed, 1), (kind, seed + 50, 3), (kind, seed + 90, 9)]);
+    each.map(|((sampler, steps, eta, guidance), seed, count)| SampleOptions {
+        sampler,
+        steps,
+        eta,
+        guidance,
+        seed,
+        count,
+        ..SampleOptions::default()
+    })
+    .collect()
+}
+
+#[test]
+fn a_sample_is_the_same_alone_and_among_other_requests() {
+    let (generator, embeddings) = generator();
+    let requests = requests();
+    let sample = |at: usize| {
+        let embedding = &embeddings[at % embeddings.len()];
+        generator.sample(embedding, &requests[at], &mut |_, _| true).unwrap()
+    };
+    let alone: Vec<_> = (0..requests.len()).map(sample).collect();
+    for _ in 0..3 {
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let sample = &sample;
+            let all: Vec<_> = (0..requests.len()).map(|at| scope.spawn(move || sample(at))).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for (at, (alone, together)) in alone.iter().zip(&together).enumerate() {
+            let pairs = alone.iter().flatten().zip(together.iter().flatten());
+            let difference = pairs.map(|(a, b): (&f32, &f32)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference < 1e-5 && alone.len() == together.len(), "{difference} of {:?}", requests[at]);
+        }
+    }
+}
+
+#[test]
+fn generators_with_a_graph_in_common_have_its_sessions_in_common() {
+    let (generator, embeddings) = generator();
+    let options = SampleOptions { count: 2, ..SampleOptions::default() };
+    let runtime = runtime(2);
+    let bundle = || train_as(CONFIG).0.bundle;
+    let (one, other) = (bundle(), bundle());
+    assert_eq!(one.digest(), other.digest());
+    let one = Generator::load(&runtime, one).unwrap();
+    let pools = runtime.pools();
+    assert!(pools >= 5, "{pools}");
+    let other = Generator::load(&runtime, other).unwrap();
+    assert_eq!(runtime.pools(), pools);
+    let of = |generator: &Generator| generator.generate(&embeddings[0], &options, &mut |_, _| true).unwrap().weights;
+    assert_eq!(of(&one), of(&other));
+    drop(one);
+    assert_eq!(of(&other).len(), of(generator).len());
+    drop(other);
+    assert_eq!(runtime.pools(), 0);
+}
+
+#[test]
+fn a_small_request_does_not_wait_for_a_large_one() {
+    let (generator, embeddings) = generator();
+    let large = SampleOptions { count: 2000, sampler: SamplerKind::Ddpm, ..SampleOptions::default() };
+    let small = SampleOptions { count: 1, steps: Some(10), ..SampleOptions::default() };
+    let (begun, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let sampled = generator.for_client("ann").sample(&embeddings[0], &large, &mut |step, total| {
+                begun.store(true, Ordering::Relaxed);
+                // Ended by those who asked for little.
+                done.load(Ordering::Relaxed) < 20 && step < total
+            });
+            assert!(matches!(sampled.unwrap_err(), Error::Cancelled { step, total: 200_000 } if step < 200_000));
+        });
+        while !begun.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        for i in 0..20 {
+            let client = if i % 2 == 0 { "bob" } else { "cyd" };
+            generator.for_client(client).sample(&embeddings[1], &small, &mut |_, _| true).unwrap();
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+#[test]
+fn who_leaves_does_not_disturb_the_others() {
+    let (generator, embeddings) = generator();
+    let options = SampleOptions { count: 40, ..SampleOptions::default() };
+    let alone = generator.sample(&embeddings[2], &options, &mut |_, _| true).unwrap();
+    std::thread::scope(|scope| {
+        for i in 0..6 {
+            scope.spawn(move || {
+                let options = SampleOptions { count: 30, seed: i, ..SampleOptions::default() };
+                let sample = |stop: usize| generator.sample(&embeddings[0], &options, &mut |step, _| step < stop);
+                assert!(matches!(sample(5 * i as usize).unwrap_err(), Error::Cancelled { total: 600, .. }));
+                // A panic where the progress is shown ends the request, not the generator.
+                let panics = std::panic::AssertUnwindSafe(|| {
+                    let _ = generator.sample(&embeddings[0], &options, &mut |step, _| {
+                        assert!(step < 10, "the caller breaks");
+                        true
+                    });
+                });
+                assert!(std::panic::catch_unwind(panics).is_err());
+            });
+        }
+        for _ in 0..3 {
+            let among = generator.sample(&embeddings[2], &options, &mut |_, _| true).unwrap();
+            let pairs = alone.iter().flatten().zip(among.iter().flatten());
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    });
+}
