@@ -79,7 +79,7 @@ fn address(line: &str) -> Option<String> {
 }
 
 /// Resident bytes of a process, 0 when it is gone.
-fn memory(process: u32) -> u64 {
+pub fn memory(process: u32) -> u64 {
     let mut text = String::new();
     let read = std::fs::File::open(format!("/proc/{process}/status")).and_then(|mut f| f.read_to_string(&mut text));
     let line = read.ok().and_then(|_| text.lines().find(|line| line.starts_with("VmRSS:")).map(str::to_owned));

@@ -1,6 +1,7 @@
 //! Many clients that each ask again as soon as they are answered.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -20,41 +21,53 @@ pub struct Latency {
     pub requests: usize,
 }
 
-/// Lets `clients` ask `path(n)` for `seconds`, n counting up over all clients; every answer has to be a success.
+/// When a measurement ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// After so many seconds.
+    Seconds(f64),
+    /// After so many requests.
+    Requests(u32),
+}
+
+/// Lets `clients` send `ask(client, n)`, n counting up over all clients; every answer has to be a success.
 ///
 /// # Errors
 /// The first request that fails.
 pub async fn measure(
-    url: &str,
     clients: usize,
-    seconds: f64,
-    path: impl Fn(u32) -> String + Send + Sync + 'static,
+    until: Until,
+    ask: impl Fn(&reqwest::Client, u32) -> reqwest::RequestBuilder + Send + Sync + 'static,
 ) -> Result<Latency> {
-    let path = Arc::new(path);
-    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let (ask, next) = (Arc::new(ask), Arc::new(AtomicU32::new(0)));
     let began = Instant::now();
+    let goes_on = move |number: u32| match until {
+        Until::Seconds(seconds) => began.elapsed().as_secs_f64() < seconds,
+        Until::Requests(most) => number < most,
+    };
     let mut tasks = Vec::with_capacity(clients);
-    for client in 0..clients {
-        let (path, url) = (path.clone(), url.to_owned());
+    for _ in 0..clients {
+        let (ask, next) = (ask.clone(), next.clone());
         tasks.push(tokio::spawn(async move {
             // One connection each, as clients of a service have.
             let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(1).build()?;
             let mut took = Vec::new();
-            let mut number = client as u32;
-            while Instant::now() < until {
-                let address = format!("{url}{}", path(number));
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if !goes_on(number) {
+                    return Ok::<_, Error>(took);
+                }
+                let request = ask(&http, number);
                 let start = Instant::now();
-                let answer = http.get(&address).send().await?;
-                let status = answer.status();
+                let answer = request.send().await?;
+                let (status, address) = (answer.status(), answer.url().clone());
                 let body = answer.bytes().await?;
                 took.push(start.elapsed());
                 if !status.is_success() {
                     let text = String::from_utf8_lossy(&body).into_owned();
                     return Err(Error::Internal(format!("{address} answered {status}: {text}")));
                 }
-                number = number.wrapping_add(clients as u32);
             }
-            Ok::<_, Error>(took)
         }));
     }
     let mut all = Vec::new();

@@ -1,9 +1,14 @@
 //! `weightsmith bench`: measurements, as ratios where another program does the same.
 
 mod child;
+mod figures;
 mod files;
 mod load;
+mod peer;
+mod python;
 mod registry;
+mod scale;
+mod serving;
 
 use clap::Subcommand;
 
@@ -14,11 +19,17 @@ use crate::error::Result;
 pub enum Command {
     /// Measure lists, search, lineage, nearest, uploads and downloads on a registry of made-up rows.
     Registry(registry::Args),
+    /// Measure sampling beside ONNX Runtime and PyTorch, and a server under many clients.
+    Serving(Box<serving::Args>),
+    /// Measure what things cost as they grow: parameters, zoos, generators that are loaded, clients.
+    Scale(Box<scale::Args>),
 }
 
 /// Runs a benchmark.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Registry(args) => registry::run(args),
+        Command::Serving(args) => serving::run(&args),
+        Command::Scale(args) => scale::run(&args),
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use training::random;
 
 use super::child::Server;
+use super::load::Until;
 use super::{files, load};
 use crate::context::{RegistryArgs, caller, say, tokio_runtime, write_whole, writing};
 use crate::error::{Error, Result};
@@ -165,6 +166,14 @@ fn operations(sizes: Sizes) -> Vec<(&'static str, Path)> {
     ]
 }
 
+/// Asks a server for a path.
+fn get(
+    url: String,
+    path: impl Fn(u32) -> String + Send + Sync + 'static,
+) -> impl Fn(&reqwest::Client, u32) -> reqwest::RequestBuilder + Send + Sync + 'static {
+    move |http, n| http.get(format!("{url}{}", path(n)))
+}
+
 async fn measure(args: &Args, sizes: &Sizes) -> Result<Report> {
     let server = Server::start(&args.registry.data_dir)?;
     let mut measured = BTreeMap::new();
@@ -172,11 +181,10 @@ async fn measure(args: &Args, sizes: &Sizes) -> Result<Report> {
         .peak_during(async {
             for (name, path) in operations(*sizes) {
                 // Caches and prepared statements are warm on a server that runs.
-                load::measure(&server.url, usize::from(args.clients), 1.0, |n| {
-                    format!("/v1/datasets?limit=1&deleted={}", n % 2 == 1)
-                })
-                .await?;
-                let latency = load::measure(&server.url, usize::from(args.clients), args.seconds, path).await?;
+                let (clients, url) = (usize::from(args.clients), server.url.clone());
+                let warm = move |n| format!("/v1/datasets?limit=1&deleted={}", n % 2 == 1);
+                load::measure(clients, Until::Seconds(1.0), get(url.clone(), warm)).await?;
+                let latency = load::measure(clients, Until::Seconds(args.seconds), get(url, path)).await?;
                 say(&line(name, &latency));
                 measured.insert(name, latency);
             }

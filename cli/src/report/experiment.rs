@@ -418,6 +418,7 @@ impl<'a> Run<'a> {
         SampleOptions {
             count: self.experiment.samples,
             seed,
+            sampler: sampling.sampler,
             steps: Some(sampling.steps),
             eta: sampling.eta,
             guidance: sampling.guidance as f32,

@@ -126,8 +126,7 @@ impl Row {
         let stream = request.streams.start + index;
         // Each row has a stream of its own: a network is the same alone and among others.
         let mut noise = Noise::new(request.seed, stream..stream + 1);
-        let mut z = vec![0.0; request.dim];
-        noise.each(&mut z, |value, draw| *value = draw);
+        let z = noise.first(request.dim);
         let previous = vec![0.0; if samplers::is_multistep(&request.plan) { request.dim } else { 0 }];
         Self { index, z, previous, noise, at: 0 }
     }

@@ -117,6 +117,13 @@ impl Noise {
         )
     }
 
+    /// The latents that walks begin with, `[samples × dim]`: z_T ~ N(0, I).
+    pub fn first(&mut self, dim: usize) -> Vec<f32> {
+        let mut z = vec![0.0; self.samples() * dim];
+        self.each(&mut z, |value, draw| *value = draw);
+        z
+    }
+
     /// Number of samples.
     pub fn samples(&self) -> usize {
         self.0.len()
@@ -128,7 +135,7 @@ impl Noise {
     }
 
     /// Gives each value of `z` (`[samples × dim]`) with a normal draw to `f`, sample by sample.
-    pub(crate) fn each(&mut self, z: &mut [f32], f: impl Fn(&mut f32, f32)) {
+    fn each(&mut self, z: &mut [f32], f: impl Fn(&mut f32, f32)) {
         let dim = z.len() / self.0.len().max(1);
         if dim == 0 {
             return;
@@ -155,10 +162,9 @@ pub fn run(
     predict: &mut Predict<'_>,
     after: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
-    let mut z = vec![0.0; noise.samples() * dim];
+    let mut z = noise.first(dim);
     let mut prediction = vec![0.0; z.len()];
     let mut previous = vec![0.0; if is_multistep(plan) { z.len() } else { 0 }];
-    noise.each(&mut z, |value, draw| *value = draw);
     for (done, step) in (1..).zip(plan) {
         predict(&z, step.t, &mut prediction)?;
         step.advance(&mut z, &prediction, &mut previous, noise);

@@ -1,0 +1,121 @@
+//! What is measured: flat keys, each the median of paired rounds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::context::{say, write_whole};
+use crate::error::{Error, Result};
+
+/// Figures by key, such as `serving.overhead_batch_1`.
+#[derive(Debug, Default)]
+pub struct Figures(BTreeMap<String, Value>);
+
+impl Figures {
+    /// Adds a figure and prints it.
+    pub fn put(&mut self, key: &str, value: f64, meaning: &str) {
+        say(&format!("{key:<48} {value:>10.3}  {meaning}"));
+        self.0.insert(key.to_owned(), json!((value * 1e4).round() / 1e4));
+    }
+
+    /// Adds something that is no number.
+    pub fn note(&mut self, key: &str, value: Value) {
+        self.0.insert(key.to_owned(), value);
+    }
+
+    /// Adds all of another's.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Writes them with the machine they were measured on.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut all = self.0.clone();
+        all.insert("machine".into(), machine());
+        let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::Internal(e.to_string()))?;
+        write_whole(path, &text)
+    }
+}
+
+/// The machine: processor, cores, memory, system, and the build.
+pub fn machine() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let after = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
+    };
+    json!({
+        "processor": after(&read("/proc/cpuinfo"), "model name"),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "memory": after(&read("/proc/meminfo"), "MemTotal"),
+        "system": read("/proc/sys/kernel/osrelease").trim(),
+        "weightsmith": env!("CARGO_PKG_VERSION"),
+        "optimised": !cfg!(debug_assertions),
+    })
+}
+
+/// The value in the middle.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+/// Medians of paired rounds: seconds of ours, and of each peer over ours in the same round. Who goes first changes.
+///
+/// # Errors
+/// The first that fails.
+pub fn paired(
+    rounds: usize,
+    mut ours: impl FnMut() -> Result<f64>,
+    peers: &mut [&mut dyn FnMut() -> Result<f64>],
+) -> Result<(f64, Vec<f64>)> {
+    let (mut own, mut ratios) = (Vec::new(), vec![Vec::new(); peers.len()]);
+    for round in 0..rounds {
+        let before = if round % 2 == 0 { Some(ours()?) } else { None };
+        let theirs = peers.iter_mut().map(|peer| peer()).collect::<Result<Vec<_>>>()?;
+        let seconds = match before {
+            Some(seconds) => seconds,
+            None => ours()?,
+        };
+        own.push(seconds);
+        ratios.iter_mut().zip(theirs).for_each(|(ratios, theirs)| ratios.push(theirs / seconds));
+    }
+    Ok((median(own), ratios.into_iter().map(median).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_paired_rounds() {
+        assert_eq!((median(vec![3.0, 1.0, 2.0]), median(vec![4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+        assert!(median(Vec::new()).is_nan());
+        // The machine is slower in one round, for both.
+        let (mut ours, mut theirs) = ([1.0, 5.0, 1.0].into_iter(), [2.0, 10.0, 2.0].into_iter());
+        let mut peer = || Ok(theirs.next().unwrap());
+        let (own, ratios) = paired(3, || Ok(ours.next().unwrap()), &mut [&mut peer]).unwrap();
+        assert_eq!((own, ratios), (1.0, vec![2.0]));
+        assert!(paired(1, || Err(Error::Internal("no".into())), &mut []).is_err());
+    }
+
+    #[test]
+    fn a_file_has_flat_keys_and_the_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut figures = Figures::default();
+        figures.put("serving.overhead_batch_1", 1.234_56, "ours over bare");
+        figures.write(&folder.path().join("bench.json")).unwrap();
+        let read: Value = serde_json::from_slice(&std::fs::read(folder.path().join("bench.json")).unwrap()).unwrap();
+        assert_eq!(read["serving.overhead_batch_1"], 1.2346);
+        assert!(read["machine"]["cores"].as_u64().unwrap() > 0);
+    }
+}

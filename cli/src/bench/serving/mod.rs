@@ -1,0 +1,155 @@
+//! `weightsmith bench serving`: sampling beside a bare loop over the same graphs in ONNX Runtime and beside PyTorch, and a
+//! server under many clients.
+
+mod clients;
+mod made;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use inference::SampleOptions;
+use serde_json::json;
+use weights::tensors;
+
+use super::figures::{Figures, paired};
+use super::peer::Peer;
+use super::python::PythonArgs;
+use crate::context::{RegistryArgs, RuntimeArgs, say};
+use crate::error::{Error, Result};
+pub use clients::at_each;
+pub use made::{Made, Size, make};
+
+/// The networks in PyTorch, and the loop over them.
+const SCRIPT: &str = concat!(include_str!("../peers/networks.py"), "\n\n", include_str!("../peers/serve.py"));
+/// Steps of DDIM.
+const STEPS: usize = 20;
+/// Batches that are compared.
+const BATCHES: [usize; 2] = [1, 32];
+/// Largest difference of generated weights from a peer's, for it to have done the same.
+const SAME: f32 = 2e-3;
+
+/// Measure sampling and serving.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  weightsmith bench serving --python venv/bin/python --json bench.json")]
+pub struct Args {
+    #[command(flatten)]
+    pub options: Options,
+    #[command(flatten)]
+    python: PythonArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+    /// File for the figures as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Rounds of each comparison; ours and the peers' take turns.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..1000))]
+    rounds: u16,
+    /// Clients of the server.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..1000))]
+    clients: u16,
+    /// Seconds that the clients ask for.
+    #[arg(long, default_value_t = 30.0)]
+    seconds: f64,
+    /// Requests of the test of endurance, on a small generator; 0 leaves it out.
+    #[arg(long, default_value_t = 2000)]
+    requests: u32,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let mut figures = Figures::default();
+    measure(&args.options, &args.python.open()?, &args.registry, &args.runtime, &mut figures)?;
+    args.json.as_ref().map_or(Ok(()), |path| figures.write(path))
+}
+
+/// Measures everything about serving.
+///
+/// # Errors
+/// When a peer does something else than we do, or anything fails.
+pub fn measure(
+    options: &Options,
+    python: &Path,
+    registry: &RegistryArgs,
+    runtime: &RuntimeArgs,
+    figures: &mut Figures,
+) -> Result<()> {
+    if !options.seconds.is_finite() || options.seconds <= 0.0 {
+        return Err(Error::input("seconds_invalid", "--seconds must be a number above 0"));
+    }
+    say("serving: a UNet on latents 8x16x16, 20 steps of DDIM, and the decoder");
+    let runtime = runtime.open()?;
+    let made = make(&runtime, Size::Unet)?;
+    figures.note("serving.provider", json!(runtime.provider().to_string()));
+    beside_peers(options, python, &made, figures)?;
+    clients::measure(options, &made, registry, figures)?;
+    if options.requests > 0 {
+        clients::endure(options, &make(&runtime, Size::Small)?, registry, figures)?;
+    }
+    Ok(())
+}
+
+/// What is sampled.
+fn sampled(count: usize) -> SampleOptions {
+    SampleOptions { count, steps: Some(STEPS), seed: 3, ..SampleOptions::default() }
+}
+
+/// Seconds of `runs` generations of a batch.
+fn seconds(made: &Made, batch: usize, runs: usize) -> Result<f64> {
+    let options = sampled(batch);
+    let began = Instant::now();
+    for _ in 0..runs {
+        made.generator.generate(&made.embedding, &options, &mut |_, _| true)?;
+    }
+    Ok(began.elapsed().as_secs_f64())
+}
+
+fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Figures) -> Result<()> {
+    let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+    made.save(folder.path(), &sampled(1), BATCHES[1])?;
+    for batch in BATCHES {
+        let own = made.generator.generate(&made.embedding, &sampled(batch), &mut |_, _| true)?.weights;
+        let runs = (32 / batch).clamp(1, 8);
+        let mut peers = Vec::new();
+        for mode in ["ort", "eager", "compile"] {
+            let text = [mode, &folder.path().display().to_string(), &batch.to_string()].map(str::to_owned);
+            peers.push(Peer::start(python, SCRIPT, &text.each_ref().map(String::as_str))?);
+            let found = std::fs::read(folder.path().join(format!("{mode}-{batch}.safetensors")));
+            let (_, theirs) = tensors::named_from_safetensors(&found.map_err(Error::io(folder.path()))?, "weights")?;
+            let pairs = own.iter().flatten().zip(&theirs);
+            let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if theirs.len() != own.len() * own[0].len() || difference.is_nan() || difference > SAME {
+                return Err(Error::Internal(format!("{mode} makes other weights: they differ by {difference}")));
+            }
+            figures.put(
+                &format!("serving.difference_{mode}_batch_{batch}"),
+                f64::from(difference),
+                "largest difference of generated weights",
+            );
+        }
+        let mut asks: Vec<_> =
+            peers.iter_mut().map(|peer| move || Ok(peer.ask(runs)?["seconds"].as_f64().unwrap_or(f64::NAN))).collect();
+        let mut asks: Vec<&mut dyn FnMut() -> Result<f64>> = asks.iter_mut().map(|ask| ask as _).collect();
+        let (own, ratios) = paired(usize::from(options.rounds), || seconds(made, batch, runs), &mut asks)?;
+        let suffix = if batch == BATCHES[1] { String::new() } else { format!("_batch_{batch}") };
+        figures.put(&format!("serving.overhead_batch_{batch}"), 1.0 / ratios[0], "our time over bare ONNX Runtime's");
+        figures.put(&format!("serving.speedup_over_torch_eager{suffix}"), ratios[1], "samples a second over PyTorch's");
+        figures.put(
+            &format!("serving.speedup_over_torch_compile{suffix}"),
+            ratios[2],
+            "samples a second over torch.compile's",
+        );
+        figures.put(
+            &format!("serving.samples_per_second_batch_{batch}"),
+            (batch * runs) as f64 / own,
+            "samples a second, in this run only",
+        );
+    }
+    Ok(())
+}
