@@ -135,7 +135,14 @@ mod tests {
             check(
                 &[&[2, 3, 2, 8, 6], &[2, 2, 1, k, k], &[2, 2]],
                 |v| ops::depthwise_models(&v[0], &v[1], &v[2], stride, pad),
-                |v| depthwise_models(&v[0], &v[1], &v[2], &ops::depthwise::planes(&v[0], &v[1], &v[2], stride, pad).unwrap()),
+                |v| {
+                    depthwise_models(
+                        &v[0],
+                        &v[1],
+                        &v[2],
+                        &ops::depthwise::planes(&v[0], &v[1], &v[2], stride, pad).unwrap(),
+                    )
+                },
             );
         }
     }
