@@ -52,7 +52,10 @@ fn with_batch(shape: &[usize]) -> Vec<usize> {
 }
 
 /// A tensor of a probe.
-pub(crate) fn named(name: &str, tensor: &Tensor) -> Result<Named> {
+///
+/// # Errors
+/// When the device fails.
+pub fn named(name: &str, tensor: &Tensor) -> Result<Named> {
     Ok(Named { name: name.into(), shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1()? })
 }
 
