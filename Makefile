@@ -39,7 +39,7 @@ toolchain:
 build: setup ## Build target/release/weightsmith
 	@$(CARGO) build --release --locked -p cli
 
-cuda: setup ## Build target/cuda/release/weightsmith for CUDA (with nvcc of this machine, or from PyPI)
+cuda: toolchain ## Build target/cuda/release/weightsmith for CUDA (with nvcc of this machine, or from PyPI)
 	@$(PYTHON) scripts/cuda.py build
 
 cuda-runtime: ## Fetch ONNX Runtime for CUDA with CUDA's libraries, for machines with a GPU (1.5 GB)

@@ -62,7 +62,13 @@ fn what_cuda_lacks_is_said() {
         let said = run(weightsmith(command).current_dir(place.path()));
         assert_eq!(said.code, Some(2), "{said:?}");
         assert!(said.err.trim_end().ends_with("[cuda_unavailable]") && said.err.lines().count() == 1, "{said:?}");
-        for part in ["ONNX Runtime", "onnxruntime-gpu", "CUDA cannot be used for training", "no NVIDIA driver"] {
+        for part in [
+            "ONNX Runtime",
+            "onnxruntime-gpu",
+            "CUDA cannot be used for training",
+            "make cuda-runtime",
+            "no NVIDIA driver",
+        ] {
             assert!(said.err.contains(part), "{part}: {said:?}");
         }
         assert!(!place.path().join("x.json").exists());

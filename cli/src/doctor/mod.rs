@@ -112,10 +112,22 @@ fn devices(args: &Args, machine: &Machine) -> Result<(Runtime, candle_core::Devi
         (Ok(runtime), Ok(cuda)) => Ok((runtime, cuda)),
         (runtime, cuda) => {
             let reasons = [runtime.err().map(|e| e.to_string()), cuda.err().map(|e| e.to_string())];
-            let reasons: Vec<String> = reasons.into_iter().flatten().chain(machine.missing()).collect();
+            let reasons = reasons.into_iter().flatten().chain(of_the_cpu(args)).chain(machine.missing());
+            let reasons: Vec<String> = reasons.collect();
             Err(Error::input("cuda_unavailable", reasons.join("; ")))
         }
     }
+}
+
+/// Whether the ONNX Runtime that is pointed to lacks the file of the CUDA provider.
+fn of_the_cpu(args: &Args) -> Option<String> {
+    let library = inference::locate_library(args.runtime.ort.clone()).ok()?;
+    let provider = library.with_file_name("libonnxruntime_providers_cuda.so");
+    let text = format!(
+        "{} is ONNX Runtime for the CPU: `make cuda-runtime` fetches the one for CUDA, and `. .weightsmith/cuda.sh` points to it",
+        library.display()
+    );
+    (!provider.exists()).then_some(text)
 }
 
 fn describe(runtime: &Runtime) -> OnnxRuntime {
