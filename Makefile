@@ -42,7 +42,7 @@ build: setup ## Build target/release/weightsmith
 cuda: toolchain ## Build target/cuda/release/weightsmith for CUDA (with nvcc of this machine, or from PyPI)
 	@$(PYTHON) scripts/cuda.py build
 
-cuda-runtime: ## Fetch ONNX Runtime for CUDA with CUDA's libraries, for machines with a GPU (1.5 GB)
+cuda-runtime: ## Fetch ONNX Runtime for CUDA with CUDA's libraries, for machines with a GPU (1.9 GB)
 	@$(PYTHON) scripts/cuda.py runtime
 
 demo: build text-encoder ## Train generators on digits and on sentences, serve them, generate weights over HTTP, print the tables

@@ -4,7 +4,7 @@
     scripts/cuda.py build [CARGO ARGUMENT…]   target/cuda/release/weightsmith, with nvcc of this machine, or of wheels
     scripts/cuda.py runtime                   ONNX Runtime for CUDA with CUDA's libraries -> .weightsmith/cuda.sh
 
-nvcc is that of NVCC or CUDA_HOME, else of the PATH or /usr/local/cuda, else of the wheels in runtime/pins.json (90 MB).
+nvcc is that of NVCC or CUDA_HOME, else of the PATH or /usr/local/cuda, else of the wheels in runtime/pins.json (164 MB).
 CUDA_COMPUTE_CAP is the GPU's (`90` for an H100); without it this machine's, and 80, whose code later GPUs translate,
 where there is no GPU. Files go below WEIGHTSMITH_DEPS (default .weightsmith/deps).
 """
