@@ -16,7 +16,7 @@ use crate::parity;
 /// Learning rate of the step.
 const LR: f64 = 1e-3;
 /// How far finite differences go along the gradient, and how far they may be from it, relatively.
-const MOVE: f64 = 1e-2;
+const MOVE: f64 = 2e-3;
 const FINITE: f32 = 2e-2;
 
 /// The loss of a network whose parameters are those given, made where they are not there.
