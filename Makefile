@@ -21,7 +21,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Queries are checked against committed metadata, never against whatever DATABASE_URL points to.
 export SQLX_OFFLINE ?= true
 
-.PHONY: help setup text-encoder toolchain build demo serve test test-peft fmt lint openapi openapi-check dev-bin clean
+.PHONY: help setup text-encoder toolchain build cuda cuda-runtime demo serve test test-peft fmt lint openapi openapi-check dev-bin clean
 
 help: ## This list
 	@echo "Targets (variables: DEMO_ARGS, SERVE_ARGS, TEST_ARGS, PYTHON, WEIGHTSMITH_DEPS):"
@@ -38,6 +38,12 @@ toolchain:
 
 build: setup ## Build target/release/weightsmith
 	@$(CARGO) build --release --locked -p cli
+
+cuda: toolchain ## Build target/cuda/release/weightsmith for CUDA (with nvcc of this machine, or from PyPI)
+	@$(PYTHON) scripts/cuda.py build
+
+cuda-runtime: ## Fetch ONNX Runtime for CUDA with CUDA's libraries, for machines with a GPU (1.9 GB)
+	@$(PYTHON) scripts/cuda.py runtime
 
 demo: build text-encoder ## Train generators on digits and on sentences, serve them, generate weights over HTTP, print the tables
 	@$(ENV) exec $(RELEASE_BIN) demo $(DEMO_ARGS)

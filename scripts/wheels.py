@@ -54,15 +54,23 @@ def open_folder(folder: Path) -> None:
 
 def unpack(name: str, pin: dict, folder: Path) -> None:
     """Fetches the pin's wheel for this machine and leaves what it `keep`s in `folder`, all or nothing."""
-    sha256 = pin["sha256"].get(machine())
-    if sha256 is None or not sys.platform.startswith("linux"):
-        raise SetupError(f"no {name} {pin['version']} wheel is pinned for {sys.platform} {machine()} "
-                         f"(there is for linux {', '.join(pin['sha256'])})")
-    print(f"setup: fetching {name} {pin['version']}", flush=True)
+    unpack_all({name: pin}, folder)
+
+
+def unpack_all(pins: dict[str, dict], folder: Path) -> None:
+    """As `unpack`, several wheels in one tree."""
+    for name, pin in pins.items():
+        if pin["sha256"].get(machine()) is None or not sys.platform.startswith("linux"):
+            raise SetupError(f"no {name} {pin['version']} wheel is pinned for {sys.platform} {machine()} "
+                             f"(there is for linux {', '.join(pin['sha256'])})")
     with temporary_beside(folder) as scratch:
-        wheel = _download(name, pin, sha256, scratch)
         content = scratch / "content"
-        _extract(wheel, pin["keep"], content)
+        for name, pin in pins.items():
+            print(f"setup: fetching {name} {pin['version']}", flush=True)
+            place = scratch / name
+            place.mkdir()
+            _extract(_download(name, pin, pin["sha256"][machine()], place), pin["keep"], content)
+            shutil.rmtree(place)
         publish(content, folder)
 
 

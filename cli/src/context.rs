@@ -44,7 +44,7 @@ pub struct RuntimeArgs {
     /// The ONNX Runtime library, or the folder that holds it.
     #[arg(long, env = "WEIGHTSMITH_ORT")]
     pub ort: Option<PathBuf>,
-    /// Where graphs run: `cpu`, `cuda` (or fail), `auto` (CUDA when it works).
+    /// Where graphs run and networks are trained: `cpu`, `cuda` (or fail), `auto` (CUDA when it works).
     #[arg(long, env = "WEIGHTSMITH_DEVICE", default_value_t = Device::Auto)]
     pub device: Device,
     /// CPU threads of a graph; 0 for all cores.
@@ -193,6 +193,27 @@ impl RuntimeArgs {
     /// Loads ONNX Runtime.
     pub fn open(&self) -> Result<Runtime> {
         Ok(Runtime::new(&inference::locate_library(self.ort.clone())?, self.device, self.threads)?)
+    }
+
+    /// Makes the device of this setting the one that training is on.
+    ///
+    /// # Errors
+    /// [`training::Error::NoCuda`] when it is CUDA and that cannot be used.
+    pub fn train_there(&self) -> Result<()> {
+        let chosen = match self.device {
+            Device::Cpu => candle_core::Device::Cpu,
+            Device::Cuda => training::device::cuda()?,
+            Device::Auto => training::device::cuda().unwrap_or(candle_core::Device::Cpu),
+        };
+        training::device::choose(&chosen);
+        Ok(())
+    }
+
+    /// As [`Self::train_there`], for servers, whose graphs can run on CUDA where training cannot.
+    pub fn train_there_or_here(&self) {
+        if let Err(error) = self.train_there() {
+            tracing::warn!(%error, "jobs train on the CPU");
+        }
     }
 }
 

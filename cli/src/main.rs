@@ -13,6 +13,7 @@ mod context;
 mod dataset;
 mod db;
 mod demo;
+mod doctor;
 mod error;
 mod evaluate;
 mod extractor;
@@ -21,6 +22,7 @@ mod generate;
 mod generator;
 mod import;
 mod language;
+mod parity;
 mod publish;
 mod report;
 mod serve;
@@ -82,6 +84,8 @@ enum Command {
     /// Learn, generate, search and mix layers of language models.
     #[command(subcommand)]
     Language(language::Command),
+    /// Look at this machine, compare graphs and training with the CPU's, and measure: what to run first on a GPU.
+    Doctor(doctor::Args),
     /// Measure against other programs.
     #[command(subcommand)]
     Bench(bench::Command),
@@ -119,6 +123,7 @@ fn run(command: Command) -> Result<()> {
         Command::Extractor(command) => extractor::run(command),
         Command::Spectrum(args) => language::spectrum::run(&args),
         Command::Language(command) => language::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(command) => bench::run(command),
         Command::Gc(args) => gc::run_gc(args),
         Command::Fsck(args) => gc::run_fsck(args),

@@ -70,6 +70,7 @@ async fn serve(args: &Args, settings: Settings) -> Result<()> {
     let (stop, mut worker) = (watch::Sender::new(false), None);
     let start = async {
         let runtime = args.runtime.open()?;
+        args.runtime.train_there_or_here();
         let open =
             if args.no_migrate { args.registry.open_current().await? } else { args.registry.open_alone().await? };
         provider.set(Some(runtime.provider()));

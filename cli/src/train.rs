@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use inference::{Generator, Runtime, SessionPool};
+use inference::{Generator, Provider, Runtime};
+use training::device;
 use training::export::Probe;
 use training::stages;
 use training::stages::generator::{self, Trained};
@@ -13,6 +14,7 @@ use crate::context::{
 };
 use crate::error::{Error, Result};
 use crate::extractor;
+use crate::parity;
 use crate::publish;
 use crate::zoo::load_config;
 
@@ -40,15 +42,12 @@ pub struct Args {
     runtime: RuntimeArgs,
 }
 
-/// Largest difference that exported graphs may have from candle, relative to the output's scale where that is
-/// above 1.
-const PARITY: f32 = 1e-4;
-
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     args.snapshots.check()?;
     let config = load_config(args.config.as_ref())?;
     let progress = progress()?;
+    args.runtime.train_there()?;
     let sources = extractor::sources(&config, &args.registry, &args.runtime, &progress)?;
     let zoo = stages::zoo::open(&args.zoo)?;
     if stages::zoo::differs(&config, &sources, &args.zoo)? {
@@ -61,7 +60,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     prepare(&args.out)?;
     let snapshots = args.snapshots.open(&args.out)?;
-    let trained = generator::train(&config, &zoo, &sources, &candle_device(), &progress, snapshots.keep())?;
+    let trained = generator::train(&config, &zoo, &sources, &device::current(), &progress, snapshots.keep())?;
     let difference = verify(&runtime, &trained.bundle, &trained.probes)?;
     let mut tar = Vec::new();
     trained.bundle.write_tar(&mut tar)?;
@@ -93,41 +92,20 @@ fn report(args: &Args, trained: &Trained, difference: f32) {
     say(&format!("{} {}", args.out.display(), trained.bundle.digest()));
 }
 
-/// The device of training.
-pub fn candle_device() -> candle_core::Device {
-    candle_core::Device::Cpu
-}
-
 /// Runs every probe on ONNX Runtime and returns the largest difference from candle's outputs.
 ///
 /// # Errors
-/// [`Error::Parity`] when it is above 1e-4 of the output's scale.
+/// [`Error::Parity`] when it is above what is allowed there: [`parity::tolerance`].
 pub fn verify(runtime: &Runtime, bundle: &Bundle, probes: &[Probe]) -> Result<f32> {
+    let tolerance = parity::tolerance(device::current().is_cpu() && runtime.provider() == Provider::Cpu);
     let mut worst = 0f32;
     for probe in probes {
-        let pool = SessionPool::new(runtime, probe.graph.clone(), bundle.file(&probe.graph)?.to_vec())?;
-        let inputs: Vec<_> =
-            probe.inputs.iter().map(|t| (t.name.as_str(), t.shape.as_slice(), t.data.as_slice())).collect();
-        let outputs = pool.run(&inputs)?;
-        for expected in &probe.outputs {
-            let found = outputs.get(&expected.name).filter(|t| t.shape == expected.shape);
-            let found = found.ok_or_else(|| {
-                Error::Parity(format!("{} gives no {} of shape {:?}", probe.graph, expected.name, expected.shape))
-            })?;
-            let scale = expected.data.iter().fold(1f32, |m, v| m.max(v.abs()));
-            let difference = largest_difference(&found.data, &expected.data) / scale;
-            if difference > PARITY {
-                let text =
-                    format!("{}: {} differs by {difference:.1e} from what was trained", probe.graph, expected.name);
-                return Err(Error::Parity(text));
-            }
-            worst = worst.max(difference);
+        let (output, difference) = parity::of_graph(runtime, bundle.file(&probe.graph)?, probe)?;
+        if difference > tolerance {
+            let text = format!("{}: {output} differs by {difference:.1e} from what was trained", probe.graph);
+            return Err(Error::Parity(text));
         }
+        worst = worst.max(difference);
     }
     Ok(worst)
-}
-
-/// Largest absolute difference; infinite when one is not a number.
-fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
 }

@@ -59,6 +59,7 @@ pub fn run(command: Command) -> Result<()> {
     snapshots.check()?;
     let config = load_config(config.as_ref())?;
     let progress = progress()?;
+    runtime.train_there()?;
     let sources = extractor::sources(&config, &registry, &runtime, &progress)?;
     if stages::zoo::differs(&config, &sources, &out)? {
         let reason = "it was built with another configuration or other data; choose another folder, or remove it";

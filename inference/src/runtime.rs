@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ort::environment::Environment;
-use ort::ep::CUDA;
+use ort::ep::{CUDA, ExecutionProvider};
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -81,6 +81,8 @@ struct Inner {
     provider: Provider,
     threads: usize,
     version: Option<String>,
+    /// Why CUDA was passed over.
+    without_cuda: Option<String>,
     /// Pools in use, by name and digest of their graphs.
     pools: Mutex<HashMap<String, Weak<SessionPool>>>,
 }
@@ -113,11 +115,12 @@ impl Runtime {
             return Err(Error::RuntimeMissing(library));
         }
         let environment = load(&library)?;
-        let provider = choose_provider(&library, &environment, device)?;
+        let (provider, without_cuda) = choose_provider(&library, &environment, device)?;
         let threads = if threads == 0 { available_threads() } else { threads };
         let version = version_in(&library.to_string_lossy()).or_else(|| version_in(ort::info()));
         tracing::info!(library = %library.display(), %provider, threads, version = version.as_deref(), "ONNX Runtime ready");
-        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, pools: Mutex::default() })))
+        let pools = Mutex::default();
+        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, without_cuda, pools })))
     }
 
     /// The provider that sessions really use.
@@ -133,6 +136,16 @@ impl Runtime {
     /// The library's file.
     pub fn library(&self) -> &Path {
         &self.0.library
+    }
+
+    /// Whether the library was built with the CUDA provider; that it works is another matter.
+    pub fn has_cuda(&self) -> bool {
+        CUDA::is_available().unwrap_or(false)
+    }
+
+    /// Why CUDA was tried and is not used.
+    pub fn without_cuda(&self) -> Option<&str> {
+        self.0.without_cuda.as_deref()
     }
 
     /// CPU threads that the sessions of a graph share.
@@ -230,22 +243,31 @@ fn build_session(environment: &Environment, provider: Provider, intra_threads: u
         .with_log_level(LogLevel::Warning)?;
     match provider {
         Provider::Cpu => Ok(builder),
-        // Without `error_on_failure`, ONNX Runtime would fall back to the CPU and say nothing.
-        Provider::Cuda => Ok(builder.with_execution_providers([CUDA::default().build().error_on_failure()])?),
+        // Without `error_on_failure`, ONNX Runtime would fall back to the CPU and say nothing. TensorFloat-32 would make
+        // networks differ from those of the CPU in the third digit.
+        Provider::Cuda => {
+            let cuda = CUDA::default().with_tf32(false).build().error_on_failure();
+            Ok(builder.with_execution_providers([cuda])?)
+        }
     }
 }
 
-fn choose_provider(library: &Path, environment: &Environment, device: Device) -> Result<Provider> {
+/// The provider that works, and why it is not CUDA where that was tried.
+fn choose_provider(library: &Path, environment: &Environment, device: Device) -> Result<(Provider, Option<String>)> {
+    let mut without_cuda = None;
     let probe = |provider| build_session(environment, provider, 1).and_then(|mut b| b.commit_from_memory(PROBE));
     if device != Device::Cpu {
         match probe(Provider::Cuda) {
-            Ok(_) => return Ok(Provider::Cuda),
+            Ok(_) => return Ok((Provider::Cuda, None)),
             Err(e) if device == Device::Cuda => return Err(Error::CudaUnavailable(first_line(&e.to_string()))),
-            Err(e) => tracing::debug!(reason = %e, "CUDA is not usable; falling back to the CPU"),
+            Err(e) => {
+                tracing::debug!(reason = %e, "CUDA is not usable; falling back to the CPU");
+                without_cuda = Some(first_line(&e.to_string()));
+            }
         }
     }
     match probe(Provider::Cpu) {
-        Ok(_) => Ok(Provider::Cpu),
+        Ok(_) => Ok((Provider::Cpu, without_cuda)),
         Err(e) => Err(unusable(library, &e)),
     }
 }

@@ -54,6 +54,9 @@ pub enum Error {
         /// Largest standard deviation of a latent's dimension over checkpoints.
         deviation: f32,
     },
+    /// CUDA was asked for and cannot be used; says what is missing.
+    #[error("CUDA cannot be used for training: {0}")]
+    NoCuda(String),
     /// Snapshots cannot be kept or read.
     #[error("snapshots: {0}")]
     Snapshots(String),
@@ -80,6 +83,7 @@ impl Error {
             Self::Zoo { .. } => "zoo_invalid",
             Self::Diverged { .. } => "diverged",
             Self::Collapsed { .. } => "collapsed",
+            Self::NoCuda(_) => "cuda_unavailable",
             Self::Snapshots(_) => "snapshots_unavailable",
             Self::Interrupted => "interrupted",
         }

@@ -52,7 +52,10 @@ fn with_batch(shape: &[usize]) -> Vec<usize> {
 }
 
 /// A tensor of a probe.
-pub(crate) fn named(name: &str, tensor: &Tensor) -> Result<Named> {
+///
+/// # Errors
+/// When the device fails.
+pub fn named(name: &str, tensor: &Tensor) -> Result<Named> {
     Ok(Named { name: name.into(), shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1()? })
 }
 
@@ -180,13 +183,14 @@ pub fn predictor(p: &Predictor) -> Result<Vec<u8>> {
 /// # Errors
 /// When shapes do not fit.
 pub fn predictor_probes(p: &mut Predictor) -> Result<Vec<Probe>> {
+    let device = p.params.device().clone();
     let mut rng = random::stream(1, "probes");
     let mut probes = Vec::new();
     for n in PROBE_BATCHES {
-        let x = random::normal(&[n, p.shape.length], &Device::Cpu, &mut rng)?;
+        let x = random::normal(&[n, p.shape.length], &device, &mut rng)?;
         let mut inputs = vec![named("weights", &x)?];
         let dataset = match p.shape.dataset {
-            Some(dim) => Some(random::normal(&[n, dim], &Device::Cpu, &mut rng)?),
+            Some(dim) => Some(random::normal(&[n, dim], &device, &mut rng)?),
             None => None,
         };
         if let Some(dataset) = &dataset {
@@ -203,7 +207,7 @@ pub fn predictor_probes(p: &mut Predictor) -> Result<Vec<Probe>> {
 /// # Errors
 /// When shapes do not fit.
 pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[Architecture]) -> Result<Vec<Probe>> {
-    let device = Device::Cpu;
+    let device = v.params.device().clone();
     let mut rng = random::stream(0, "probes");
     let mut random = |shape: &[usize]| random::normal(shape, &device, &mut rng);
     let mut probes = Vec::new();
@@ -230,7 +234,7 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[A
         });
         let s = e.shape.clone();
         let features = random(&[n, s.classes, s.images, s.feature_dim])?;
-        let supports = Supports { features, presence: any_presence(&s, n)? };
+        let supports = Supports { features, presence: any_presence(&s, n, &device)? };
         let (dataset, condition) = e.encode(&supports)?;
         let presence = supports.presence.as_ref();
         let mut inputs = vec![named("features", &supports.features)?];
@@ -273,13 +277,13 @@ pub fn probes(v: &mut Vae, e: &mut Encoder, d: &mut Denoiser, architectures: &[A
 }
 
 /// Different numbers of classes, where a dataset has any number.
-fn any_presence(shape: &EncoderShape, n: usize) -> Result<Option<Tensor>> {
+fn any_presence(shape: &EncoderShape, n: usize, device: &Device) -> Result<Option<Tensor>> {
     if !shape.any_number {
         return Ok(None);
     }
     let own = |i: usize| FEWEST + i % (shape.classes + 1 - FEWEST);
     let of = |i: usize| (0..shape.classes).map(move |class| f32::from(u8::from(class < own(i))));
-    Ok(Some(Tensor::from_vec((0..n).flat_map(of).collect::<Vec<_>>(), (n, shape.classes), &Device::Cpu)?))
+    Ok(Some(Tensor::from_vec((0..n).flat_map(of).collect::<Vec<_>>(), (n, shape.classes), device)?))
 }
 
 /// A probe of an architecture's graph of statistics with random weights; none where it has no such graph.

@@ -176,7 +176,7 @@ impl Frozen {
             None => Ok(Value::live(own.next().cloned())),
             Some(constant) => {
                 let shape: Vec<usize> = std::iter::once(m).chain(constant.dims().iter().copied()).collect();
-                Ok(Value::constant(Some(constant.broadcast_as(shape)?)))
+                Ok(Value::constant(Some(constant.to_device(x.device())?.broadcast_as(shape)?)))
             }
         });
         let all = all.collect::<Result<Vec<_>>>()?;

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod config;
 pub mod curve;
 mod data;
+pub mod device;
 pub mod error;
 pub mod export;
 pub mod frozen;

@@ -1,5 +1,7 @@
 //! AdamW in one pass per tensor on the CPU, the exponential moving average of parameters, learning-rate schedule.
 
+mod native;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -34,6 +36,28 @@ impl Default for AdamConfig {
 struct Slot {
     var: Var,
     moments: Mutex<(Vec<f32>, Vec<f32>)>,
+    /// In place of those, where the parameter is not on the CPU.
+    on_device: Mutex<Option<native::Moments>>,
+}
+
+impl Slot {
+    fn off_cpu(&self) -> bool {
+        !self.var.device().is_cpu()
+    }
+
+    /// Moments on the device: those of a snapshot, or zero.
+    fn initial(&self) -> Result<native::Moments> {
+        let moments = self.moments.lock().map_err(|_| lost())?;
+        Ok(native::Moments::new(&self.var, &moments.0, &moments.1)?)
+    }
+
+    /// The moments, for a snapshot.
+    fn values(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        if let Some(moments) = &*self.on_device.lock().map_err(|_| lost())? {
+            return Ok(moments.values()?);
+        }
+        Ok(self.moments.lock().map_err(|_| lost())?.clone())
+    }
 }
 
 /// AdamW over a fixed list of parameters.
@@ -50,7 +74,7 @@ impl AdamW {
             .into_iter()
             .map(|var| {
                 let n = var.elem_count();
-                Slot { var, moments: Mutex::new((vec![0.0; n], vec![0.0; n])) }
+                Slot { var, moments: Mutex::new((vec![0.0; n], vec![0.0; n])), on_device: Mutex::default() }
             })
             .collect();
         Self { slots, config, step: 0 }
@@ -65,12 +89,30 @@ impl AdamW {
         let scale = self.clip_scale(grads)?;
         let bias1 = 1.0 - self.config.beta1.powi(self.step);
         let bias2 = 1.0 - self.config.beta2.powi(self.step);
+        if self.slots.iter().any(Slot::off_cpu) {
+            return self.native_step(grads, lr, [bias1, bias2], scale);
+        }
         self.slots.par_iter().zip(grads).try_for_each(|(slot, grad)| {
             let Some(grad) = grad else { return Ok(()) };
             let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
             let op = AdamOp { moments: &slot.moments, c: self.config, lr, bias1, bias2, decay, scale };
             Ok(slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?)
         })
+    }
+
+    /// A step on another device than the CPU, one parameter after the other: they share one queue there.
+    fn native_step(&self, grads: &[Option<Tensor>], lr: f64, bias: [f64; 2], scale: f64) -> Result<()> {
+        for (slot, grad) in self.slots.iter().zip(grads) {
+            let Some(grad) = grad else { continue };
+            let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
+            let mut moments = slot.on_device.lock().map_err(|_| lost())?;
+            let of = match moments.take() {
+                Some(of) => of,
+                None => slot.initial()?,
+            };
+            moments.insert(of).step(&slot.var, grad, &self.config, native::Step { lr, bias, decay, scale })?;
+        }
+        Ok(())
     }
 
     /// Puts moments and step into a snapshot.
@@ -80,9 +122,9 @@ impl AdamW {
     pub fn save(&self, prefix: &str, snapshot: &mut Snapshot) -> Result<()> {
         let (mut m, mut v) = (Vec::new(), Vec::new());
         for slot in &self.slots {
-            let moments = slot.moments.lock().map_err(|_| lost())?;
-            m.extend_from_slice(&moments.0);
-            v.extend_from_slice(&moments.1);
+            let (own_m, own_v) = slot.values()?;
+            m.extend_from_slice(&own_m);
+            v.extend_from_slice(&own_v);
         }
         snapshot.put(&format!("{prefix}.m"), m);
         snapshot.put(&format!("{prefix}.v"), v);
@@ -103,6 +145,7 @@ impl AdamW {
         for slot in &self.slots {
             let end = at + slot.var.elem_count();
             *slot.moments.lock().map_err(|_| lost())? = (m[at..end].to_vec(), v[at..end].to_vec());
+            *slot.on_device.lock().map_err(|_| lost())? = None;
             at = end;
         }
         Ok(())
@@ -111,6 +154,9 @@ impl AdamW {
     fn clip_scale(&self, grads: &[Option<Tensor>]) -> Result<f64> {
         if self.config.clip <= 0.0 {
             return Ok(1.0);
+        }
+        if self.slots.iter().any(Slot::off_cpu) {
+            return Ok((self.config.clip / native::square(grads)?.sqrt().max(1e-12)).min(1.0));
         }
         // Collected first, so that the sum's order does not depend on the threads.
         let squares = grads
@@ -218,6 +264,14 @@ impl Ema {
         self.step += 1;
         let t = self.step as f64;
         let decay = self.decay.min((1.0 + t) / (10.0 + t));
+        if params.vars().first().is_some_and(|var| !var.device().is_cpu()) {
+            for (name, average) in &mut self.average {
+                if let Some(var) = params.get(name) {
+                    *average = native::blend(average, var.as_tensor(), 1.0 - decay)?;
+                }
+            }
+            return Ok(());
+        }
         self.average.par_iter().try_for_each(|(name, average)| {
             let Some(var) = params.get(name) else { return Ok(()) };
             Ok(average.inplace_op2(var.as_tensor(), &BlendOp((1.0 - decay) as f32))?)

@@ -124,6 +124,7 @@ pub fn run(args: Args) -> Result<()> {
         prepare(path)?;
     }
     let runtime = args.runtime.open()?;
+    args.runtime.train_there()?;
     let tokio = tokio_runtime()?;
     let (listener, open) = tokio.block_on(async {
         let listener = serve::bind(args.bind).await?;
@@ -184,7 +185,7 @@ fn make(config: Config, sources: Sources, dir: &Path, progress: &Progress, clock
     let folder = Folder::new(zoo_dir.with_extension("snapshots"));
     let keep = Keep::new(&folder, snapshots::EVERY);
     let zoo = clock.time("zoo", || Ok(zoo::build(&config, &sources, &zoo_dir, progress, keep)?))?;
-    let trained = stages::generator::train(&config, &zoo, &sources, &train::candle_device(), progress, keep)?;
+    let trained = stages::generator::train(&config, &zoo, &sources, &training::device::current(), progress, keep)?;
     clock.stages.extend(trained.seconds.iter().copied());
     write_whole(&zoo_dir.join(FINISHED), b"")?;
     keep.clear()?;

@@ -82,7 +82,7 @@ impl<'a> Cache<'a> {
         // Variants that differ in what comes after the VAE share it.
         let vaes = Folder::new(self.dir.join("vaes"));
         let keep = Keep::new(&folder, snapshots::EVERY).sharing(&vaes);
-        let trained = generator::train(config, zoo, sources, &train::candle_device(), self.progress, keep)?;
+        let trained = generator::train(config, zoo, sources, &training::device::current(), self.progress, keep)?;
         train::verify(self.runtime, &trained.bundle, &trained.probes)?;
         let mut tar = Vec::new();
         trained.bundle.write_tar(&mut tar)?;

@@ -84,6 +84,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         None => true,
     });
+    args.runtime.train_there()?;
     let runtime = args.runtime.open()?;
     let progress = progress()?;
     let place = Place {

@@ -103,6 +103,7 @@ pub fn run(args: Args) -> Result<()> {
     args.work.check()?;
     tokio_runtime()?.block_on(async {
         let runtime = args.runtime.open()?;
+        args.runtime.train_there_or_here();
         let open = args.registry.open().await?;
         let (upload_dir, models) = (Some(args.registry.upload_dir()?), args.models.open()?);
         let settings = Settings { upload_dir, models, ..Settings::default() };

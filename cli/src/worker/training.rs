@@ -27,7 +27,7 @@ use crate::context::blocking;
 use crate::error::{Error, Result};
 use crate::extractor::{extracted, with_backbone};
 use crate::publish::{self, KindOfRuns};
-use crate::train::{candle_device, verify};
+use crate::train::verify;
 
 /// Artifacts read at a time.
 const READS: usize = 16;
@@ -103,7 +103,7 @@ pub async fn train(state: &AppState, attempt: Attempt, every: Duration) -> Resul
     let (config_, sources_, zoo_) = (config.clone(), sources.clone(), zoo.clone());
     let (trained, loaded, difference) = blocking(move || {
         let keep = Keep::new(&store, every);
-        let trained = generator::train(&config_, &zoo_, &sources_, &candle_device(), &shown, keep)?;
+        let trained = generator::train(&config_, &zoo_, &sources_, &training::device::current(), &shown, keep)?;
         let difference = verify(&runtime, &trained.bundle, &trained.probes)?;
         let loaded = Generator::load(&runtime, trained.bundle.clone())?;
         Ok((trained, loaded, difference))

@@ -5,7 +5,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 use gemm::Parallelism;
 
-use super::f32_slice;
+use super::{f32_slice, native};
 use crate::error::Result;
 
 /// 2-D convolution: `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']`.
@@ -24,23 +24,27 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: us
 /// The same for `m` models: `x [m, n, c, h, w]`, `weight [m, o, c, k, k]`, `bias [m, o]` → `[m, n, o, h', w']`.
 ///
 /// # Errors
-/// When shapes do not fit, or the tensors are not on the CPU.
+/// When shapes do not fit.
 pub fn conv2d_models(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
-    let op = Conv(Sizes::new(x, weight, bias, stride, pad)?);
+    let sizes = Sizes::new(x, weight, bias, stride, pad)?;
+    if !x.device().is_cpu() {
+        return Ok(native::conv2d_models(x, weight, bias, &sizes)?);
+    }
+    let op = Conv(sizes);
     Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    m: usize,
-    n: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
     c: usize,
     h: usize,
     w: usize,
-    o: usize,
-    k: usize,
+    pub(super) o: usize,
+    pub(super) k: usize,
     pub(super) stride: usize,
-    pad: usize,
+    pub(super) pad: usize,
     pub(super) oh: usize,
     pub(super) ow: usize,
 }

@@ -3,25 +3,33 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
 use super::conv::{Of, Sizes, gradients, slices};
-use super::sum;
+use super::{native, sum};
 use crate::error::Result;
 
 /// Each channel of `m` models' images convolved alone: `x [m, n, c, h, w]`, `weight [m, c, 1, k, k]`, `bias [m, c]` →
 /// `[m, n, c, h', w']`.
 ///
 /// # Errors
-/// When shapes do not fit, or the tensors are not on the CPU.
+/// When shapes do not fit.
 pub fn depthwise_models(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
+    let (_, n, c, ..) = x.dims5()?;
+    let planes = planes(x, weight, bias, stride, pad)?;
+    if !x.device().is_cpu() {
+        return Ok(native::depthwise_models(x, weight, bias, &planes)?);
+    }
+    let op = Depthwise { planes, n, c };
+    Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+}
+
+/// Sizes of one channel's convolution: each channel is an image of one channel, and has a model of its own.
+pub(super) fn planes(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Sizes> {
     let (m, n, c, h, w) = x.dims5()?;
     if weight.dims()[..3] != [m, c, 1] || bias.dims() != [m, c] {
         let text = format!("a depthwise convolution of {:?} by {:?}", x.dims(), weight.dims());
         return Err(candle_core::Error::Msg(text).into());
     }
-    // Each channel is an image of one channel, and has a model of its own.
     let (kernel, one) = (weight.reshape((m * c, 1, 1, weight.dim(3)?, weight.dim(4)?))?, bias.reshape((m * c, 1))?);
-    let planes = Sizes::new(&x.reshape((m * c, n, 1, h, w))?, &kernel, &one, stride, pad)?;
-    let op = Depthwise { planes, n, c };
-    Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?)
+    Ok(Sizes::new(&x.reshape((m * c, n, 1, h, w))?, &kernel, &one, stride, pad)?)
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::{f32_slice, norm_gradients, sum};
+use super::{f32_slice, native, norm_gradients, sum};
 use crate::error::Result;
 
 /// ε of layer normalisation, as in torchvision's vision transformers.
@@ -11,7 +11,7 @@ pub const LAYER_NORM_EPSILON: f64 = 1e-6;
 /// Normalises each row over the last dimension: `x [m, …, d]`, `scale` and `shift` `[m, d]` → as `x`.
 ///
 /// # Errors
-/// When shapes do not fit, or the tensors are not on the CPU.
+/// When shapes do not fit.
 pub fn layer_norm_models(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let sizes = match x.dims() {
         [m, rows @ .., d] if *d > 0 && scale.dims() == [*m, *d] && shift.dims() == [*m, *d] => {
@@ -22,6 +22,9 @@ pub fn layer_norm_models(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<T
             return Err(candle_core::Error::Msg(text).into());
         }
     };
+    if !x.device().is_cpu() {
+        return Ok(native::layer_norm_models(x, scale, shift)?);
+    }
     Ok(x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, LayerNorm(sizes))?)
 }
 

@@ -1,8 +1,9 @@
-//! Operations that candle's CPU backend does slowly or not at all.
+//! Operations that candle's CPU backend does slowly or not at all. On other devices they are candle's own: `native`.
 
 mod conv;
 mod depthwise;
 mod layer_norm;
+mod native;
 mod norm;
 mod pointwise;
 mod pool;

@@ -4,16 +4,19 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 use weights::layout::NORM_EPSILON;
 
-use super::{f32_slice, norm_gradients, sum};
+use super::{f32_slice, native, norm_gradients, sum};
 use crate::error::Result;
 
 /// Normalises each channel by its mean and variance over examples and positions: `x [m, n, c, …]`, `scale` and `shift`
 /// `[m, c]` → as `x`.
 ///
 /// # Errors
-/// When shapes do not fit, or the tensors are not on the CPU.
+/// When shapes do not fit.
 pub fn batch_norm(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let op = Norm(Sizes::new(x, scale, shift)?);
+    if !x.device().is_cpu() {
+        return Ok(native::batch_norm(x, scale, shift)?);
+    }
     Ok(x.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, op)?)
 }
 

@@ -2,22 +2,28 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
-use super::f32_slice;
+use super::{f32_slice, native};
 use crate::error::Result;
 
 /// x · min(max(x + 3, 0), 6) / 6.
 ///
 /// # Errors
-/// When the tensor is not on the CPU.
+/// When the device fails.
 pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return Ok(native::hard_swish(x)?);
+    }
     Ok(x.contiguous()?.apply_op1(Hard::Swish)?)
 }
 
 /// min(max(x + 3, 0), 6) / 6.
 ///
 /// # Errors
-/// When the tensor is not on the CPU.
+/// When the device fails.
 pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return Ok(native::hard_sigmoid(x)?);
+    }
     Ok(x.contiguous()?.apply_op1(Hard::Sigmoid)?)
 }
 

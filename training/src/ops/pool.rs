@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
-use super::f32_slice;
+use super::{f32_slice, native};
 use crate::error::Result;
 
 /// 2×2 maximum pooling with stride 2 on `[n, c, h, w]`, h and w even.
@@ -15,7 +15,7 @@ pub fn max_pool2(x: &Tensor) -> Result<Tensor> {
         return Err(candle_core::Error::Msg(format!("2×2 pooling needs even sides, the input has {h}×{w}")).into());
     }
     if !x.device().is_cpu() {
-        return Ok(x.max_pool2d(2)?);
+        return Ok(native::max_pool2(x)?);
     }
     Ok(x.contiguous()?.apply_op1(MaxPool2)?)
 }

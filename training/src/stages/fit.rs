@@ -12,6 +12,7 @@ use weights::layout::Layout;
 
 use crate::backend::Models;
 use crate::data::TaskData;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::networks::target;
 use crate::optim::{AdamConfig, AdamW};
@@ -178,7 +179,7 @@ impl<'a> Fit<'a> {
         recipe: &'a Recipe,
         stops: &'a [usize],
     ) -> Result<Self> {
-        let device = Device::Cpu;
+        let device = device::current();
         let net = Net::of(architecture, tasks);
         let layout = net.layout();
         let start = Tensor::from_vec(theta, (tasks.len(), layout.parameters()), &device)?;
@@ -241,7 +242,7 @@ impl<'a> Fit<'a> {
         for (order, task) in self.orders.iter_mut().zip(self.tasks) {
             order.fill(task, step, self.per_class, &mut x);
         }
-        let x = self.net.inputs(x, models, &Device::Cpu)?;
+        let x = self.net.inputs(x, models, self.target.device())?;
         let y = self.net.forward(&mut Models::training(), &self.params, &x)?;
         // Summed over models: each has its own parameters, so each gets its own gradient.
         let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
@@ -301,7 +302,7 @@ impl<'a> Fit<'a> {
     /// When the snapshot is of other models.
     pub fn restore(&mut self, mut snapshot: Snapshot) -> Result<()> {
         let (models, d) = (self.tasks.len(), self.layout.parameters());
-        let theta = Tensor::from_vec(snapshot.take_len("theta", models * d)?, (models, d), &Device::Cpu)?;
+        let theta = Tensor::from_vec(snapshot.take_len("theta", models * d)?, (models, d), self.target.device())?;
         self.adam.restore("adam", &mut snapshot)?;
         // Those at the very place of the snapshot are taken when training goes on.
         let passed = self.stops.iter().filter(|&&stop| stop * self.epoch() < snapshot.step).count();
@@ -347,7 +348,7 @@ pub fn adapt(
     steps: usize,
     lr: f64,
 ) -> Result<Vec<Vec<f32>>> {
-    let (device, net, models) = (Device::Cpu, Net::new(architecture, None), theta.len());
+    let (device, net, models) = (device::current(), Net::new(architecture, None), theta.len());
     let layout = net.layout();
     if steps == 0 || models == 0 {
         return Ok(theta);
@@ -402,18 +403,20 @@ pub fn fit_and_score(
     let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
     let group = (PASS_VALUES / (recipe.batch * net.activations()).max(1)).clamp(1, FIT_GROUP);
     let starts: Vec<usize> = (0..train.len()).step_by(group).collect();
-    let groups = starts
-        .par_iter()
-        .map(|&start| {
-            let range = start..train.len().min(start + group);
-            let models = range.len();
-            let own = theta[range.start * d..range.end * d].to_vec();
-            let mut on_step = || progress.advance(models);
-            let kept =
-                fit(architecture, &train[range.clone()], own, &seeds[range.clone()], recipe, stops, &mut on_step)?;
-            kept.iter().map(|theta| score(architecture, &test[range.clone()], theta, per_class)).collect()
-        })
-        .collect::<Result<Vec<Vec<Vec<Score>>>>>()?;
+    let fit_one = |&start: &usize| {
+        let range = start..train.len().min(start + group);
+        let models = range.len();
+        let own = theta[range.start * d..range.end * d].to_vec();
+        let mut on_step = || progress.advance(models);
+        let kept = fit(architecture, &train[range.clone()], own, &seeds[range.clone()], recipe, stops, &mut on_step)?;
+        kept.iter().map(|theta| score(architecture, &test[range.clone()], theta, per_class)).collect()
+    };
+    let groups: Result<Vec<Vec<Vec<Score>>>> = match device::current().is_cpu() {
+        true => starts.par_iter().map(fit_one).collect(),
+        // A GPU has one queue.
+        false => starts.iter().map(fit_one).collect(),
+    };
+    let groups = groups?;
     Ok((0..stops.len()).map(|stop| groups.iter().flat_map(|g| g[stop].iter().copied()).collect()).collect())
 }
 
@@ -467,14 +470,14 @@ fn passes(
     per_class: usize,
     mut each: impl FnMut(&Tensor) -> Result<()>,
 ) -> Result<()> {
-    let net = Net::of(architecture, tasks);
+    let (net, device) = (Net::of(architecture, tasks), device::current());
     let d = net.layout().parameters();
     let values = per_class * architecture.classes() * net.activations();
     let group = (PASS_VALUES / values.max(1)).max(1);
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
         let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
-        let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
-        each(&net.logits(&theta, &net.inputs(x, tasks.len(), &Device::Cpu)?)?)?;
+        let theta = Tensor::from_slice(theta, (tasks.len(), d), &device)?;
+        each(&net.logits(&theta, &net.inputs(x, tasks.len(), &device)?)?)?;
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ pub fn train(
     let identity = identity(config, zoo, sources)?;
     let given = Given { config, zoo, vectors: &vectors, sources, progress, keep, identity: &identity };
     let guide = match config.vae.predictor > 0.0 {
-        true => Some(timed.run("guide", || predictor::train(&given, "guide", None, None))?),
+        true => Some(timed.run("guide", || predictor::train(&given, "guide", None, None, device))?),
         false => None,
     };
     let of_vae = vae_identity(config, zoo, sources)?;
@@ -90,7 +90,7 @@ pub fn train(
     let known = known::classes(config, zoo, sources, &mut encoder)?;
     let seen = config.predictor.dataset.then_some(&encoder);
     let predictor = match config.predictor.steps > 0 {
-        true => Some(timed.run("predictor", || predictor::train(&given, "predictor", Some(&mut vae), seen))?),
+        true => Some(timed.run("predictor", || predictor::train(&given, "predictor", Some(&mut vae), seen, device))?),
         false => None,
     };
     let mut curve = vec![vae_curve, encoder_curve, denoiser_curve];

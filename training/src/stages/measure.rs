@@ -37,13 +37,16 @@ pub fn validation_scores(
     let tasks = checkpoints.iter().map(|&c| sources.task(zoo.task(c), Part::Validation)).collect::<Result<Vec<_>>>()?;
     let per_class = tasks.iter().map(TaskData::per_class).min().unwrap_or(0);
     let parts: Vec<_> = tasks.chunks(CHUNK).zip(theta.chunks(CHUNK * d)).collect();
-    let scores = parts
-        .into_par_iter()
-        .map(|(tasks, theta)| {
-            progress.check()?;
-            score(architecture, tasks, theta, per_class)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let of_part = |(tasks, theta): (&[TaskData<'_>], &[f32])| {
+        progress.check()?;
+        score(architecture, tasks, theta, per_class)
+    };
+    let scores: Result<Vec<_>> = match crate::device::current().is_cpu() {
+        true => parts.into_par_iter().map(of_part).collect(),
+        // A GPU has one queue.
+        false => parts.into_iter().map(of_part).collect(),
+    };
+    let scores = scores?;
     Ok(scores.into_iter().flatten().collect())
 }
 

@@ -83,9 +83,10 @@ impl<'a> Net<'a> {
         if layout.buffers().next().is_none() {
             return Ok(theta);
         }
-        let params = split(&Tensor::from_slice(&theta, (1, theta.len()), &Device::Cpu)?, &layout)?;
+        let device = crate::device::current();
+        let params = split(&Tensor::from_slice(&theta, (1, theta.len()), &device)?, &layout)?;
         let mut models = Models::measuring();
-        self.forward(&mut models, &params, &self.inputs(x, 1, &Device::Cpu)?)?;
+        self.forward(&mut models, &params, &self.inputs(x, 1, &device)?)?;
         let statistics = models.statistics();
         for (buffer, values) in layout.buffers().zip(statistics.iter().flatten()) {
             theta[buffer.range()].copy_from_slice(&values.flatten_all()?.to_vec1()?);

@@ -80,7 +80,13 @@ const DISTURBANCE: (f64, f64) = (0.05, 3.0);
 
 impl Examples {
     /// Makes and measures networks from the checkpoints `from`, about `n` in all.
-    fn make(given: &Given<'_>, vae: Option<&mut Vae>, from: &[usize], n: usize, rng: &mut ChaCha8Rng) -> Result<Self> {
+    fn make(
+        given: &Given<'_>,
+        (vae, device): (Option<&mut Vae>, &Device),
+        from: &[usize],
+        n: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Self> {
         let Given { zoo, vectors, sources, progress, .. } = *given;
         let length = vectors.vectorise.length;
         let row = |c: usize| &vectors.x[c * length..(c + 1) * length];
@@ -101,7 +107,7 @@ impl Examples {
             checkpoint.push(c);
             kind.push(Kind::Disturbed);
         }
-        let mut x = Tensor::from_vec(x, (checkpoint.len(), length), &Device::Cpu)?;
+        let mut x = Tensor::from_vec(x, (checkpoint.len(), length), device)?;
         if let Some(vae) = vae {
             let (decoded, from) = decoded(given, vae, from, each, rng)?;
             x = Tensor::cat(&[&x, &decoded], 0)?;
@@ -158,7 +164,7 @@ fn decoded(
         checkpoint.push(c);
     }
     let shape: Vec<usize> = std::iter::once(n).chain(vae.shape.latent.iter().copied()).collect();
-    Ok((vae.decode(&Tensor::from_vec(z, shape, &Device::Cpu)?, &vec![0; n])?.detach(), checkpoint))
+    Ok((vae.decode(&Tensor::from_vec(z, shape, means.device())?, &vec![0; n])?.detach(), checkpoint))
 }
 
 /// Trains a predictor, and judges it on what was made of held-out runs. With `vae` it also sees decoded networks, with
@@ -172,6 +178,7 @@ pub fn train(
     stage: &'static str,
     vae: Option<&mut Vae>,
     encoder: Option<&Encoder>,
+    device: &Device,
 ) -> Result<(Predictor, Curve, Value)> {
     let Given { config, vectors, .. } = *given;
     if vectors.vectorise.index_dim() > 0 {
@@ -183,12 +190,12 @@ pub fn train(
     let mut rng = random::stream(config.seed, stage);
     let (mut train_vae, mut test_vae) = (vae.as_deref().cloned(), vae.as_deref().cloned());
     let share = vectors.held_out.len() as f64 / vectors.train.len().max(1) as f64;
-    let learned = Examples::make(given, train_vae.as_mut(), &vectors.train, settings.examples, &mut rng)?;
+    let learned = Examples::make(given, (train_vae.as_mut(), device), &vectors.train, settings.examples, &mut rng)?;
     let held_out = match vectors.held_out.is_empty() {
         true => None,
         false => {
             let n = ((settings.examples as f64 * share) as usize).max(HELD_OUT.min(settings.examples));
-            Some(Examples::make(given, test_vae.as_mut(), &vectors.held_out, n, &mut rng)?)
+            Some(Examples::make(given, (test_vae.as_mut(), device), &vectors.held_out, n, &mut rng)?)
         }
     };
     let n = learned.accuracy.len().max(1) as f32;
@@ -201,7 +208,7 @@ pub fn train(
             dataset: encoder.map(|e| e.shape.embedding_dim),
             accuracy: (f64::from(mean), f64::from(std)),
         },
-        params: Params::new(config.seed ^ 0xacc0, &Device::Cpu),
+        params: Params::new(config.seed ^ 0xacc0, device),
     };
     let batch = Batches { given, settings, examples: &learned, std };
     let networks = (predictor, encoder.cloned());
@@ -253,8 +260,9 @@ impl Batches<'_> {
         let ((predictor, encoder), rng) = (&mut shard.networks, &mut shard.rng);
         let all: Vec<usize> = (0..self.examples.accuracy.len()).collect();
         let picked = shards::pick(&all, self.settings.batch, rng);
-        let x = self.examples.x.index_select(&Tensor::new(picked.as_slice(), &Device::Cpu)?, 0)?;
-        let noise = random::normal(x.dims(), &Device::Cpu, rng)?;
+        let device = self.examples.x.device();
+        let x = self.examples.x.index_select(&Tensor::new(picked.as_slice(), device)?, 0)?;
+        let noise = random::normal(x.dims(), device, rng)?;
         let x = (x + noise.affine(self.settings.input_noise, 0.0)?)?;
         let dataset = match encoder {
             Some(encoder) => Some(embed(self.given, encoder, self.examples, &picked, rng)?),
@@ -262,7 +270,7 @@ impl Batches<'_> {
         };
         let (_, predicted) = predictor.predict(&x, dataset.as_ref())?;
         let target: Vec<f32> = picked.iter().map(|&i| self.examples.accuracy[i as usize]).collect();
-        let target = Tensor::from_vec(target, (picked.len(), 1), &Device::Cpu)?;
+        let target = Tensor::from_vec(target, (picked.len(), 1), device)?;
         Ok((predicted - target)?.affine(1.0 / f64::from(self.std), 0.0)?.sqr()?.mean_all()?)
     }
 }
@@ -291,7 +299,7 @@ fn judge(
     let all: Vec<u32> = (0..examples.accuracy.len() as u32).collect();
     let mut predicted = Vec::with_capacity(all.len());
     for picked in all.chunks(256) {
-        let x = examples.x.index_select(&Tensor::new(picked, &Device::Cpu)?, 0)?;
+        let x = examples.x.index_select(&Tensor::new(picked, examples.x.device())?, 0)?;
         let dataset = match encoder.as_deref_mut() {
             Some(encoder) => Some(embed(given, encoder, examples, picked, rng)?),
             None => None,

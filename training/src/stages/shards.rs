@@ -83,15 +83,18 @@ pub fn gradients<N: Send>(
     loss: impl Fn(&mut Shard<N>) -> Result<Tensor> + Sync,
 ) -> Result<(f32, Gradients)> {
     let weight = 1.0 / shards.len().max(1) as f64;
-    let parts = shards
-        .par_iter_mut()
-        .map(|shard| {
-            let loss = loss(shard)?.affine(weight, 0.0)?;
-            let grads = loss.backward()?;
-            let own: Gradients = vars.iter().map(|var| grads.get(var).cloned()).collect();
-            Ok((loss.to_scalar::<f32>()?, own))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let part = |shard: &mut Shard<N>| {
+        let loss = loss(shard)?.affine(weight, 0.0)?;
+        let grads = loss.backward()?;
+        let own: Gradients = vars.iter().map(|var| grads.get(var).cloned()).collect();
+        Ok((loss.to_scalar::<f32>()?, own))
+    };
+    // A GPU has one queue: shards follow each other there.
+    let parts: Result<Vec<_>> = match vars.first().is_none_or(|var| var.device().is_cpu()) {
+        true => shards.par_iter_mut().map(part).collect(),
+        false => shards.iter_mut().map(part).collect(),
+    };
+    let parts = parts?;
     let mut total = 0.0;
     let mut sum: Gradients = vec![None; vars.len()];
     for (value, own) in parts {

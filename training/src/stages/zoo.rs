@@ -380,7 +380,9 @@ impl Builder<'_> {
                 }
             }
         };
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+        // A GPU has one queue: groups follow each other there.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = if crate::device::current().is_cpu() { cores.min(missing.len()) } else { 1 };
         std::thread::scope(|scope| {
             for _ in 0..workers {
                 scope.spawn(work);
