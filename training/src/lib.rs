@@ -6,6 +6,7 @@ pub mod backend;
 pub mod config;
 pub mod curve;
 mod data;
+mod direct;
 pub mod error;
 pub mod export;
 pub mod frozen;

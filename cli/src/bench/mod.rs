@@ -3,7 +3,9 @@
 mod child;
 mod files;
 mod load;
+mod peer;
 mod registry;
+mod zoo;
 
 use clap::Subcommand;
 
@@ -14,11 +16,14 @@ use crate::error::Result;
 pub enum Command {
     /// Measure lists, search, lineage, nearest, uploads and downloads on a registry of made-up rows.
     Registry(registry::Args),
+    /// Measure how fast a zoo of tiny CNNs is trained, beside PyTorch.
+    Zoo(zoo::Args),
 }
 
 /// Runs a benchmark.
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Registry(args) => registry::run(args),
+        Command::Zoo(args) => zoo::run(&args),
     }
 }
