@@ -424,3 +424,68 @@ fn row_of_kernel<const K: usize, const V: usize, const O: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+
+    use super::*;
+    use crate::{ops, random};
+
+    fn values(len: usize, purpose: &str) -> Vec<f32> {
+        random::normal_vec(len, &mut random::stream(3, purpose))
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
+    }
+
+    /// Output and gradients of this layer beside those of candle's operations.
+    fn compare(conv: &Conv, n: usize, scratch: &mut Scratch) {
+        let Conv { channels, height, width, outputs, kernel, pool } = *conv;
+        let (x, weight) = (values(n * conv.input(), "x"), values(conv.weights(), "w"));
+        let weight: Vec<f32> = weight.iter().map(|v| 0.2 * v).collect();
+        let bias = values(outputs, "b");
+        let var = |values: &[f32], shape: &[usize]| Var::from_slice(values, shape, &Device::Cpu).unwrap();
+        let vars = [
+            var(&x, &[n, channels, height, width]),
+            var(&weight, &[outputs, channels, kernel, kernel]),
+            var(&bias, &[outputs]),
+        ];
+        let theirs = ops::conv2d(&vars[0], &vars[1], &vars[2], 1, 0).unwrap();
+        let theirs = if pool { ops::max_pool2(&theirs).unwrap() } else { theirs }.tanh().unwrap();
+        let (mut y, mut places) = (vec![0.0; n * conv.output()], vec![0; n * conv.output()]);
+        conv.forward([&weight, &bias], &x, &mut y, &mut places, scratch);
+        assert!(difference(&y, &flat(&theirs)) < 1e-5, "{conv:?}");
+
+        let upper = values(y.len(), "g");
+        let weighting = Tensor::from_slice(&upper, theirs.dims(), &Device::Cpu).unwrap();
+        let grads = (theirs * weighting).unwrap().sum_all().unwrap().backward().unwrap();
+        let dz: Vec<f32> = upper.iter().zip(&y).map(|(g, y)| g * (1.0 - y * y)).collect();
+        let (mut dw, mut db, mut dx) = (vec![0.0; weight.len()], vec![0.0; outputs], vec![0.0; x.len()]);
+        conv.backward(&weight, [&x, &dz], &places, [&mut dw, &mut db], Some(&mut dx), scratch);
+        for (var, own) in vars.iter().zip([&dx, &dw, &db]) {
+            assert!(difference(own, &flat(grads.get(var).unwrap())) < 1e-4, "{conv:?}");
+        }
+    }
+
+    #[test]
+    fn layers_of_all_sizes_equal_candles() {
+        let mut scratch = Scratch::default();
+        for kernel in KERNELS {
+            for (outputs, channels) in [(1, 1), (2, 3), (3, 2), (4, 6), (6, 8), (7, 5), (8, 1), (10, 11)] {
+                // Rows of less than a vector, of one, of three, and of some and a part.
+                for (rows, columns, pool) in [(3, 3, false), (4, 8, true), (2, 24, true), (6, 18, true), (1, 13, false)]
+                {
+                    let (height, width) = (rows + kernel - 1, columns + kernel - 1);
+                    compare(&Conv { channels, height, width, outputs, kernel, pool }, 3, &mut scratch);
+                }
+            }
+        }
+    }
+}

@@ -64,6 +64,13 @@ pub(crate) struct Workspace {
     scratch: conv::Scratch,
 }
 
+impl Workspace {
+    /// Buffers with a batch (`[n · input]`) in them.
+    pub(crate) fn of(x: Vec<f32>) -> Self {
+        Self { x, ..Self::default() }
+    }
+}
+
 impl Layer {
     fn output(&self) -> usize {
         match &self.kind {
@@ -91,6 +98,12 @@ impl Network {
         let loss = cross_entropy(logits, labels, self.classes, upper);
         self.backward(theta, n, workspace);
         loss
+    }
+
+    /// Logits `[n · classes]` of the network `theta` (`[d]`) on the batch in `workspace`.
+    pub(crate) fn logits<'w>(&self, theta: &[f32], workspace: &'w mut Workspace) -> &'w [f32] {
+        self.forward(theta, workspace.x.len() / self.input.max(1), workspace);
+        workspace.outputs.last().map_or(&[], Vec::as_slice)
     }
 
     fn forward(&self, theta: &[f32], n: usize, workspace: &mut Workspace) {
@@ -247,6 +260,8 @@ mod tests {
                 workspace.x.clone_from(&case.x);
                 let own = network.gradient(&case.theta, &case.labels, &mut workspace);
                 assert!((own - loss).abs() < 1e-5, "{}: {own} {loss}", case.architecture.name());
+                let logits = network.logits(&case.theta, &mut workspace).to_vec();
+                assert_eq!(logits.len(), case.labels.len() * case.architecture.classes());
                 let largest = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
                 let off = grad.iter().zip(&workspace.grad).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
                 assert!(off < 1e-5 * largest.max(1.0), "{}: {off} of {largest}", case.architecture.name());

@@ -14,6 +14,7 @@ use weights::layout::Layout;
 
 use crate::backend::Models;
 use crate::data::TaskData;
+use crate::direct::{Network, Workspace};
 use crate::error::{Error, Result};
 use crate::networks::target;
 use crate::optim::{AdamConfig, AdamW};
@@ -445,15 +446,38 @@ fn passes(
     mut each: impl FnMut(&Tensor) -> Result<()>,
 ) -> Result<()> {
     let net = Net::of(architecture, tasks);
+    let network = Network::of(architecture).filter(|_| net.is_whole());
     let d = net.layout().parameters();
     let values = per_class * architecture.classes() * net.activations();
     let group = (PASS_VALUES / values.max(1)).max(1);
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
+        if let Some(network) = &network {
+            each(&direct_logits(network, architecture.classes(), tasks, theta, per_class)?)?;
+            continue;
+        }
         let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
         let theta = Tensor::from_slice(theta, (tasks.len(), d), &Device::Cpu)?;
         each(&net.logits(&theta, &net.inputs(x, tasks.len(), &Device::Cpu)?)?)?;
     }
     Ok(())
+}
+
+/// Logits `[m, n, classes]` of models `theta` (`[m·d]`), each for itself, on all cores.
+fn direct_logits(
+    network: &Network,
+    classes: usize,
+    tasks: &[TaskData<'_>],
+    theta: &[f32],
+    per_class: usize,
+) -> Result<Tensor> {
+    use rayon::prelude::*;
+    let d = theta.len() / tasks.len().max(1);
+    let logits = |(theta, task): (&[f32], &TaskData<'_>)| {
+        let mut workspace = Workspace::of(task.first(per_class));
+        network.logits(theta, &mut workspace).to_vec()
+    };
+    let all: Vec<Vec<f32>> = theta.par_chunks(d.max(1)).zip(tasks).map(logits).collect();
+    Ok(Tensor::from_vec(all.concat(), (tasks.len(), (), classes), &Device::Cpu)?)
 }
 
 /// Predicted class of each of the first `per_class` examples of each class, class-major, by models `theta` (`[m·d]`),

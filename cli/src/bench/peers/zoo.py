@@ -129,11 +129,15 @@ class Vmap:
 def child(pipe, folder, models):
     torch.set_num_threads(1)
     loop = Loop(Data(folder), models)
-    while (count := pipe.recv()) is not None:
-        loop.steps(count)
-        pipe.send("done")
-        pipe.recv()
-        pipe.send(loop.accuracies())
+    pipe.send("ready")
+    try:
+        while True:
+            loop.steps(pipe.recv())
+            pipe.send("done")
+            pipe.recv()
+            pipe.send(loop.accuracies())
+    except EOFError:
+        pass  # the parent has ended
 
 
 class Processes:
@@ -146,7 +150,10 @@ class Processes:
             ours, theirs = context.Pipe()
             own = models[process :: self.COUNT]
             context.Process(target=child, args=(theirs, folder, own), daemon=True).start()
+            theirs.close()
             self.pipes.append(ours)
+        for pipe in self.pipes:
+            pipe.recv()
 
     def steps(self, count):
         for pipe in self.pipes:
