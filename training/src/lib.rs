@@ -7,6 +7,7 @@ pub mod config;
 pub mod curve;
 mod data;
 pub mod device;
+mod direct;
 pub mod error;
 pub mod export;
 pub mod frozen;

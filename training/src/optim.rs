@@ -87,15 +87,14 @@ impl AdamW {
     pub fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
         self.step += 1;
         let scale = self.clip_scale(grads)?;
-        let bias1 = 1.0 - self.config.beta1.powi(self.step);
-        let bias2 = 1.0 - self.config.beta2.powi(self.step);
         if self.slots.iter().any(Slot::off_cpu) {
-            return self.native_step(grads, lr, [bias1, bias2], scale);
+            let bias = [self.config.beta1, self.config.beta2].map(|beta| 1.0 - beta.powi(self.step));
+            return self.native_step(grads, lr, bias, scale);
         }
         self.slots.par_iter().zip(grads).try_for_each(|(slot, grad)| {
             let Some(grad) = grad else { return Ok(()) };
             let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
-            let op = AdamOp { moments: &slot.moments, c: self.config, lr, bias1, bias2, decay, scale };
+            let op = AdamOp { moments: &slot.moments, rates: Rates::new(&self.config, self.step, lr, decay, scale) };
             Ok(slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?)
         })
     }
@@ -173,14 +172,49 @@ fn lost() -> candle_core::Error {
     candle_core::Error::Msg("optimiser state lost".into())
 }
 
+/// What one step of Adam multiplies by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    beta1: f32,
+    beta2: f32,
+    step: f32,
+    eps: f32,
+    inv_bias2: f32,
+    keep: f32,
+    scale: f32,
+}
+
+impl Rates {
+    /// Those of step `step`, from 1, with learning rate `lr`, weight decay `decay` and gradients times `scale`.
+    pub(crate) fn new(config: &AdamConfig, step: i32, lr: f64, decay: f64, scale: f64) -> Self {
+        let bias1 = 1.0 - config.beta1.powi(step);
+        let bias2 = 1.0 - config.beta2.powi(step);
+        Self {
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            step: (lr / bias1) as f32,
+            eps: config.eps as f32,
+            inv_bias2: (1.0 / bias2) as f32,
+            keep: (1.0 - lr * decay) as f32,
+            scale: scale as f32,
+        }
+    }
+
+    /// Moves parameters `p` and their moments `m` and `v` by gradients `g`.
+    pub(crate) fn update(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let Self { beta1, beta2, step, eps, inv_bias2, keep, scale } = *self;
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * scale;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *p = *p * keep - step * *m / ((*v * inv_bias2).sqrt() + eps);
+        }
+    }
+}
+
 struct AdamOp<'a> {
     moments: &'a Mutex<(Vec<f32>, Vec<f32>)>,
-    c: AdamConfig,
-    lr: f64,
-    bias1: f64,
-    bias2: f64,
-    decay: f64,
-    scale: f64,
+    rates: Rates,
 }
 
 impl InplaceOp2 for AdamOp<'_> {
@@ -192,16 +226,7 @@ impl InplaceOp2 for AdamOp<'_> {
         let (p, g) = slices(p, pl, g, gl)?;
         let mut moments = self.moments.lock().map_err(|_| lost())?;
         let (m, v) = &mut *moments;
-        let (b1, b2) = (self.c.beta1 as f32, self.c.beta2 as f32);
-        let (step, eps) = ((self.lr / self.bias1) as f32, self.c.eps as f32);
-        let inv_bias2 = (1.0 / self.bias2) as f32;
-        let (keep, scale) = ((1.0 - self.lr * self.decay) as f32, self.scale as f32);
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
-            let g = g * scale;
-            *m = b1 * *m + (1.0 - b1) * g;
-            *v = b2 * *v + (1.0 - b2) * g * g;
-            *p = *p * keep - step * *m / ((*v * inv_bias2).sqrt() + eps);
-        }
+        self.rates.update(p, g, m, v);
         Ok(())
     }
 }

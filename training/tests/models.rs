@@ -237,6 +237,31 @@ fn training_together_equals_training_alone_and_learns() {
     assert!(before.iter().all(|s| s.accuracy < 0.7), "{before:?}");
 }
 
+/// Tiny CNNs on enlarged digits: written-out passes, which every core makes alike, whoever else is trained beside.
+#[test]
+fn tiny_cnns_together_are_those_alone_bit_for_bit_and_learn() {
+    let mut config = config();
+    config.architecture = Some(training::config::ArchitectureConfig::TinyCnn);
+    config.data.sources[0].resize = Some([28, 28]);
+    let sources = Sources::load(&config).unwrap();
+    let (seen, _) = sources.tasks(&config).unwrap();
+    let architecture = config.build_architectures(sources.input_shape(), 3).unwrap().remove(0);
+    let tasks = |part| seen[..3].iter().map(|t| sources.task(t, part).unwrap()).collect::<Vec<_>>();
+    let (train, test) = (tasks(Part::Train), tasks(Part::Test));
+    let recipe = Recipe::new(30, 1e-2, &train);
+    let start: Vec<f32> = (0..3).flat_map(|i| init_theta(&architecture, &mut random::stream(i, "start"))).collect();
+    let d = architecture.layout().parameters();
+    let together = fit(&architecture, &train, start.clone(), &[5, 6, 7], &recipe, &[0, 2], &mut || Ok(())).unwrap();
+    assert_eq!(together[0], start);
+    for i in 0..3 {
+        let own = start[i * d..(i + 1) * d].to_vec();
+        let alone = fit(&architecture, &train[i..=i], own, &[5 + i as u64], &recipe, &[2], &mut || Ok(())).unwrap();
+        assert_eq!(alone[0], together[1][i * d..(i + 1) * d]);
+    }
+    let scores = score(&architecture, &test, &together[1], 20).unwrap();
+    assert!(scores.iter().all(|s| s.accuracy > 0.8), "{scores:?}");
+}
+
 #[test]
 fn unseen_class_sets_and_the_parts_are_disjoint() {
     let config = config();

@@ -9,6 +9,7 @@ mod python;
 mod registry;
 mod scale;
 mod serving;
+mod zoo;
 
 use clap::Subcommand;
 
@@ -23,6 +24,8 @@ pub enum Command {
     Serving(Box<serving::Args>),
     /// Measure what things cost as they grow: parameters, zoos, generators that are loaded, clients.
     Scale(Box<scale::Args>),
+    /// Measure how fast a zoo of tiny CNNs is trained, beside PyTorch.
+    Zoo(zoo::Args),
 }
 
 /// Runs a benchmark.
@@ -31,5 +34,6 @@ pub fn run(command: Command) -> Result<()> {
         Command::Registry(args) => registry::run(args),
         Command::Serving(args) => serving::run(&args),
         Command::Scale(args) => scale::run(&args),
+        Command::Zoo(args) => zoo::run(&args),
     }
 }

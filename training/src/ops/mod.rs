@@ -3,6 +3,7 @@
 mod conv;
 mod depthwise;
 mod layer_norm;
+mod matrix;
 mod native;
 mod norm;
 mod pointwise;
@@ -11,6 +12,7 @@ mod pool;
 pub use conv::{conv2d, conv2d_models};
 pub use depthwise::depthwise_models;
 pub use layer_norm::{LAYER_NORM_EPSILON, layer_norm_models};
+pub(crate) use matrix::{Matrix, product};
 pub use norm::batch_norm;
 pub use pointwise::{hard_sigmoid, hard_swish};
 pub use pool::max_pool2;

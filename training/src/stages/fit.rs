@@ -4,6 +4,8 @@
 //! Batch normalisation is trained with the statistics of each batch. The statistics that a network stores are measured on
 //! training images where its weights are kept, so that what is kept is complete.
 
+mod engine;
+
 use candle_core::{D, Device, Tensor, Var};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -13,6 +15,7 @@ use weights::layout::Layout;
 use crate::backend::Models;
 use crate::data::TaskData;
 use crate::device;
+use crate::direct::{Network, Workspace};
 use crate::error::{Error, Result};
 use crate::networks::target;
 use crate::optim::{AdamConfig, AdamW};
@@ -20,6 +23,7 @@ use crate::random;
 use crate::snapshots::Snapshot;
 
 pub use super::net::{Net, split};
+use engine::{Batch, Engine};
 
 /// How models are fitted.
 #[derive(Debug, Clone)]
@@ -148,19 +152,13 @@ impl Epochs {
 /// Models that are fitted together: their weights, optimiser and place in the data.
 pub struct Fit<'a> {
     architecture: &'a Architecture,
-    net: Net<'a>,
     layout: Layout,
     tasks: &'a [TaskData<'a>],
     recipe: &'a Recipe,
     stops: &'a [usize],
-    /// The trained ones of the parameters, and which they are.
-    vars: Vec<Var>,
-    trained: Vec<usize>,
-    params: Vec<Tensor>,
-    adam: AdamW,
+    engine: Engine<'a>,
     orders: Vec<Epochs>,
     per_class: usize,
-    target: Tensor,
     step: usize,
     kept: Vec<Vec<f32>>,
 }
@@ -179,34 +177,23 @@ impl<'a> Fit<'a> {
         recipe: &'a Recipe,
         stops: &'a [usize],
     ) -> Result<Self> {
-        let device = device::current();
         let net = Net::of(architecture, tasks);
         let layout = net.layout();
-        let start = Tensor::from_vec(theta, (tasks.len(), layout.parameters()), &device)?;
-        let mut params = split(&start, &layout)?;
-        let trained: Vec<usize> = (0..params.len()).filter(|&i| net.trains(i)).collect();
-        let vars = trained.iter().map(|&i| Var::from_tensor(&params[i])).collect::<candle_core::Result<Vec<_>>>()?;
-        vars.iter().zip(&trained).for_each(|(var, &i)| params[i] = var.as_tensor().clone());
         let order = |(task, &seed): (&TaskData<'_>, &u64)| Epochs {
             rng: random::stream(seed, "batches"),
             lists: task.index_lists(),
         };
         let per_class = (recipe.batch / architecture.classes()).max(1);
         Ok(Self {
-            adam: AdamW::new(vars.clone(), AdamConfig::default()),
-            params,
+            engine: Engine::new(architecture, net, theta, tasks.len(), per_class)?,
             orders: tasks.iter().zip(seeds).map(order).collect(),
-            target: one_hot(architecture.classes(), per_class, &device)?,
             step: 0,
             kept: Vec::new(),
             architecture,
-            net,
             layout,
             tasks,
             recipe,
             stops,
-            vars,
-            trained,
             per_class,
         })
     }
@@ -222,46 +209,41 @@ impl<'a> Fit<'a> {
     /// # Errors
     /// [`Error::Diverged`] when the loss is not finite; whatever `on_step` returns.
     pub fn run(mut self, on_step: &mut dyn FnMut(&Self, f32) -> Result<()>) -> Result<Vec<Vec<f32>>> {
-        let end = self.stops.last().copied().unwrap_or(0) * self.epoch();
-        loop {
-            if self.step.is_multiple_of(self.epoch()) && self.stops.contains(&(self.step / self.epoch())) {
-                self.kept.push(self.complete()?);
-            }
-            if self.step >= end {
-                return Ok(self.kept);
-            }
-            let loss = self.advance()?;
+        while let Some(loss) = self.advance()? {
             on_step(&self, loss)?;
         }
+        Ok(self.kept)
     }
 
-    fn advance(&mut self) -> Result<f32> {
-        let (models, classes) = (self.tasks.len(), self.architecture.classes());
-        let step = self.step % self.epoch();
-        let mut x = Vec::with_capacity(models * self.per_class * classes * self.net.input_dim());
-        for (order, task) in self.orders.iter_mut().zip(self.tasks) {
-            order.fill(task, step, self.per_class, &mut x);
+    /// One step of all models, and their mean loss; nothing behind the last stop. What was asked for is kept on the way.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when the loss is not finite.
+    pub fn advance(&mut self) -> Result<Option<f32>> {
+        if self.step.is_multiple_of(self.epoch()) && self.stops.contains(&(self.step / self.epoch())) {
+            self.kept.push(self.complete()?);
         }
-        let x = self.net.inputs(x, models, self.target.device())?;
-        let y = self.net.forward(&mut Models::training(), &self.params, &x)?;
-        // Summed over models: each has its own parameters, so each gets its own gradient.
-        let log_p = candle_nn::ops::log_softmax(&y, D::Minus1)?;
-        let n = (self.per_class * classes) as f64;
-        let loss = (log_p.broadcast_mul(&self.target)?.sum_all()? * (-1.0 / n))?;
-        let grads = loss.backward()?;
-        let grads: Vec<_> = self.vars.iter().map(|v| grads.get(v).cloned()).collect();
-        self.adam.step(&grads, self.recipe.lr)?;
-        let loss = loss.to_scalar::<f32>()?;
+        let end = self.stops.last().copied().unwrap_or(0) * self.epoch();
+        if self.step >= end { Ok(None) } else { self.step().map(Some) }
+    }
+
+    fn step(&mut self) -> Result<f32> {
+        let step = self.step % self.epoch();
+        let batch = Batch { orders: &mut self.orders, tasks: self.tasks, step, per_class: self.per_class };
+        let loss = self.engine.advance(batch, self.recipe.lr)?;
         if !loss.is_finite() {
             return Err(Error::Diverged { stage: "fit", step: self.step });
         }
         self.step += 1;
-        Ok(loss / models.max(1) as f32)
+        Ok(loss)
     }
 
     /// The weights now, `[m·d]`.
-    fn theta(&self) -> Result<Vec<f32>> {
-        join(&self.params, self.tasks.len())
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn theta(&self) -> Result<Vec<f32>> {
+        self.engine.theta()
     }
 
     /// The weights now, with the statistics that their normalisations have on training images; before the first step
@@ -288,7 +270,7 @@ impl<'a> Fit<'a> {
     pub fn snapshot(&self) -> Result<Snapshot> {
         let mut snapshot = Snapshot::new(self.step);
         snapshot.put("theta", self.theta()?);
-        self.adam.save("adam", &mut snapshot)?;
+        self.engine.save(&mut snapshot)?;
         for (i, kept) in self.kept.iter().enumerate() {
             snapshot.put(&format!("kept.{i}"), kept.clone());
         }
@@ -302,15 +284,11 @@ impl<'a> Fit<'a> {
     /// When the snapshot is of other models.
     pub fn restore(&mut self, mut snapshot: Snapshot) -> Result<()> {
         let (models, d) = (self.tasks.len(), self.layout.parameters());
-        let theta = Tensor::from_vec(snapshot.take_len("theta", models * d)?, (models, d), self.target.device())?;
-        self.adam.restore("adam", &mut snapshot)?;
+        let theta = snapshot.take_len("theta", models * d)?;
+        self.engine.restore(theta, &mut snapshot)?;
         // Those at the very place of the snapshot are taken when training goes on.
         let passed = self.stops.iter().filter(|&&stop| stop * self.epoch() < snapshot.step).count();
         self.kept = (0..passed).map(|i| snapshot.take_len(&format!("kept.{i}"), models * d)).collect::<Result<_>>()?;
-        let values = split(&theta, &self.layout)?;
-        for (var, &i) in self.vars.iter().zip(&self.trained) {
-            var.set(&values[i])?;
-        }
         let begun = snapshot.step.div_ceil(self.epoch());
         for order in &mut self.orders {
             (0..begun).for_each(|_| order.shuffle());
@@ -471,15 +449,38 @@ fn passes(
     mut each: impl FnMut(&Tensor) -> Result<()>,
 ) -> Result<()> {
     let (net, device) = (Net::of(architecture, tasks), device::current());
+    let network = Network::of(architecture).filter(|_| net.is_whole() && device.is_cpu());
     let d = net.layout().parameters();
     let values = per_class * architecture.classes() * net.activations();
     let group = (PASS_VALUES / values.max(1)).max(1);
     for (tasks, theta) in tasks.chunks(group).zip(theta.chunks(group * d)) {
+        if let Some(network) = &network {
+            each(&direct_logits(network, architecture.classes(), tasks, theta, per_class)?)?;
+            continue;
+        }
         let x: Vec<f32> = tasks.iter().flat_map(|task| task.first(per_class)).collect();
         let theta = Tensor::from_slice(theta, (tasks.len(), d), &device)?;
         each(&net.logits(&theta, &net.inputs(x, tasks.len(), &device)?)?)?;
     }
     Ok(())
+}
+
+/// Logits `[m, n, classes]` of models `theta` (`[m·d]`), each for itself, on all cores.
+fn direct_logits(
+    network: &Network,
+    classes: usize,
+    tasks: &[TaskData<'_>],
+    theta: &[f32],
+    per_class: usize,
+) -> Result<Tensor> {
+    use rayon::prelude::*;
+    let d = theta.len() / tasks.len().max(1);
+    let logits = |(theta, task): (&[f32], &TaskData<'_>)| {
+        let mut workspace = Workspace::of(task.first(per_class));
+        network.logits(theta, &mut workspace).to_vec()
+    };
+    let all: Vec<Vec<f32>> = theta.par_chunks(d.max(1)).zip(tasks).map(logits).collect();
+    Ok(Tensor::from_vec(all.concat(), (tasks.len(), (), classes), &Device::Cpu)?)
 }
 
 /// Predicted class of each of the first `per_class` examples of each class, class-major, by models `theta` (`[m·d]`),

@@ -94,6 +94,11 @@ impl<'a> Net<'a> {
         Ok(theta)
     }
 
+    /// Whether nothing of the networks is frozen.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.frozen.is_none()
+    }
+
     /// Whether the `i`th parameter is trained.
     pub(crate) fn trains(&self, i: usize) -> bool {
         self.frozen.is_none_or(|frozen| frozen.trains(i))

@@ -3,20 +3,20 @@
 
 mod group;
 mod header;
+mod parallel;
 mod start;
+mod trainer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use datasets::Task;
 use serde::{Deserialize, Serialize};
 use weights::canonical::HiddenGroup;
 use weights::{Architecture, Layout, tensors};
 
-use super::fit::{Fit, Recipe, score};
+use super::fit::{Recipe, score};
 use crate::config::{Config, ZooFit};
 use crate::data::{Part, Sources, TaskData};
 use crate::error::{Error, Result};
@@ -28,6 +28,8 @@ use header::{HEADER, Header, header, read_header};
 use start::CONSTANTS;
 pub(crate) use start::ridge_head;
 pub use start::{initial, ridge};
+pub use trainer::{Plan, Trainer};
+use trainer::{Prepared, recipes, tasks};
 
 /// A training run: one task, one seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -357,7 +359,7 @@ impl Builder<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let recipes = self.recipes()?;
+        let recipes = recipes(self.config, self.sources, self.header)?;
         let recipe = |group: usize| &recipes[runs[groups[group].start].architecture];
         let steps = |group: usize| match self.config.zoo.fit {
             ZooFit::Adam => groups[group].len() * recipe(group).steps_per_epoch * self.config.zoo.epochs,
@@ -366,65 +368,27 @@ impl Builder<'_> {
         let todo: usize = missing.iter().map(|&g| steps(g)).sum();
         let total = (0..groups.len()).map(steps).sum();
         let stage = self.progress.stage("zoo", total, total - todo);
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some(&group) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.train_group(group, groups[group].clone(), recipe(group), &stage) {
-                    // The other workers stop at their next group; the first error is the one to tell.
-                    next.store(missing.len(), Ordering::Relaxed);
-                    if let Ok(mut slot) = failure.lock() {
-                        slot.get_or_insert(error);
-                    }
-                    return;
-                }
-            }
-        };
-        // A GPU has one queue: groups follow each other there.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let workers = if crate::device::current().is_cpu() { cores.min(missing.len()) } else { 1 };
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(work);
-            }
-        });
+        let trained =
+            parallel::for_each(missing, |group| self.train_group(group, groups[group].clone(), recipe(group), &stage));
         stage.finish();
-        match failure.into_inner() {
-            Ok(None) => Ok(()),
-            Ok(Some(error)) => Err(error),
-            Err(_) => Err(Error::Config("a zoo worker stopped without a word".into())),
-        }
-    }
-
-    /// How the models of each architecture are trained; an epoch is as long for all where all tasks have the same number of
-    /// classes.
-    fn recipes(&self) -> Result<Vec<Recipe>> {
-        let kinds = self.header.architectures().enumerate();
-        let recipe = |(index, _): (usize, &Architecture)| {
-            let own = self.header.runs.iter().filter(|run| run.architecture == index);
-            let tasks = own.map(|run| self.sources.task(&run.task, Part::Train)).collect::<Result<Vec<_>>>()?;
-            Ok(Recipe::new(self.config.zoo.batch, self.config.zoo.lr, &tasks))
-        };
-        kinds.map(recipe).collect()
+        trained
     }
 
     fn train_group(&self, group: usize, range: Range<usize>, recipe: &Recipe, stage: &Stage) -> Result<()> {
         if self.config.zoo.fit == ZooFit::Ridge {
             return self.ridge_group(group, &range, stage);
         }
-        let (runs, architecture) = (&self.header.runs[range.clone()], self.header.architecture_of(&range));
-        let tasks = |part| runs.iter().map(|r| self.sources.task(&r.task, part)).collect::<Result<Vec<_>>>();
-        let (train, test) = (tasks(Part::Train)?, tasks(Part::Test)?);
-        let seeds: Vec<u64> = runs.iter().map(|r| r.seed).collect();
-        let theta = initial(self.config, architecture, &train, &seeds)?;
-        let mut models = Fit::new(architecture, &train, theta, &seeds, recipe, &self.header.epochs)?;
+        let prepared = Prepared::new(self.config, self.sources, self.header, &range, recipe)?;
+        let test = tasks(self.sources, self.header, &range, Part::Test)?;
+        let mut models = prepared.fit()?;
         let mut keeper = self.keep.stage(format!("group-{group:04}"), self.identity, self.progress);
         if let Some(snapshot) = keeper.load()? {
             models.restore(snapshot)?;
-            stage.resumed(models.steps() * runs.len());
+            stage.resumed(models.steps() * range.len());
         }
-        let kept = models
-            .run(&mut |models, loss| keeper.after(stage.advance_with(runs.len(), loss), false, || models.snapshot()))?;
+        let kept = models.run(&mut |models, loss| {
+            keeper.after(stage.advance_with(range.len(), loss), false, || models.snapshot())
+        })?;
         self.store.save(&group_file(group), &self.finished(&range, &kept, &test)?)?;
         keeper.remove();
         Ok(())
@@ -432,10 +396,9 @@ impl Builder<'_> {
 
     /// The heads of a group by ridge regression, each on images that its run draws.
     fn ridge_group(&self, group: usize, range: &Range<usize>, stage: &Stage) -> Result<()> {
-        let runs = &self.header.runs[range.clone()];
-        let tasks = |part| runs.iter().map(|r| self.sources.task(&r.task, part)).collect::<Result<Vec<_>>>();
+        let tasks = |part| tasks(self.sources, self.header, range, part);
         let mut theta = Vec::new();
-        for (run, task) in runs.iter().zip(tasks(Part::Train)?) {
+        for (run, task) in self.header.runs[range.clone()].iter().zip(tasks(Part::Train)?) {
             theta.extend(ridge(&task, self.config.zoo.images, run.seed)?);
             stage.advance(1)?;
         }

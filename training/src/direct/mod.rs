@@ -1,0 +1,298 @@
+//! Small networks trained without a graph: forward and backward pass written out for the layers that there are many of,
+//! model by model, so that all that a step of one model needs stays in the cache of its core.
+//!
+//! The definition is the one of [`crate::networks::target`], recorded once ([`Network::of`]); what has layers that are not
+//! written out here goes through candle.
+
+mod conv;
+mod lanes;
+mod record;
+
+use std::ops::Range;
+
+use weights::Architecture;
+
+use crate::ops::{Matrix, product};
+use conv::Conv;
+
+/// A network of convolutions with tanh and linear layers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Network {
+    layers: Vec<Layer>,
+    /// Values of an example.
+    input: usize,
+    /// Width of the logits.
+    classes: usize,
+}
+
+/// A layer, and where its parameters lie in the network's.
+#[derive(Debug, Clone, PartialEq)]
+struct Layer {
+    kind: Kind,
+    weight: Range<usize>,
+    bias: Range<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Kind {
+    Conv(Conv),
+    Linear { inputs: usize, outputs: usize, then: Then },
+}
+
+/// What follows a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Tanh,
+    Relu,
+}
+
+/// Buffers of a step of one model; they are used again.
+#[derive(Debug, Default)]
+pub(crate) struct Workspace {
+    /// The batch, `[n · input]`.
+    pub(crate) x: Vec<f32>,
+    /// Gradient of the parameters, `[d]`.
+    pub(crate) grad: Vec<f32>,
+    /// Outputs of each layer, `[n · output]`.
+    outputs: Vec<Vec<f32>>,
+    /// Of each pooling layer's outputs their places.
+    places: Vec<Vec<u32>>,
+    /// Gradients of a layer's outputs and inputs.
+    upper: Vec<f32>,
+    lower: Vec<f32>,
+    scratch: conv::Scratch,
+}
+
+impl Workspace {
+    /// Buffers with a batch (`[n · input]`) in them.
+    pub(crate) fn of(x: Vec<f32>) -> Self {
+        Self { x, ..Self::default() }
+    }
+}
+
+impl Layer {
+    fn output(&self) -> usize {
+        match &self.kind {
+            Kind::Conv(conv) => conv.output(),
+            Kind::Linear { outputs, .. } => *outputs,
+        }
+    }
+}
+
+impl Network {
+    /// The network, where all its layers are written out here.
+    pub(crate) fn of(architecture: &Architecture) -> Option<Self> {
+        record::record(architecture)
+    }
+
+    /// Mean cross-entropy (nats) of the network `theta` (`[d]`) on the batch in `workspace` with these labels; leaves the
+    /// gradient there.
+    pub(crate) fn gradient(&self, theta: &[f32], labels: &[u32], workspace: &mut Workspace) -> f32 {
+        let n = labels.len();
+        self.forward(theta, n, workspace);
+        workspace.grad.clear();
+        workspace.grad.resize(theta.len(), 0.0);
+        let Workspace { outputs, upper, .. } = workspace;
+        let logits = outputs.last().map_or(&[][..], Vec::as_slice);
+        let loss = cross_entropy(logits, labels, self.classes, upper);
+        self.backward(theta, n, workspace);
+        loss
+    }
+
+    /// Logits `[n · classes]` of the network `theta` (`[d]`) on the batch in `workspace`.
+    pub(crate) fn logits<'w>(&self, theta: &[f32], workspace: &'w mut Workspace) -> &'w [f32] {
+        self.forward(theta, workspace.x.len() / self.input.max(1), workspace);
+        workspace.outputs.last().map_or(&[], Vec::as_slice)
+    }
+
+    fn forward(&self, theta: &[f32], n: usize, workspace: &mut Workspace) {
+        let Workspace { x, outputs, places, scratch, .. } = workspace;
+        outputs.resize_with(self.layers.len(), Vec::new);
+        places.resize_with(self.layers.len(), Vec::new);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (before, rest) = outputs.split_at_mut(i);
+            let x = before.last().map_or(x.as_slice(), Vec::as_slice);
+            let y = &mut rest[0];
+            y.resize(n * layer.output(), 0.0);
+            let (weight, bias) = (&theta[layer.weight.clone()], &theta[layer.bias.clone()]);
+            match &layer.kind {
+                Kind::Conv(conv) => {
+                    places[i].resize(y.len(), 0);
+                    conv.forward([weight, bias], x, y, &mut places[i], scratch);
+                }
+                &Kind::Linear { inputs, outputs, then } => {
+                    y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+                    product(Matrix(x, n, inputs, false), Matrix(weight, inputs, outputs, true), y, true);
+                    match then {
+                        Then::Nothing => {}
+                        Then::Tanh => lanes::tanh(y),
+                        Then::Relu => y.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+                    }
+                }
+            }
+        }
+    }
+
+    /// From the gradient of the logits in `upper` to that of the parameters.
+    fn backward(&self, theta: &[f32], n: usize, workspace: &mut Workspace) {
+        let Workspace { x, grad, outputs, places, upper, lower, scratch } = workspace;
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            let y = &outputs[i];
+            let x = if i == 0 { x.as_slice() } else { &outputs[i - 1] };
+            let weight = &theta[layer.weight.clone()];
+            let [dw, db] = both(grad, &layer.weight, &layer.bias);
+            lower.resize(if i == 0 { 0 } else { x.len() }, 0.0);
+            match &layer.kind {
+                Kind::Conv(conv) => {
+                    through_tanh(upper, y);
+                    let dx = (i > 0).then_some(lower.as_mut_slice());
+                    conv.backward(weight, [x, upper], &places[i], [dw, db], dx, scratch);
+                }
+                &Kind::Linear { inputs, outputs, then } => {
+                    match then {
+                        Then::Nothing => {}
+                        Then::Tanh => through_tanh(upper, y),
+                        Then::Relu => upper.iter_mut().zip(y).for_each(|(g, y)| *g = if *y > 0.0 { *g } else { 0.0 }),
+                    }
+                    for row in upper.chunks_exact(outputs) {
+                        db.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
+                    }
+                    product(Matrix(upper, outputs, n, true), Matrix(x, n, inputs, false), dw, false);
+                    if i > 0 {
+                        product(Matrix(upper, n, outputs, false), Matrix(weight, outputs, inputs, false), lower, false);
+                    }
+                }
+            }
+            std::mem::swap(upper, lower);
+        }
+    }
+}
+
+/// The gradients of a layer's weight and bias; the bias lies behind the weight.
+fn both<'a>(grad: &'a mut [f32], weight: &Range<usize>, bias: &Range<usize>) -> [&'a mut [f32]; 2] {
+    let (before, after) = grad.split_at_mut(bias.start);
+    [&mut before[weight.clone()], &mut after[..bias.len()]]
+}
+
+/// The gradient before tanh, of that behind it and what tanh gave.
+fn through_tanh(grad: &mut [f32], y: &[f32]) {
+    grad.iter_mut().zip(y).for_each(|(g, y)| *g *= 1.0 - y * y);
+}
+
+/// Mean cross-entropy of logits `[n · classes]`, and its gradient.
+fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, grad: &mut Vec<f32>) -> f32 {
+    grad.resize(logits.len(), 0.0);
+    let share = 1.0 / labels.len().max(1) as f32;
+    let mut loss = 0.0;
+    let rows = logits.chunks_exact(classes).zip(grad.chunks_exact_mut(classes));
+    for ((row, grad), label) in rows.zip(labels) {
+        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        grad.iter_mut().zip(row).for_each(|(g, v)| *g = (v - most).exp());
+        let sum: f32 = grad.iter().sum();
+        grad.iter_mut().for_each(|g| *g *= share / sum);
+        let label = *label as usize;
+        grad[label] -= share;
+        loss += f64::from(sum.ln() + most - row[label]);
+    }
+    (loss * f64::from(share)) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{D, Device, Tensor, Var};
+    use weights::Activation;
+
+    use super::*;
+    use crate::backend::Models;
+    use crate::networks::target;
+    use crate::random;
+    use crate::stages::fit::{init_theta, split};
+
+    fn architectures() -> Vec<Architecture> {
+        let mlp = |activation| Architecture::Mlp { inputs: 9, hidden: vec![7, 5], classes: 3, activation };
+        let cnn = |channels, classes| Architecture::TinyCnn { channels, classes };
+        vec![mlp(Activation::Relu), mlp(Activation::Tanh), cnn(1, 10), cnn(3, 4)]
+    }
+
+    struct Case {
+        architecture: Architecture,
+        theta: Vec<f32>,
+        labels: Vec<u32>,
+        x: Vec<f32>,
+    }
+
+    fn case(architecture: Architecture, n: usize) -> Case {
+        let mut rng = random::stream(5, "direct");
+        let mut theta = init_theta(&architecture, &mut rng);
+        theta.iter_mut().zip(random::normal_vec(100_000, &mut rng)).for_each(|(v, noise)| *v += 0.05 * noise);
+        let x = random::normal_vec(n * architecture.input_dim(), &mut rng);
+        let labels = (0..n).map(|i| (i % architecture.classes()) as u32).collect();
+        Case { architecture, theta, labels, x }
+    }
+
+    /// Loss and gradient by candle.
+    fn by_graph(case: &Case) -> (f32, Vec<f32>) {
+        let (n, classes) = (case.labels.len(), case.architecture.classes());
+        let theta = Var::from_slice(&case.theta, (1, case.theta.len()), &Device::Cpu).unwrap();
+        let shape: Vec<usize> = [1, n].into_iter().chain(case.architecture.input_shape()).collect();
+        let x = Tensor::from_slice(&case.x, shape, &Device::Cpu).unwrap();
+        let params = split(theta.as_tensor(), &case.architecture.layout()).unwrap();
+        let y = target::forward(&mut Models::training(), &case.architecture, &params, &x).unwrap();
+        let mut target = vec![0f32; n * classes];
+        case.labels.iter().enumerate().for_each(|(i, &l)| target[i * classes + l as usize] = 1.0);
+        let target = Tensor::from_vec(target, (1, n, classes), &Device::Cpu).unwrap();
+        let log_p = candle_nn::ops::log_softmax(&y, D::Minus1).unwrap();
+        let loss = ((log_p * target).unwrap().sum_all().unwrap() * (-1.0 / n as f64)).unwrap();
+        let grads = loss.backward().unwrap();
+        let grad = grads.get(&theta).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        (loss.to_scalar().unwrap(), grad)
+    }
+
+    #[test]
+    fn loss_and_gradient_equal_those_of_the_graph() {
+        let mut workspace = Workspace::default();
+        for case in architectures().into_iter().map(|a| case(a, 13)) {
+            let network = Network::of(&case.architecture).unwrap();
+            let (loss, grad) = by_graph(&case);
+            // Twice: what a step leaves behind must not reach the next.
+            for _ in 0..2 {
+                workspace.x.clone_from(&case.x);
+                let own = network.gradient(&case.theta, &case.labels, &mut workspace);
+                assert!((own - loss).abs() < 1e-5, "{}: {own} {loss}", case.architecture.name());
+                let logits = network.logits(&case.theta, &mut workspace).to_vec();
+                assert_eq!(logits.len(), case.labels.len() * case.architecture.classes());
+                let largest = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
+                let off = grad.iter().zip(&workspace.grad).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(off < 1e-5 * largest.max(1.0), "{}: {off} of {largest}", case.architecture.name());
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let mut workspace = Workspace::default();
+        for case in architectures().into_iter().map(|a| case(a, 4)) {
+            let network = Network::of(&case.architecture).unwrap();
+            workspace.x.clone_from(&case.x);
+            network.gradient(&case.theta, &case.labels, &mut workspace);
+            let grad = workspace.grad.clone();
+            for at in (0..grad.len()).step_by(37) {
+                let mut moved = |by: f32| {
+                    let mut theta = case.theta.clone();
+                    theta[at] += by;
+                    network.gradient(&theta, &case.labels, &mut workspace)
+                };
+                // Small, for another maximum of a window may be the larger one behind it.
+                let numeric = (moved(5e-4) - moved(-5e-4)) / 1e-3;
+                let off = (numeric - grad[at]).abs();
+                assert!(off < 2e-3 + 0.03 * numeric.abs(), "{} {at}: {numeric} {}", case.architecture.name(), grad[at]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_other_layers_is_left_to_the_graph() {
+        assert_eq!(Network::of(&Architecture::ResnetCifar { depth: 8, widths: [4, 4, 4], classes: 3 }), None);
+    }
+}
