@@ -3,6 +3,8 @@
 // Helpers outside #[test] functions fail a test by panicking too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "http/batched.rs"]
+mod batched;
 #[path = "http/counted.rs"]
 mod counted;
 #[path = "http/killed.rs"]
