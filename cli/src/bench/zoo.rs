@@ -141,9 +141,18 @@ fn measure(
 
 /// Writes for the peers what the models see and start from.
 fn share(config: &Config, sources: &Sources, start: &[f32], models: usize, path: &Path) -> Result<()> {
+    let (tasks, _) = sources.tasks(config)?;
+    let task = tasks.first().ok_or_else(|| Error::Internal("the benchmark has no task".into()))?;
     let mut values = Vec::new();
     for (part, name) in [(Part::Train, "train"), (Part::Test, "test")] {
-        let data = sources.list()[0].dataset(part);
+        let mut data = sources.list()[0].dataset(part);
+        if part == Part::Test {
+            // Scores are on as many images of each class.
+            let least = sources.task(task, part)?.per_class();
+            let classes = data.class_indices(&(0..data.len()).collect::<Vec<_>>());
+            let kept: Vec<usize> = classes.iter().flat_map(|class| class.iter().take(least).copied()).collect();
+            data = data.take(&kept);
+        }
         let x = data.gather(&(0..data.len()).collect::<Vec<_>>());
         let shape: Vec<usize> = std::iter::once(data.len()).chain(data.shape.iter().copied()).collect();
         values.push((format!("{name}.x"), shape, x));

@@ -57,11 +57,16 @@ class Data:
 
 
 def indices(data, generator):
-    """Batches of one model: all examples in a new order in each epoch."""
+    """Batches of one model: as many images of each class, in a new order in each epoch."""
+    classes = int(data.train_y.max()) + 1
+    lists = [(data.train_y == label).nonzero().flatten() for label in range(classes)]
+    share, steps = max(data.batch // classes, 1), max(round(min(map(len, lists)) * classes / data.batch), 1)
     while True:
-        for batch in torch.randperm(len(data.train_x), generator=generator).split(data.batch):
-            if len(batch) == data.batch:
-                yield batch
+        epoch = []
+        for images in lists:
+            images = images[torch.randperm(len(images), generator=generator)]
+            epoch.append(images[torch.arange(steps * share) % len(images)].view(steps, share))
+        yield from torch.cat(epoch, dim=1)
 
 
 def generators(models):
