@@ -83,6 +83,11 @@ impl Params {
         self.vars.values().cloned().collect()
     }
 
+    /// Names of all parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.vars.keys().map(String::as_str)
+    }
+
     /// Names with copies of the values (for EMA and best-so-far snapshots).
     ///
     /// # Errors

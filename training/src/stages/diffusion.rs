@@ -8,7 +8,7 @@ use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
 use super::encoder::Encoder;
-use super::shards::{self, Shard};
+use super::shards::{self, Gradients, Shard};
 use super::vae::present;
 use super::vectors::{Vectors, masked_mean, one_hot};
 use super::zoo::Zoo;
@@ -22,6 +22,7 @@ use crate::optim::{self, AdamConfig, AdamW, Ema};
 use crate::params::Params;
 use crate::random;
 use crate::snapshots::Snapshot;
+use crate::tape::Tape;
 
 /// A trained denoiser. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -45,6 +46,47 @@ impl Denoiser {
     pub fn denoise(&mut self, latent: &Tensor, timestep: &Tensor, condition: &Tensor) -> Result<Tensor> {
         denoise(&mut Eager::new(&mut self.params), &self.shape, latent, timestep, condition)
     }
+
+    /// `share` of the loss of a prediction, which `loss` gives, and the gradients of that with respect to the parameters
+    /// in order of their names and to the condition: recorded on a tape on the CPU, by candle elsewhere.
+    ///
+    /// # Errors
+    /// When shapes do not fit; whatever `loss` returns.
+    pub(crate) fn learn(
+        &mut self,
+        [latent, timestep, condition]: [&Tensor; 3],
+        share: f64,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Learned> {
+        if !latent.device().is_cpu() {
+            let condition = Var::from_tensor(&condition.detach())?;
+            let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
+            let grads = loss.backward()?;
+            let params = self.params.vars().iter().map(|var| grads.get(var).cloned()).collect();
+            return Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.get(&condition).cloned() });
+        }
+        let mut tape = Tape::new(&mut self.params);
+        let (latent, timestep) = (tape.constant_input(latent)?, tape.constant_input(timestep)?);
+        let condition =
+            if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
+        let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
+        let prediction = Var::from_tensor(output.value())?;
+        let loss = loss(&prediction)?.affine(share, 0.0)?;
+        let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
+        let mut grads = tape.backward(&output, &grad, Some(&condition))?;
+        let params = self.params.names().map(|name| grads.params.remove(name)).collect();
+        Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.input })
+    }
+}
+
+/// What [`Denoiser::learn`] gives.
+pub(crate) struct Learned {
+    /// The share of the loss.
+    pub loss: f32,
+    /// Gradients of the parameters, in order of their names.
+    pub params: Gradients,
+    /// Gradient of the condition, where it is wanted.
+    pub condition: Option<Tensor>,
 }
 
 /// The schedule of a configuration.
@@ -184,7 +226,9 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("denoiser", step), |s| data.loss(s))?;
+        let (loss, grads) = shards::averaged(&mut shards, vars.len(), ("denoiser", step), |shard, share| {
+            data.gradients(shard, share)
+        })?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
         let mut grads = grads.as_slice();
         for learner in &mut learners {
@@ -209,20 +253,20 @@ pub fn train(
 }
 
 /// A network that learns, with its optimiser and moving average.
-struct Learner {
-    params: Params,
+pub(crate) struct Learner {
+    pub params: Params,
     rate: f64,
     adam: AdamW,
     ema: Ema,
 }
 
 impl Learner {
-    fn new(params: &Params, rate: f64, adam: AdamConfig, ema: f64) -> Result<Self> {
+    pub fn new(params: &Params, rate: f64, adam: AdamConfig, ema: f64) -> Result<Self> {
         let adam = AdamW::new(params.vars(), adam);
         Ok(Self { params: params.clone(), rate, adam, ema: Ema::new(params, ema)? })
     }
 
-    fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
+    pub fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
         self.adam.step(grads, lr * self.rate)?;
         self.ema.update(&self.params)
     }
@@ -256,7 +300,28 @@ struct Batches<'a> {
 impl Batches<'_> {
     /// Squared error of the prediction on one shard (Eq. 3).
     fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
-        let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
+        let drawn = self.draw(shard)?;
+        let Batch { noisy, timestep, .. } = &drawn.batch;
+        drawn.error(&shard.networks.0.denoise(noisy, timestep, &drawn.condition)?)
+    }
+
+    /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
+    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Gradients)> {
+        let drawn = self.draw(shard)?;
+        let (denoiser, encoder) = &mut shard.networks;
+        let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
+        let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
+        let mut grads = learned.params;
+        if self.joint {
+            let own = learned.condition.map(|grad| (&drawn.condition * grad)?.sum_all()?.backward()).transpose()?;
+            grads.extend(encoder.params.vars().iter().map(|var| own.as_ref()?.get(var).cloned()));
+        }
+        Ok((learned.loss, grads))
+    }
+
+    /// A shard's batch, with its condition.
+    fn draw(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Drawn> {
+        let (encoder, rng) = (&mut shard.networks.1, &mut shard.rng);
         let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let supports = encoder.support(self.sources, tasks, Part::Train, rng)?;
@@ -280,8 +345,21 @@ impl Batches<'_> {
         if let Some(presence) = &supports.presence {
             condition = Tensor::cat(&[&condition, presence], 1)?;
         }
-        let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
         let there = supports.presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
-        masked_mean(&(prediction - &batch.target)?.sqr()?, there.as_ref())
+        Ok(Drawn { batch, condition, there })
+    }
+}
+
+/// What a shard learns from in one step.
+struct Drawn {
+    batch: Batch,
+    condition: Tensor,
+    /// Which rows there are, where that differs.
+    there: Option<Tensor>,
+}
+
+impl Drawn {
+    fn error(&self, prediction: &Tensor) -> Result<Tensor> {
+        masked_mean(&(prediction - &self.batch.target)?.sqr()?, self.there.as_ref())
     }
 }
