@@ -9,6 +9,7 @@ mod proto;
 
 pub use cut::{Cut, Value};
 pub use eager::Eager;
+pub(crate) use eager::resolve;
 pub use models::Models;
 pub use onnx::Onnx;
 

@@ -70,7 +70,7 @@ impl Denoiser {
         let condition =
             if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
         let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
-        let prediction = Var::from_tensor(output.value())?;
+        let prediction = Var::from_tensor(&output.tensor()?)?;
         let loss = loss(&prediction)?.affine(share, 0.0)?;
         let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
         let mut grads = tape.backward(&output, &grad, Some(&condition))?;

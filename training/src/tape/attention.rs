@@ -1,6 +1,7 @@
 //! softmax(Q Kᵀ / √width) V for each example and head, on tokens as the linear maps give them: no head is copied out.
 
 use super::matrix::{View, product};
+use super::pool::{Buffer, Pool};
 use super::silu::exp;
 use crate::backend::ABSENT;
 
@@ -39,11 +40,11 @@ impl Attention {
 
     /// Mixed values `[n, queries, width]`, and each key's share of each query, `[n, heads, queries, keys]`. Keys whose
     /// `presence [n, keys]` is 0 get none.
-    pub fn forward(self, [q, k, v]: [&[f32]; 3], presence: Option<&[f32]>) -> (Vec<f32>, Vec<f32>) {
+    pub fn forward(self, [q, k, v]: [&[f32]; 3], presence: Option<&[f32]>, pool: &Pool) -> (Buffer, Buffer) {
         let size = self.queries * self.keys;
         let n = q.len() / (self.queries * self.width);
-        let mut mixed = vec![0f32; q.len()];
-        let mut shares = vec![0f32; n * self.heads * size];
+        let mut mixed = pool.take(q.len());
+        let mut shares = pool.take(n * self.heads * size);
         for (i, shares) in shares.chunks_exact_mut(size).enumerate() {
             let (example, head) = (i / self.heads, i % self.heads);
             let queries = self.part(q, example, self.queries, head);
@@ -59,10 +60,10 @@ impl Attention {
     }
 
     /// Gradients of queries, keys and values from those of the mixed values.
-    pub fn backward(self, [q, k, v]: [&[f32]; 3], shares: &[f32], grad: &[f32]) -> [Vec<f32>; 3] {
+    pub fn backward(self, [q, k, v]: [&[f32]; 3], shares: &[f32], grad: &[f32], pool: &Pool) -> [Buffer; 3] {
         let size = self.queries * self.keys;
-        let (mut dq, mut dk, mut dv) = (vec![0f32; q.len()], vec![0f32; k.len()], vec![0f32; v.len()]);
-        let mut slopes = vec![0f32; size];
+        let (mut dq, mut dk, mut dv) = (pool.take(q.len()), pool.take(k.len()), pool.take(v.len()));
+        let mut slopes = pool.take(size);
         for (i, shares) in shares.chunks_exact(size).enumerate() {
             let (example, head) = (i / self.heads, i % self.heads);
             let grad = self.part(grad, example, self.queries, head);

@@ -8,8 +8,8 @@ use super::conv::Conv;
 use super::matrix::{View, product};
 use super::norm::{self, Groups};
 use super::shapes::{Repeated, concat, part, upsample2, upsample2_backward};
-use super::{Tape, Traced, read, silu};
-use crate::backend::{Backend, Eager, Layers, Unary, Weights};
+use super::{Tape, Traced, read, read_all, silu};
+use crate::backend::{Backend, Eager, Layers, Unary, Weights, resolve};
 use crate::error::{Error, Result};
 use crate::params::{Init, Params};
 
@@ -19,14 +19,21 @@ fn eager<R>(f: impl FnOnce(&mut Eager<'_>) -> Result<R>) -> Result<R> {
 }
 
 fn mismatch(what: &str, shapes: &[&Traced]) -> Error {
-    let shapes: Vec<&[usize]> = shapes.iter().map(|t| t.value.dims()).collect();
+    let shapes: Vec<&[usize]> = shapes.iter().map(|t| t.shape.as_slice()).collect();
     Error::Config(format!("{what} does not fit {shapes:?}"))
 }
 
+fn dims4(x: &Traced) -> Result<(usize, usize, usize, usize)> {
+    match x.shape.as_slice() {
+        &[n, c, h, w] => Ok((n, c, h, w)),
+        _ => Err(mismatch("an image", &[x])),
+    }
+}
+
 /// Rows and columns of a linear map's input, and the shape of its output.
-fn linear_sizes(x: &Tensor, weight: &Tensor) -> Option<(usize, usize, Vec<usize>)> {
-    let (&last, lead) = x.dims().split_last()?;
-    let &[o, i] = weight.dims() else { return None };
+fn linear_sizes(x: &Traced, weight: &Traced) -> Option<(usize, usize, Vec<usize>)> {
+    let (&last, lead) = x.shape.split_last()?;
+    let &[o, i] = weight.shape.as_slice() else { return None };
     let shape = lead.iter().copied().chain([o]).collect();
     (i == last).then_some((lead.iter().product(), o, shape))
 }
@@ -35,37 +42,43 @@ impl Tape<'_> {
     /// x Wᵀ, plus bias and residual where there are any.
     fn map(&mut self, x: &Traced, weight: &Traced, bias: Option<&Traced>, residual: Option<&Traced>) -> Result<Traced> {
         let fits = |shape: &[usize], o: usize| {
-            bias.is_none_or(|b| b.value.dims() == [o]) && residual.is_none_or(|r| r.value.dims() == shape)
+            bias.is_none_or(|b| b.shape == [o]) && residual.is_none_or(|r| r.shape == shape)
         };
-        let (rows, o, shape) = linear_sizes(&x.value, &weight.value)
+        let (rows, o, shape) = linear_sizes(x, weight)
             .filter(|(_, o, shape)| fits(shape, *o))
             .ok_or_else(|| mismatch("a linear map", &[x, weight]))?;
-        let i = weight.value.dim(1)?;
+        let i = weight.dim(1);
         let mut y = match residual {
-            Some(residual) => read([&residual.value], |[r]| r.to_vec())?,
-            None => vec![0f32; rows * o],
+            Some(residual) => read([&residual.values], |[r]| self.pool.copy(r))?,
+            None => self.pool.take(rows * o),
         };
         if let Some(bias) = bias {
-            read([&bias.value], |[bias]| {
+            read([&bias.values], |[bias]| {
                 for row in y.chunks_exact_mut(o) {
-                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                    match residual {
+                        Some(_) => row.iter_mut().zip(bias).for_each(|(y, b)| *y += b),
+                        None => row.copy_from_slice(bias),
+                    }
                 }
             })?;
         }
         let accumulate = bias.is_some() || residual.is_some();
-        read([&x.value, &weight.value], |[x, w]| {
+        read([&x.values, &weight.values], |[x, w]| {
             product(View::new(x, rows, i), View::new(w, o, i).t(), &mut y, o, 1.0, accumulate);
         })?;
         let inputs: Vec<&Traced> = [Some(x), Some(weight), bias, residual].into_iter().flatten().collect();
         let nodes = [Some(x), Some(weight), bias, residual].map(|t| t.and_then(|t| t.node));
-        let (x, weight) = (x.value.clone(), weight.value.clone());
-        self.record(&inputs, y, &shape, move |grad, grads| {
+        let (x, weight) = (x.values.clone(), weight.values.clone());
+        Ok(self.record(&inputs, y, &shape, move |grad, grads| {
             let [xn, wn, bn, rn] = nodes;
             read([&x, &weight], |[x, w]| {
                 let (g, w, x) = (View::new(&grad, rows, o), View::new(w, o, i), View::new(x, rows, i));
                 grads.write(xn, rows * i, |dx, fresh| product(g, w, dx, i, 1.0, !fresh));
                 grads.write(wn, o * i, |dw, fresh| product(g.t(), x, dw, i, 1.0, !fresh));
-                grads.write(bn, o, |db, _| {
+                grads.write(bn, o, |db, fresh| {
+                    if fresh {
+                        db.fill(0.0);
+                    }
                     for row in grad.chunks_exact(o) {
                         db.iter_mut().zip(row).for_each(|(b, g)| *b += g);
                     }
@@ -73,7 +86,7 @@ impl Tape<'_> {
             })?;
             grads.add(rn, grad);
             Ok(())
-        })
+        }))
     }
 
     fn convolve(
@@ -83,36 +96,35 @@ impl Tape<'_> {
         [stride, pad]: [usize; 2],
         residual: Option<&Traced>,
     ) -> Result<Traced> {
-        let (n, c, h, w) = x.value.dims4()?;
-        let (o, wc, k, kw) = weight.value.dims4()?;
+        let (n, c, h, w) = dims4(x)?;
+        let (o, wc, k, kw) = dims4(weight)?;
         let conv = Conv { c, h, w, o, k, stride, pad };
-        let sides = conv.out().filter(|_| wc == c && kw == k && bias.value.dims() == [o]);
+        let sides = conv.out().filter(|_| wc == c && kw == k && bias.shape == [o]);
         let (oh, ow) = sides.ok_or_else(|| mismatch("a convolution", &[x, weight, bias]))?;
         let shape = [n, o, oh, ow];
-        if residual.is_some_and(|r| r.value.dims() != shape) {
+        if residual.is_some_and(|r| r.shape != shape) {
             return Err(mismatch("a convolution's residual", &[x, weight]));
         }
-        let y = read([&x.value, &weight.value, &bias.value], |[x, w, b]| match residual {
-            Some(residual) => read([&residual.value], |[r]| conv.forward(x, w, b, Some(r))),
-            None => Ok(conv.forward(x, w, b, None)),
+        let y = read([&x.values, &weight.values, &bias.values], |[x, w, b]| match residual {
+            Some(residual) => read([&residual.values], |[r]| conv.forward(x, w, b, Some(r), &self.pool)),
+            None => Ok(conv.forward(x, w, b, None, &self.pool)),
         })??;
         let inputs: Vec<&Traced> = [Some(x), Some(weight), Some(bias), residual].into_iter().flatten().collect();
         let nodes = [Some(x), Some(weight), Some(bias), residual].map(|t| t.and_then(|t| t.node));
-        let (x, weight) = (x.value.clone(), weight.value.clone());
-        self.record(&inputs, y, &shape, move |grad, grads| {
-            let [xn, wn, bn, rn] = nodes;
+        let (x, weight) = (x.values.clone(), weight.values.clone());
+        Ok(self.record(&inputs, y, &shape, move |grad, grads| {
+            let ([xn, wn, bn, rn], pool) = (nodes, grads.pool.clone());
             read([&x, &weight], |[x, w]| {
                 if xn.is_some() {
-                    grads.add(xn, conv.input_gradient(w, &grad));
+                    grads.add(xn, conv.input_gradient(w, &grad, &pool));
                 }
-                let (mut dw, mut db) = (vec![0f32; w.len()], vec![0f32; conv.o]);
-                conv.parameter_gradients(x, &grad, &mut dw, &mut db);
+                let (dw, db) = conv.parameter_gradients(x, &grad, &pool);
                 grads.add(wn, dw);
                 grads.add(bn, db);
             })?;
             grads.add(rn, grad);
             Ok(())
-        })
+        }))
     }
 }
 
@@ -135,13 +147,13 @@ impl Layers for Tape<'_> {
         if f != Unary::Silu {
             return self.candle(&[x], move |x| eager(|e| e.unary(&x[0], f)));
         }
-        let y = read([&x.value], |[x]| silu::forward(x))?;
-        let (node, value) = (x.node, x.value.clone());
-        self.record(&[x], y, value.clone().dims(), move |mut grad, grads| {
+        let y = read([&x.values], |[x]| silu::forward(x, &self.pool))?;
+        let (node, value) = (x.node, x.values.clone());
+        Ok(self.record(&[x], y, &x.shape, move |mut grad, grads| {
             read([&value], |[x]| silu::backward(x, &mut grad))?;
             grads.add(node, grad);
             Ok(())
-        })
+        }))
     }
 
     fn conv_norm(&mut self, x: &Traced, params: &[Traced; PARAMS], c: &Convolution) -> Result<Traced> {
@@ -243,26 +255,29 @@ impl Backend for Tape<'_> {
     }
 
     fn add(&mut self, a: &Traced, b: &Traced) -> Result<Traced> {
-        let (a, b) = if a.value.elem_count() < b.value.elem_count() { (b, a) } else { (a, b) };
-        let Some(repeated) = Repeated::new(a.value.dims(), b.value.dims()) else {
+        let (a, b) = if a.count() < b.count() { (b, a) } else { (a, b) };
+        let Some(repeated) = Repeated::new(&a.shape, &b.shape) else {
             return self.candle(&[a, b], |t| eager(|e| e.add(&t[0], &t[1])));
         };
-        let y = read([&a.value, &b.value], |[a, b]| {
-            if repeated.repeats == 1 {
-                return a.iter().zip(b).map(|(a, b)| a + b).collect();
+        let y = read([&a.values, &b.values], |[a, b]| {
+            if repeated.repeats > 1 {
+                return repeated.sum(a, b, &self.pool);
             }
-            repeated.sum(a, b)
+            let mut y = self.pool.take(a.len());
+            y.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (a, b))| *y = a + b);
+            y
         })?;
         let (an, bn) = (a.node, b.node);
-        self.record(&[a, b], y, a.value.dims(), move |grad, grads| {
+        Ok(self.record(&[a, b], y, &a.shape, move |grad, grads| {
             if bn.is_some() && repeated.repeats == 1 {
                 grads.add_copy(bn, &grad);
             } else if bn.is_some() {
-                grads.add(bn, repeated.gradient(&grad));
+                let own = repeated.gradient(&grad, &grads.pool);
+                grads.add(bn, own);
             }
             grads.add(an, grad);
             Ok(())
-        })
+        }))
     }
 
     fn sub(&mut self, a: &Traced, b: &Traced) -> Result<Traced> {
@@ -290,20 +305,21 @@ impl Backend for Tape<'_> {
     }
 
     fn layer_norm_last(&mut self, x: &Traced, w: Weights<'_, Traced>) -> Result<Traced> {
-        let d = x.value.dims().last().copied().unwrap_or_default();
-        if d == 0 || w.scale.value.dims() != [d] || w.shift.value.dims() != [d] {
+        let d = x.shape.last().copied().unwrap_or_default();
+        if d == 0 || w.scale.shape != [d] || w.shift.shape != [d] {
             return Err(mismatch("a layer normalisation", &[x, w.scale, w.shift]));
         }
-        let (y, rows) = read([&x.value, &w.scale.value, &w.shift.value], |[x, s, t]| norm::layer(x, s, t))?;
+        let (y, rows) = read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| norm::layer(x, s, t, &self.pool))?;
         let nodes = [x.node, w.scale.node, w.shift.node];
-        let (value, scale) = (x.value.clone(), w.scale.value.clone());
-        self.record(&[x, w.scale, w.shift], y, x.value.dims(), move |mut grad, grads| {
-            let (s, t) = read([&value, &scale], |[x, scale]| norm::layer_backward(x, scale, &rows, &mut grad))?;
+        let (value, scale) = (x.values.clone(), w.scale.values.clone());
+        Ok(self.record(&[x, w.scale, w.shift], y, &x.shape, move |mut grad, grads| {
+            let pool = grads.pool.clone();
+            let (s, t) = read([&value, &scale], |[x, scale]| norm::layer_backward(x, scale, &rows, &mut grad, &pool))?;
             grads.add(nodes[1], s);
             grads.add(nodes[2], t);
             grads.add(nodes[0], grad);
             Ok(())
-        })
+        }))
     }
 
     fn group_norm(
@@ -319,22 +335,23 @@ impl Backend for Tape<'_> {
                 eager(|e| e.group_norm(&t[0], groups, [c, h, width], Weights { scale: &t[1], shift: &t[2] }, f))
             });
         }
-        let rest = x.value.dims().get(1..).is_some_and(|rest| rest == [c, h, width]);
-        let fits = |t: &Traced| t.value.dims() == [c, 1, 1];
+        let rest = x.shape.get(1..).is_some_and(|rest| rest == [c, h, width]);
+        let fits = |t: &Traced| t.shape == [c, 1, 1];
         if !rest || groups == 0 || c % groups != 0 || c * h * width == 0 || !fits(w.scale) || !fits(w.shift) {
             return Err(mismatch("a group normalisation", &[x, w.scale, w.shift]));
         }
         let sizes = Groups { groups, c, positions: h * width };
-        let (y, all) = read([&x.value, &w.scale.value, &w.shift.value], |[x, s, t]| sizes.forward(x, s, t))?;
+        let (y, all) = read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| sizes.forward(x, s, t, &self.pool))?;
         let nodes = [x.node, w.scale.node, w.shift.node];
-        let values = [x, w.scale, w.shift].map(|t| t.value.clone());
-        self.record(&[x, w.scale, w.shift], y, x.value.dims(), move |mut grad, grads| {
-            let (s, t) = read(values.each_ref(), |[x, s, t]| sizes.backward(x, (s, t), &all, &mut grad))?;
+        let values = [x, w.scale, w.shift].map(|t| t.values.clone());
+        Ok(self.record(&[x, w.scale, w.shift], y, &x.shape, move |mut grad, grads| {
+            let pool = grads.pool.clone();
+            let (s, t) = read(values.each_ref(), |[x, s, t]| sizes.backward(x, (s, t), &all, &mut grad, &pool))?;
             grads.add(nodes[1], s);
             grads.add(nodes[2], t);
             grads.add(nodes[0], grad);
             Ok(())
-        })
+        }))
     }
 
     fn attend(
@@ -343,32 +360,32 @@ impl Backend for Tape<'_> {
         [queries, keys, width, heads]: [usize; 4],
         presence: Option<&Traced>,
     ) -> Result<Traced> {
-        let n = qkv[0].value.dim(0)?;
-        let fits = |t: &Traced, tokens: usize| t.value.dims() == [n, tokens, width];
-        let there = presence.is_none_or(|p| p.node.is_none() && p.value.dims() == [n, keys]);
+        let n = qkv[0].dim(0);
+        let fits = |t: &Traced, tokens: usize| t.shape == [n, tokens, width];
+        let there = presence.is_none_or(|p| p.node.is_none() && p.shape == [n, keys]);
         if !fits(qkv[0], queries) || !fits(qkv[1], keys) || !fits(qkv[2], keys) || width % heads != 0 || !there {
             return Err(mismatch("an attention", &qkv));
         }
         let sizes = Attention { queries, keys, width, heads };
-        let values = qkv.map(|t| t.value.clone());
+        let values = qkv.map(|t| t.values.clone());
         let (y, shares) = read(values.each_ref(), |qkv| match presence {
-            Some(presence) => read([&presence.value], |[p]| sizes.forward(qkv, Some(p))),
-            None => Ok(sizes.forward(qkv, None)),
+            Some(presence) => read([&presence.values], |[p]| sizes.forward(qkv, Some(p), &self.pool)),
+            None => Ok(sizes.forward(qkv, None, &self.pool)),
         })??;
         let nodes = qkv.map(|t| t.node);
-        self.record(&qkv, y, &[n, queries, width], move |grad, grads| {
-            let all = read(values.each_ref(), |qkv| sizes.backward(qkv, &shares, &grad))?;
+        Ok(self.record(&qkv, y, &[n, queries, width], move |grad, grads| {
+            let pool = grads.pool.clone();
+            let all = read(values.each_ref(), |qkv| sizes.backward(qkv, &shares, &grad, &pool))?;
             for (node, grad) in nodes.into_iter().zip(all) {
                 grads.add(node, grad);
             }
             Ok(())
-        })
+        }))
     }
 
     fn reshape(&mut self, x: &Traced, shape: &[i64]) -> Result<Traced> {
-        let value = eager(|e| e.reshape(&x.value, shape))?;
         // The same values in the same order: no operation at all.
-        Ok(Traced { value, node: x.node })
+        Ok(Traced { shape: resolve(&x.shape, shape)?, ..x.clone() })
     }
 
     fn permute(&mut self, x: &Traced, order: &[usize]) -> Result<Traced> {
@@ -384,40 +401,41 @@ impl Backend for Tape<'_> {
         let Some((first, others)) = parts.split_first() else {
             return Err(Error::Config("nothing to join".into()));
         };
-        let mut shape = first.value.dims().to_vec();
+        let mut shape = first.shape.clone();
         let same = |t: &&Traced| {
-            let dims = t.value.dims();
+            let dims = &t.shape;
             dims.len() == shape.len() && dims.iter().zip(&shape).enumerate().all(|(i, (a, b))| i == axis || a == b)
         };
         if axis >= shape.len() || !others.iter().all(same) {
             return Err(mismatch("joining", parts));
         }
-        let sizes: Vec<usize> = parts.iter().map(|t| t.value.dims()[axis..].iter().product()).collect();
-        shape[axis] = parts.iter().map(|t| t.value.dims()[axis]).sum();
-        let guards: Vec<_> = parts.iter().map(|t| t.value.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
-        let slices: Vec<&[f32]> = guards.iter().map(Vec::as_slice).collect();
-        let y = concat(&slices, &sizes);
+        let sizes: Vec<usize> = parts.iter().map(|t| t.shape[axis..].iter().product()).collect();
+        shape[axis] = parts.iter().map(|t| t.shape[axis]).sum();
+        let values: Vec<_> = parts.iter().map(|t| &t.values).collect();
+        let y = read_all(&values, |parts| concat(parts, &sizes, &self.pool))?;
         let nodes: Vec<Option<usize>> = parts.iter().map(|t| t.node).collect();
-        self.record(parts, y, &shape, move |grad, grads| {
+        Ok(self.record(parts, y, &shape, move |grad, grads| {
             let (row, mut start) = (sizes.iter().sum(), 0);
             for (node, size) in nodes.into_iter().zip(sizes) {
                 if node.is_some() {
-                    grads.add(node, part(&grad, row, start, size));
+                    let own = part(&grad, row, start, size, &grads.pool);
+                    grads.add(node, own);
                 }
                 start += size;
             }
             Ok(())
-        })
+        }))
     }
 
     fn upsample2(&mut self, x: &Traced) -> Result<Traced> {
-        let (n, c, h, w) = x.value.dims4()?;
-        let y = read([&x.value], |[x]| upsample2(x, w))?;
+        let (n, c, h, w) = dims4(x)?;
+        let y = read([&x.values], |[x]| upsample2(x, w, &self.pool))?;
         let node = x.node;
-        self.record(&[x], y, &[n, c, 2 * h, 2 * w], move |grad, grads| {
-            grads.add(node, upsample2_backward(&grad, w));
+        Ok(self.record(&[x], y, &[n, c, 2 * h, 2 * w], move |grad, grads| {
+            let own = upsample2_backward(&grad, w, &grads.pool);
+            grads.add(node, own);
             Ok(())
-        })
+        }))
     }
 
     fn expand_first(&mut self, x: &Traced, rank: usize, like: &Traced) -> Result<Traced> {

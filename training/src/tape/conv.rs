@@ -3,6 +3,7 @@
 //! patches instead of adding them up.
 
 use super::matrix::{View, product};
+use super::pool::{Buffer, Pool};
 
 /// Values of a patch matrix that a core's second-level cache holds beside the weights.
 const CACHED: usize = 128 * 1024;
@@ -61,9 +62,9 @@ impl Conv {
     }
 
     /// The convolution, plus `bias [o]` and, where given, what is as large as the output.
-    pub fn forward(self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
-        let mut y = vec![0f32; x.len() / self.image() * self.output()];
-        self.each(x, weight, |first, product, stride, images| {
+    pub fn forward(self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>, pool: &Pool) -> Buffer {
+        let mut y = pool.take(x.len() / self.image() * self.output());
+        self.each(x, weight, pool, |first, product, stride, images| {
             let p = self.positions();
             for i in 0..images {
                 for (o, bias) in bias.iter().enumerate() {
@@ -84,11 +85,11 @@ impl Conv {
     }
 
     /// `take(first image, weight · patches, its row stride, images)` for all images, some at a time.
-    fn each(self, x: &[f32], weight: &[f32], mut take: impl FnMut(usize, &[f32], usize, usize)) {
+    fn each(self, x: &[f32], weight: &[f32], pool: &Pool, mut take: impl FnMut(usize, &[f32], usize, usize)) {
         let (p, image) = (self.positions(), self.image());
         let together = self.together(x.len() / image);
-        let mut patches = vec![0f32; self.patch() * together * p];
-        let mut out = vec![0f32; self.o * together * p];
+        let mut patches = pool.take(self.patch() * together * p);
+        let mut out = pool.take(self.o * together * p);
         let weight = View::new(weight, self.o, self.patch());
         for (i, images) in x.chunks(together * image).enumerate() {
             let count = images.len() / image;
@@ -135,29 +136,29 @@ impl Conv {
     }
 
     /// Gradient of `x` from that of the output.
-    pub fn input_gradient(self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    pub fn input_gradient(self, weight: &[f32], grad: &[f32], pool: &Pool) -> Buffer {
         if self.stride > 1 || self.pad >= self.k {
-            return self.scattered(weight, grad);
+            return self.scattered(weight, grad, pool);
         }
         let (h, w) = self.sides();
         let turned = Self { c: self.o, h, w, o: self.c, pad: self.k - 1 - self.pad, ..self };
         let taps = self.k * self.k;
-        let mut kernel = vec![0f32; weight.len()];
+        let mut kernel = pool.take(weight.len());
         for (o, from) in weight.chunks_exact(self.patch()).enumerate() {
             for (c, from) in from.chunks_exact(taps).enumerate() {
                 let to = &mut kernel[(c * self.o + o) * taps..][..taps];
                 to.iter_mut().zip(from.iter().rev()).for_each(|(t, f)| *t = *f);
             }
         }
-        turned.forward(grad, &kernel, &vec![0.0; self.c], None)
+        turned.forward(grad, &kernel, &pool.zeros(self.c), None, pool)
     }
 
     /// The same by adding the patches' gradients up.
-    fn scattered(self, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    fn scattered(self, weight: &[f32], grad: &[f32], pool: &Pool) -> Buffer {
         let (p, (oh, ow)) = (self.positions(), self.sides());
         let n = grad.len() / self.output();
-        let mut patches = vec![0f32; self.patch() * p];
-        let mut dx = vec![0f32; n * self.image()];
+        let mut patches = pool.take(self.patch() * p);
+        let mut dx = pool.zeros(n * self.image());
         let weight = View::new(weight, self.o, self.patch());
         for (grad, image) in grad.chunks_exact(self.output()).zip(dx.chunks_exact_mut(self.image())) {
             product(weight.t(), View::new(grad, self.o, p), &mut patches, p, 1.0, false);
@@ -178,12 +179,14 @@ impl Conv {
         dx
     }
 
-    /// Adds the gradients of weight and bias from that of the output.
-    pub fn parameter_gradients(self, x: &[f32], grad: &[f32], weight: &mut [f32], bias: &mut [f32]) {
+    /// Gradients of weight and bias from that of the output.
+    pub fn parameter_gradients(self, x: &[f32], grad: &[f32], pool: &Pool) -> (Buffer, Buffer) {
+        let (mut weight, mut bias) = (pool.take(self.o * self.patch()), pool.zeros(self.o));
+        let mut first = true;
         let (p, image) = (self.positions(), self.image());
         let together = self.together(x.len() / image);
-        let mut patches = vec![0f32; self.patch() * together * p];
-        let mut beside = vec![0f32; self.o * together * p];
+        let mut patches = pool.take(self.patch() * together * p);
+        let mut beside = pool.take(self.o * together * p);
         for (images, grads) in x.chunks(together * image).zip(grad.chunks(together * self.output())) {
             let stride = images.len() / image * p;
             for (j, image) in images.chunks_exact(image).enumerate() {
@@ -197,8 +200,10 @@ impl Conv {
             }
             let columns = View::new(&patches[..self.patch() * stride], self.patch(), stride);
             let grads = View::new(&beside[..self.o * stride], self.o, stride);
-            product(grads, columns.t(), weight, self.patch(), 1.0, true);
+            product(grads, columns.t(), &mut weight, self.patch(), 1.0, !first);
+            first = false;
         }
+        (weight, bias)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Layer normalisation, and group normalisation with SiLU behind, with scale and shift: a row at a time, in cache.
 
+use super::pool::{Buffer, Pool};
 use super::silu::{silu, slope};
 use crate::ops::sum;
 
@@ -17,9 +18,9 @@ fn statistics(row: &[f32]) -> Statistics {
 }
 
 /// Each row of `x [rows, d]` normalised, times `scale [d]` plus `shift [d]`, with what [`layer_backward`] needs.
-pub fn layer(x: &[f32], scale: &[f32], shift: &[f32]) -> (Vec<f32>, Vec<Statistics>) {
+pub fn layer(x: &[f32], scale: &[f32], shift: &[f32], pool: &Pool) -> (Buffer, Vec<Statistics>) {
     let d = scale.len();
-    let mut y = vec![0f32; x.len()];
+    let mut y = pool.take(x.len());
     let mut rows = Vec::with_capacity(x.len() / d);
     for (row, out) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
         let (mean, inverse) = statistics(row);
@@ -32,20 +33,26 @@ pub fn layer(x: &[f32], scale: &[f32], shift: &[f32]) -> (Vec<f32>, Vec<Statisti
 }
 
 /// Turns gradients of what [`layer`] gave into those of `x`, and gives those of scale and shift.
-pub fn layer_backward(x: &[f32], scale: &[f32], rows: &[Statistics], grad: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+pub fn layer_backward(
+    x: &[f32],
+    scale: &[f32],
+    rows: &[Statistics],
+    grad: &mut [f32],
+    pool: &Pool,
+) -> (Buffer, Buffer) {
     let d = scale.len();
-    let (mut scales, mut shifts) = (vec![0f32; d], vec![0f32; d]);
-    let mut unit = vec![0f32; d];
+    let (mut scales, mut shifts) = (pool.zeros(d), pool.zeros(d));
+    let mut unit = pool.take(d);
     for ((row, grad), &(mean, inverse)) in x.chunks_exact(d).zip(grad.chunks_exact_mut(d)).zip(rows) {
         unit.iter_mut().zip(row).for_each(|(u, x)| *u = (x - mean) * inverse);
-        for (((s, t), u), g) in scales.iter_mut().zip(&mut shifts).zip(&unit).zip(&*grad) {
+        for (((s, t), u), g) in scales.iter_mut().zip(&mut *shifts).zip(&*unit).zip(&*grad) {
             *s += g * u;
             *t += g;
         }
         grad.iter_mut().zip(scale).for_each(|(g, s)| *g *= s);
         let shift = (sum(grad, &[], |g, _| g) / d as f64) as f32;
         let dot = (sum(grad, &unit, |g, u| g * u) / d as f64) as f32;
-        grad.iter_mut().zip(&unit).for_each(|(g, u)| *g = inverse * (*g - shift - u * dot));
+        grad.iter_mut().zip(&*unit).for_each(|(g, u)| *g = inverse * (*g - shift - u * dot));
     }
     (scales, shifts)
 }
@@ -74,8 +81,8 @@ impl Groups {
 
     /// SiLU of each group of `x [n, c, positions]` normalised, times `scale [c]` plus `shift [c]`, with what
     /// [`Self::backward`] needs.
-    pub fn forward(self, x: &[f32], scale: &[f32], shift: &[f32]) -> (Vec<f32>, Vec<Statistics>) {
-        let mut y = vec![0f32; x.len()];
+    pub fn forward(self, x: &[f32], scale: &[f32], shift: &[f32], pool: &Pool) -> (Buffer, Vec<Statistics>) {
+        let mut y = pool.take(x.len());
         let mut all = Vec::with_capacity(x.len() / self.group());
         for (i, (row, out)) in x.chunks_exact(self.group()).zip(y.chunks_exact_mut(self.group())).enumerate() {
             let (mean, inverse) = statistics(row);
@@ -97,8 +104,9 @@ impl Groups {
         (scale, shift): (&[f32], &[f32]),
         all: &[Statistics],
         grad: &mut [f32],
-    ) -> (Vec<f32>, Vec<f32>) {
-        let (mut scales, mut shifts) = (vec![0f32; self.c], vec![0f32; self.c]);
+        pool: &Pool,
+    ) -> (Buffer, Buffer) {
+        let (mut scales, mut shifts) = (pool.zeros(self.c), pool.zeros(self.c));
         let count = self.group() as f64;
         let groups = x.chunks_exact(self.group()).zip(grad.chunks_exact_mut(self.group())).zip(all);
         for (i, ((row, grad), &(mean, inverse))) in groups.enumerate() {

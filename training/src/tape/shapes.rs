@@ -1,5 +1,7 @@
 //! What moves values and adds them up: sums over broadcast dimensions, joining, upsampling.
 
+use super::pool::{Buffer, Pool};
+
 /// How `b` is repeated to the shape of `a`: `a` is `[outer, repeats, inner]`, `b` is `[outer, inner]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Repeated {
@@ -24,8 +26,8 @@ impl Repeated {
     }
 
     /// a + b.
-    pub fn sum(self, a: &[f32], b: &[f32]) -> Vec<f32> {
-        let mut out = a.to_vec();
+    pub fn sum(self, a: &[f32], b: &[f32], pool: &Pool) -> Buffer {
+        let mut out = pool.copy(a);
         if self.inner == 0 || self.repeats == 0 {
             return out;
         }
@@ -42,8 +44,8 @@ impl Repeated {
     }
 
     /// Gradient of `b` from that of the sum.
-    pub fn gradient(self, grad: &[f32]) -> Vec<f32> {
-        let mut out = vec![0f32; self.outer * self.inner];
+    pub fn gradient(self, grad: &[f32], pool: &Pool) -> Buffer {
+        let mut out = pool.zeros(self.outer * self.inner);
         if self.inner == 0 || self.repeats == 0 {
             return out;
         }
@@ -61,25 +63,33 @@ impl Repeated {
 }
 
 /// Joins `[outer, sizes[i]]` to `[outer, all sizes]`.
-pub fn concat(parts: &[&[f32]], sizes: &[usize]) -> Vec<f32> {
-    let outer = parts.first().zip(sizes.first()).map_or(0, |(part, &size)| part.len() / size.max(1));
-    let mut out = Vec::with_capacity(outer * sizes.iter().sum::<usize>());
-    for i in 0..outer {
+pub fn concat(parts: &[&[f32]], sizes: &[usize], pool: &Pool) -> Buffer {
+    let row: usize = sizes.iter().sum();
+    let mut out = pool.take(parts.iter().map(|part| part.len()).sum());
+    for (i, row) in out.chunks_exact_mut(row.max(1)).enumerate() {
+        let mut rest = row;
         for (part, &size) in parts.iter().zip(sizes) {
-            out.extend_from_slice(&part[i * size..(i + 1) * size]);
+            let (own, others) = rest.split_at_mut(size);
+            own.copy_from_slice(&part[i * size..(i + 1) * size]);
+            rest = others;
         }
     }
     out
 }
 
 /// The part of [`concat`]'s output that begins at `start` of each row of `row` values.
-pub fn part(all: &[f32], row: usize, start: usize, size: usize) -> Vec<f32> {
-    all.chunks_exact(row.max(1)).flat_map(|row| &row[start..start + size]).copied().collect()
+pub fn part(all: &[f32], row: usize, start: usize, size: usize, pool: &Pool) -> Buffer {
+    let mut out = pool.take(all.len() / row.max(1) * size);
+    if size > 0 {
+        let rows = all.chunks_exact(row).zip(out.chunks_exact_mut(size));
+        rows.for_each(|(row, out)| out.copy_from_slice(&row[start..start + size]));
+    }
+    out
 }
 
 /// Each value four times: planes of `w` columns to planes twice as high and wide.
-pub fn upsample2(x: &[f32], w: usize) -> Vec<f32> {
-    let mut out = vec![0f32; 4 * x.len()];
+pub fn upsample2(x: &[f32], w: usize, pool: &Pool) -> Buffer {
+    let mut out = pool.take(4 * x.len());
     for (row, out) in x.chunks_exact(w).zip(out.chunks_exact_mut(4 * w)) {
         let (first, second) = out.split_at_mut(2 * w);
         first.chunks_exact_mut(2).zip(row).for_each(|(pair, v)| pair.fill(*v));
@@ -89,8 +99,8 @@ pub fn upsample2(x: &[f32], w: usize) -> Vec<f32> {
 }
 
 /// Gradient of `x` from that of [`upsample2`]'s output.
-pub fn upsample2_backward(grad: &[f32], w: usize) -> Vec<f32> {
-    let mut out = vec![0f32; grad.len() / 4];
+pub fn upsample2_backward(grad: &[f32], w: usize, pool: &Pool) -> Buffer {
+    let mut out = pool.take(grad.len() / 4);
     for (rows, out) in grad.chunks_exact(4 * w).zip(out.chunks_exact_mut(w)) {
         let (first, second) = rows.split_at(2 * w);
         let pairs = first.chunks_exact(2).zip(second.chunks_exact(2));
@@ -117,26 +127,30 @@ mod tests {
 
     #[test]
     fn sums_and_their_gradients() {
+        let pool = Pool::default();
         let a: Vec<f32> = (0..12).map(|v| v as f32).collect();
         let middle = Repeated { outer: 2, repeats: 3, inner: 2 };
-        let sum = middle.sum(&a, &[10.0, 20.0, 30.0, 40.0]);
-        assert_eq!(sum, [10.0, 21.0, 12.0, 23.0, 14.0, 25.0, 36.0, 47.0, 38.0, 49.0, 40.0, 51.0]);
-        assert_eq!(middle.gradient(&a), [6.0, 9.0, 24.0, 27.0]);
+        let sum = middle.sum(&a, &[10.0, 20.0, 30.0, 40.0], &pool);
+        assert_eq!(*sum, [10.0, 21.0, 12.0, 23.0, 14.0, 25.0, 36.0, 47.0, 38.0, 49.0, 40.0, 51.0]);
+        assert_eq!(*middle.gradient(&a, &pool), [6.0, 9.0, 24.0, 27.0]);
         let planes = Repeated { outer: 3, repeats: 4, inner: 1 };
-        assert_eq!(planes.gradient(&a), [6.0, 22.0, 38.0]);
+        assert_eq!(*planes.gradient(&a, &pool), [6.0, 22.0, 38.0]);
     }
 
     #[test]
     fn joined_and_cut() {
-        let all = concat(&[&[1.0, 2.0, 5.0, 6.0], &[3.0, 7.0]], &[2, 1]);
-        assert_eq!(all, [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]);
-        assert_eq!((part(&all, 3, 0, 2), part(&all, 3, 2, 1)), (vec![1.0, 2.0, 5.0, 6.0], vec![3.0, 7.0]));
+        let pool = Pool::default();
+        let all = concat(&[&[1.0, 2.0, 5.0, 6.0], &[3.0, 7.0]], &[2, 1], &pool);
+        assert_eq!(*all, [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]);
+        assert_eq!(*part(&all, 3, 0, 2, &pool), [1.0, 2.0, 5.0, 6.0]);
+        assert_eq!(*part(&all, 3, 2, 1, &pool), [3.0, 7.0]);
     }
 
     #[test]
     fn upsampled_and_back() {
-        let up = upsample2(&[1.0, 2.0, 3.0, 4.0], 2);
+        let pool = Pool::default();
+        let up = upsample2(&[1.0, 2.0, 3.0, 4.0], 2, &pool);
         assert_eq!(up[..8], [1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]);
-        assert_eq!(upsample2_backward(&up, 2), [4.0, 8.0, 12.0, 16.0]);
+        assert_eq!(*upsample2_backward(&up, 2, &pool), [4.0, 8.0, 12.0, 16.0]);
     }
 }

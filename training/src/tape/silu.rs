@@ -1,5 +1,7 @@
 //! x · sigmoid(x) and its slope, with an exponential that vectorises: the standard library's is called value by value.
 
+use super::pool::{Buffer, Pool};
+
 /// eˣ within 2 units in the last place, between e⁻⁸⁷ and e⁸⁸.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -39,8 +41,10 @@ pub fn slope(x: f32) -> f32 {
 }
 
 /// [`silu`] of each value.
-pub fn forward(x: &[f32]) -> Vec<f32> {
-    x.iter().map(|&x| silu(x)).collect()
+pub fn forward(x: &[f32], pool: &Pool) -> Buffer {
+    let mut y = pool.take(x.len());
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = silu(x));
+    y
 }
 
 /// Turns gradients of what [`forward`] gave into those of `x`.
