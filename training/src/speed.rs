@@ -134,7 +134,7 @@ impl Trial {
         ];
         for (name, part) in parts {
             let all: Vec<&Tensor> = self.shards.iter().map(|shard| part(&shard.networks.1)).collect();
-            data.insert(name, Tensor::cat(&all, 0)?);
+            data.insert(name.to_owned(), Tensor::cat(&all, 0)?);
         }
         candle_core::safetensors::save(&data, folder.join("data.safetensors"))?;
         Ok(())
