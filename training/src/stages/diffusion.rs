@@ -67,8 +67,7 @@ impl Denoiser {
         }
         let mut tape = Tape::new(&mut self.params);
         let (latent, timestep) = (tape.constant_input(latent)?, tape.constant_input(timestep)?);
-        let condition =
-            if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
+        let condition = if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
         let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
         let prediction = Var::from_tensor(&output.tensor()?)?;
         let loss = loss(&prediction)?.affine(share, 0.0)?;
@@ -226,9 +225,8 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, grads) = shards::averaged(&mut shards, vars.len(), ("denoiser", step), |shard, share| {
-            data.gradients(shard, share)
-        })?;
+        let (loss, grads) =
+            shards::averaged(&mut shards, vars.len(), ("denoiser", step), |shard, share| data.gradients(shard, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
         let mut grads = grads.as_slice();
         for learner in &mut learners {

@@ -111,10 +111,12 @@ pub fn averaged<N: Send>(
     let add = |own: Vec<Tensor>| -> Result<Option<Tensor>> {
         let mut own = own.into_iter();
         let first = own.next();
-        Ok(own.try_fold(first, |sum, grad| Ok::<_, Error>(Some(match sum {
-            Some(sum) => (sum + grad)?,
-            None => grad,
-        })))?)
+        Ok(own.try_fold(first, |sum, grad| {
+            Ok::<_, Error>(Some(match sum {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            }))
+        })?)
     };
     let sum = own.into_par_iter().map(add).collect::<Result<Gradients>>()?;
     if total.is_finite() { Ok((total, sum)) } else { Err(Error::Diverged { stage, step }) }

@@ -309,7 +309,8 @@ impl Backend for Tape<'_> {
         if d == 0 || w.scale.shape != [d] || w.shift.shape != [d] {
             return Err(mismatch("a layer normalisation", &[x, w.scale, w.shift]));
         }
-        let (y, rows) = read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| norm::layer(x, s, t, &self.pool))?;
+        let (y, rows) =
+            read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| norm::layer(x, s, t, &self.pool))?;
         let nodes = [x.node, w.scale.node, w.shift.node];
         let (value, scale) = (x.values.clone(), w.scale.values.clone());
         Ok(self.record(&[x, w.scale, w.shift], y, &x.shape, move |mut grad, grads| {
@@ -341,7 +342,8 @@ impl Backend for Tape<'_> {
             return Err(mismatch("a group normalisation", &[x, w.scale, w.shift]));
         }
         let sizes = Groups { groups, c, positions: h * width };
-        let (y, all) = read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| sizes.forward(x, s, t, &self.pool))?;
+        let (y, all) =
+            read([&x.values, &w.scale.values, &w.shift.values], |[x, s, t]| sizes.forward(x, s, t, &self.pool))?;
         let nodes = [x.node, w.scale.node, w.shift.node];
         let values = [x, w.scale, w.shift].map(|t| t.values.clone());
         Ok(self.record(&[x, w.scale, w.shift], y, &x.shape, move |mut grad, grads| {

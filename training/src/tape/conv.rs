@@ -106,15 +106,20 @@ impl Conv {
     /// Writes the patches of one image as columns from `offset`, of a matrix `[patch × stride]`.
     fn patches(self, image: &[f32], out: &mut [f32], stride: usize, offset: usize) {
         let (oh, ow) = self.sides();
+        if self.stride == 1 && (oh, ow) == (self.h, self.w) {
+            // Sizes that are known when this is compiled are copied without a call for each plane.
+            return match oh * ow {
+                16 => self.shifted::<16>(image, out, stride, offset),
+                64 => self.shifted::<64>(image, out, stride, offset),
+                256 => self.shifted::<256>(image, out, stride, offset),
+                _ => self.shifted::<0>(image, out, stride, offset),
+            };
+        }
         let plane = self.h * self.w;
         for tap in 0..self.patch() {
             let (c, ky, kx) = (tap / (self.k * self.k), tap / self.k % self.k, tap % self.k);
             let source = &image[c * plane..(c + 1) * plane];
             let out = &mut out[tap * stride + offset..][..oh * ow];
-            if self.stride == 1 && (oh, ow) == (self.h, self.w) {
-                shifted(source, out, self.w, ky as isize - self.pad as isize, kx as isize - self.pad as isize);
-                continue;
-            }
             out.fill(0.0);
             let (from, to) = self.inside(kx);
             for oy in 0..oh {
@@ -127,6 +132,37 @@ impl Conv {
                 out.iter_mut().zip(source.iter().step_by(self.stride)).for_each(|(c, v)| *c = *v);
             }
         }
+    }
+
+    /// The same where the output is as large as the image, of `P` positions (0: any number): each tap of a channel is its
+    /// plane, shifted within zeros, but for the columns that come from the row above or below.
+    fn shifted<const P: usize>(self, image: &[f32], out: &mut [f32], stride: usize, offset: usize) {
+        let plane = self.h * self.w;
+        let margin = self.pad * self.w + self.pad;
+        let mut around = vec![0f32; plane + 2 * margin];
+        let masks: Vec<u32> = (0..self.k).flat_map(|kx| self.mask(kx)).collect();
+        let mut rows = out.chunks_mut(stride.max(1));
+        for source in image.chunks_exact(plane) {
+            around[margin..margin + plane].copy_from_slice(source);
+            for tap in 0..self.k * self.k {
+                let (ky, kx) = (tap / self.k, tap % self.k);
+                let start = margin + ky * self.w + kx - self.pad * self.w - self.pad;
+                let Some(row) = rows.next() else { return };
+                let out = &mut row[offset..offset + plane];
+                let (source, mask) = (&around[start..start + plane], &masks[kx * plane..(kx + 1) * plane]);
+                match (out.first_chunk_mut::<P>(), source.first_chunk::<P>(), mask.first_chunk::<P>()) {
+                    (Some(out), Some(source), Some(mask)) if P > 0 => masked(out, source, mask),
+                    _ => masked(out, source, mask),
+                }
+            }
+        }
+    }
+
+    /// All bits for those positions of the output whose column of the input lies inside the image, none for others.
+    fn mask(self, kx: usize) -> impl Iterator<Item = u32> {
+        let (from, to) = self.inside(kx);
+        let w = self.w;
+        (0..self.h * w).map(move |at| if (from..to).contains(&(at % w)) { u32::MAX } else { 0 })
     }
 
     /// Columns of the output, from and to, whose input column `ox · stride + kx − pad` lies inside the image.
@@ -207,22 +243,9 @@ impl Conv {
     }
 }
 
-/// `out[y, x] = image[y + dy, x + dx]`, 0 outside: one copy, and the columns that came from neighbouring rows cleared.
-fn shifted(image: &[f32], out: &mut [f32], w: usize, dy: isize, dx: isize) {
-    let len = image.len() as isize;
-    let shift = dy * w as isize + dx;
-    let (from, to) = ((-shift).clamp(0, len) as usize, (len - shift).clamp(0, len) as usize);
-    out[..from].fill(0.0);
-    out[to.max(from)..].fill(0.0);
-    if from < to {
-        let start = (from as isize + shift) as usize;
-        out[from..to].copy_from_slice(&image[start..start + to - from]);
-    }
-    let edge = (dx.unsigned_abs()).min(w);
-    if edge > 0 {
-        for row in out.chunks_exact_mut(w) {
-            let cleared = if dx < 0 { &mut row[..edge] } else { &mut row[w - edge..] };
-            cleared.iter_mut().for_each(|v| *v = 0.0);
-        }
-    }
+/// `source` where the mask has all bits, 0 where it has none.
+#[inline(always)]
+fn masked(out: &mut [f32], source: &[f32], mask: &[u32]) {
+    let values = out.iter_mut().zip(source).zip(mask);
+    values.for_each(|((out, source), mask)| *out = f32::from_bits(source.to_bits() & mask));
 }
