@@ -14,7 +14,7 @@ use crate::networks::unet::UnetConfig;
 use crate::optim::AdamConfig;
 use crate::params::Params;
 use crate::random;
-use crate::stages::diffusion::{Denoiser, Learner};
+use crate::stages::diffusion::{Denoiser, Learner, by_parameter};
 use crate::stages::shards::{self, SHARDS, Shard};
 
 /// Latents of every trial.
@@ -125,17 +125,16 @@ impl Trial {
     pub fn save(&self, folder: &Path) -> Result<()> {
         let model: HashMap<String, Tensor> = self.learner.params.snapshot()?.into_iter().collect();
         candle_core::safetensors::save(&model, folder.join("model.safetensors"))?;
-        let mut data = HashMap::new();
-        let parts: [(&str, fn(&Inputs) -> &Tensor); 4] = [
-            ("latent", |inputs| &inputs.latent),
-            ("timestep", |inputs| &inputs.timestep),
-            ("condition", |inputs| &inputs.condition),
-            ("target", |inputs| &inputs.target),
-        ];
-        for (name, part) in parts {
+        let part = |part: fn(&Inputs) -> &Tensor| {
             let all: Vec<&Tensor> = self.shards.iter().map(|shard| part(&shard.networks.1)).collect();
-            data.insert(name.to_owned(), Tensor::cat(&all, 0)?);
-        }
+            Tensor::cat(&all, 0)
+        };
+        let data = HashMap::from([
+            ("latent", part(|inputs| &inputs.latent)?),
+            ("timestep", part(|inputs| &inputs.timestep)?),
+            ("condition", part(|inputs| &inputs.condition)?),
+            ("target", part(|inputs| &inputs.target)?),
+        ]);
         candle_core::safetensors::save(&data, folder.join("data.safetensors"))?;
         Ok(())
     }
@@ -146,15 +145,14 @@ impl Trial {
     /// # Errors
     /// When the loss is not finite.
     pub fn step(&mut self) -> Result<f32> {
-        let count = self.learner.params.names().count();
-        let (loss, grads) = shards::averaged(&mut self.shards, count, ("trial", self.steps), |shard, share| {
+        let (loss, parts) = shards::each(&mut self.shards, ("trial", self.steps), |shard, share| {
             let (denoiser, inputs) = &mut shard.networks;
             let Inputs { latent, timestep, condition, target } = inputs;
             let error = |prediction: &Tensor| Ok((prediction - &*target)?.sqr()?.mean_all()?);
             let learned = denoiser.learn([latent, timestep, condition], share, error)?;
             Ok((learned.loss, learned.params))
         })?;
-        self.learner.step(&grads, RATE)?;
+        self.learner.step(by_parameter(parts), RATE)?;
         self.steps += 1;
         Ok(loss)
     }

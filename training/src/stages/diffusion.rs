@@ -1,6 +1,7 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +9,7 @@ use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
 use super::encoder::Encoder;
-use super::shards::{self, Gradients, Shard};
+use super::shards::{self, Shard};
 use super::vae::present;
 use super::vectors::{Vectors, masked_mean, one_hot};
 use super::zoo::Zoo;
@@ -18,7 +19,7 @@ use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::denoiser::{DenoiserShape, denoise};
-use crate::optim::{self, AdamConfig, AdamW, Ema};
+use crate::optim::{self, AdamConfig, AdamW, Ema, Gradient};
 use crate::params::Params;
 use crate::random;
 use crate::snapshots::Snapshot;
@@ -62,7 +63,7 @@ impl Denoiser {
             let condition = Var::from_tensor(&condition.detach())?;
             let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
             let grads = loss.backward()?;
-            let params = self.params.vars().iter().map(|var| grads.get(var).cloned()).collect();
+            let params = by_candle(&self.params, &grads);
             return Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.get(&condition).cloned() });
         }
         let mut tape = Tape::new(&mut self.params);
@@ -73,9 +74,15 @@ impl Denoiser {
         let loss = loss(&prediction)?.affine(share, 0.0)?;
         let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
         let mut grads = tape.backward(&output, &grad, Some(&condition))?;
-        let params = self.params.names().map(|name| grads.params.remove(name)).collect();
+        let own = self.params.names().map(|name| grads.params.remove(name).map(Gradient::Buffer));
+        let params = own.collect();
         Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.input })
     }
+}
+
+/// Gradients of parameters, in order of their names.
+fn by_candle(params: &Params, grads: &GradStore) -> Vec<Option<Gradient>> {
+    params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect()
 }
 
 /// What [`Denoiser::learn`] gives.
@@ -83,7 +90,7 @@ pub(crate) struct Learned {
     /// The share of the loss.
     pub loss: f32,
     /// Gradients of the parameters, in order of their names.
-    pub params: Gradients,
+    pub params: Vec<Option<Gradient>>,
     /// Gradient of the condition, where it is wanted.
     pub condition: Option<Tensor>,
 }
@@ -216,7 +223,6 @@ pub fn train(
     if joint {
         learners.push(Learner::new(&encoder.params, config.encoder.joint, decay, settings.ema)?);
     }
-    let vars: Vec<Var> = learners.iter().flat_map(|l| l.params.vars()).collect();
     let mut shards = shards::shards(config.seed, "diffusion", || (denoiser.clone(), encoder.clone()));
     let mut course = Course::begin(given, "denoiser", settings.steps, |snapshot| {
         learners.iter_mut().enumerate().try_for_each(|(i, learner)| learner.restore(i, snapshot))?;
@@ -225,13 +231,12 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, grads) =
-            shards::averaged(&mut shards, vars.len(), ("denoiser", step), |shard, share| data.gradients(shard, share))?;
+        let (loss, parts) = shards::each(&mut shards, ("denoiser", step), |shard, share| data.gradients(shard, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
-        let mut grads = grads.as_slice();
+        let mut grads = by_parameter(parts);
         for learner in &mut learners {
-            let (own, rest) = grads.split_at(learner.params.vars().len());
-            learner.step(own, lr)?;
+            let rest = grads.split_off(learner.params.vars().len());
+            learner.step(grads, lr)?;
             grads = rest;
         }
         smooth = smoother(smooth, loss);
@@ -250,6 +255,16 @@ pub fn train(
     Ok((denoiser, course.finish()))
 }
 
+/// The shards' gradients of each parameter.
+pub(crate) fn by_parameter(shards: Vec<Vec<Option<Gradient>>>) -> Vec<Vec<Gradient>> {
+    let mut all: Vec<Vec<Gradient>> = Vec::new();
+    for own in shards {
+        all.resize_with(own.len(), Vec::new);
+        all.iter_mut().zip(own).for_each(|(all, grad)| all.extend(grad));
+    }
+    all
+}
+
 /// A network that learns, with its optimiser and moving average.
 pub(crate) struct Learner {
     pub params: Params,
@@ -264,8 +279,9 @@ impl Learner {
         Ok(Self { params: params.clone(), rate, adam, ema: Ema::new(params, ema)? })
     }
 
-    pub fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
-        self.adam.step(grads, lr * self.rate)?;
+    /// A step with the shards' gradients of each parameter.
+    pub fn step(&mut self, grads: Vec<Vec<Gradient>>, lr: f64) -> Result<()> {
+        self.adam.step_sums(grads, lr * self.rate)?;
         self.ema.update(&self.params)
     }
 
@@ -304,15 +320,15 @@ impl Batches<'_> {
     }
 
     /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
-    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Gradients)> {
+    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Vec<Option<Gradient>>)> {
         let drawn = self.draw(shard)?;
         let (denoiser, encoder) = &mut shard.networks;
         let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
         let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
         let mut grads = learned.params;
         if self.joint {
-            let own = learned.condition.map(|grad| (&drawn.condition * grad)?.sum_all()?.backward()).transpose()?;
-            grads.extend(encoder.params.vars().iter().map(|var| own.as_ref()?.get(var).cloned()));
+            let grad = learned.condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
+            grads.extend(by_candle(&encoder.params, &(&drawn.condition * grad)?.sum_all()?.backward()?));
         }
         Ok((learned.loss, grads))
     }

@@ -82,44 +82,39 @@ pub fn gradients<N: Send>(
     at: (&'static str, usize),
     loss: impl Fn(&mut Shard<N>) -> Result<Tensor> + Sync,
 ) -> Result<(f32, Gradients)> {
-    averaged(shards, vars.len(), at, |shard, share| {
+    let (total, parts) = each(shards, at, |shard, share| {
         let loss = loss(shard)?.affine(share, 0.0)?;
         let grads = loss.backward()?;
-        Ok((loss.to_scalar::<f32>()?, vars.iter().map(|var| grads.get(var).cloned()).collect()))
-    })
+        let own: Gradients = vars.iter().map(|var| grads.get(var).cloned()).collect();
+        Ok((loss.to_scalar::<f32>()?, own))
+    })?;
+    let mut sum: Gradients = vec![None; vars.len()];
+    for own in parts {
+        for (sum, grad) in sum.iter_mut().zip(own) {
+            *sum = match (sum.take(), grad) {
+                (Some(a), Some(b)) => Some((a + b)?),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+    Ok((total, sum))
 }
 
-/// Sums over the shards of what `each` gives: its share of the loss, and the gradients of that, of `count` parameters.
+/// The sum of each shard's share of the loss, and what each has with it, in the order of the shards. `f` takes a shard and
+/// the part of the batch that it is.
 ///
 /// # Errors
 /// As [`gradients`].
-pub fn averaged<N: Send>(
+pub fn each<N: Send, T: Send>(
     shards: &mut [Shard<N>],
-    count: usize,
     (stage, step): (&'static str, usize),
-    each: impl Fn(&mut Shard<N>, f64) -> Result<(f32, Gradients)> + Sync,
-) -> Result<(f32, Gradients)> {
+    f: impl Fn(&mut Shard<N>, f64) -> Result<(f32, T)> + Sync,
+) -> Result<(f32, Vec<T>)> {
     let share = 1.0 / shards.len().max(1) as f64;
-    let parts = shards.par_iter_mut().map(|shard| each(shard, share)).collect::<Result<Vec<_>>>()?;
-    let mut total = 0.0;
-    let mut own: Vec<Vec<Tensor>> = vec![Vec::new(); count];
-    for (value, grads) in parts {
-        total += value;
-        own.iter_mut().zip(grads).for_each(|(own, grad)| own.extend(grad));
-    }
-    // In the order of the shards, whatever the order of the threads.
-    let add = |own: Vec<Tensor>| -> Result<Option<Tensor>> {
-        let mut own = own.into_iter();
-        let first = own.next();
-        Ok(own.try_fold(first, |sum, grad| {
-            Ok::<_, Error>(Some(match sum {
-                Some(sum) => (sum + grad)?,
-                None => grad,
-            }))
-        })?)
-    };
-    let sum = own.into_par_iter().map(add).collect::<Result<Gradients>>()?;
-    if total.is_finite() { Ok((total, sum)) } else { Err(Error::Diverged { stage, step }) }
+    let parts = shards.par_iter_mut().map(|shard| f(shard, share)).collect::<Result<Vec<_>>>()?;
+    let (losses, parts): (Vec<f32>, Vec<T>) = parts.into_iter().unzip();
+    let total: f32 = losses.iter().sum();
+    if total.is_finite() { Ok((total, parts)) } else { Err(Error::Diverged { stage, step }) }
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@ use super::pool::{Buffer, Pool};
 /// Values of a patch matrix that a core's second-level cache holds beside the weights.
 const CACHED: usize = 128 * 1024;
 
+/// Positions that are worth reading large weights for.
+const POSITIONS: usize = 128;
+
 /// Sizes of a convolution of `x [n, c, h, w]` by `weight [o, c, k, k]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Conv {
@@ -58,7 +61,8 @@ impl Conv {
 
     /// Images whose patches are made at a time.
     fn together(self, n: usize) -> usize {
-        (CACHED / (self.patch() * self.positions()).max(1)).clamp(1, n.max(1))
+        let p = self.positions().max(1);
+        (CACHED / (self.patch() * p).max(1)).max(POSITIONS / p).clamp(1, n.max(1))
     }
 
     /// The convolution, plus `bias [o]` and, where given, what is as large as the output.
@@ -217,7 +221,7 @@ impl Conv {
 
     /// Gradients of weight and bias from that of the output.
     pub fn parameter_gradients(self, x: &[f32], grad: &[f32], pool: &Pool) -> (Buffer, Buffer) {
-        let (mut weight, mut bias) = (pool.take(self.o * self.patch()), pool.zeros(self.o));
+        let (mut turned, mut bias) = (pool.take(self.o * self.patch()), pool.zeros(self.o));
         let mut first = true;
         let (p, image) = (self.positions(), self.image());
         let together = self.together(x.len() / image);
@@ -236,9 +240,12 @@ impl Conv {
             }
             let columns = View::new(&patches[..self.patch() * stride], self.patch(), stride);
             let grads = View::new(&beside[..self.o * stride], self.o, stride);
-            product(grads, columns.t(), &mut weight, self.patch(), 1.0, !first);
+            // What is read along its rows is packed first: of both, the gradients are the smaller.
+            product(columns, grads.t(), &mut turned, self.o, 1.0, !first);
             first = false;
         }
+        let mut weight = pool.take(turned.len());
+        transpose(&turned, &mut weight, self.o);
         (weight, bias)
     }
 }
@@ -248,4 +255,16 @@ impl Conv {
 fn masked(out: &mut [f32], source: &[f32], mask: &[u32]) {
     let values = out.iter_mut().zip(source).zip(mask);
     values.for_each(|((out, source), mask)| *out = f32::from_bits(source.to_bits() & mask));
+}
+
+/// `[rows × columns]` to `[columns × rows]`, in blocks that stay in cache.
+fn transpose(from: &[f32], to: &mut [f32], columns: usize) {
+    const BLOCK: usize = 16;
+    let rows = from.len() / columns.max(1);
+    for r in (0..rows).step_by(BLOCK) {
+        for (c, to) in to.chunks_exact_mut(rows).enumerate() {
+            let values = from[r * columns..].iter().skip(c).step_by(columns);
+            to[r..rows.min(r + BLOCK)].iter_mut().zip(values).for_each(|(to, from)| *to = *from);
+        }
+    }
 }

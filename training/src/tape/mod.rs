@@ -161,17 +161,14 @@ impl<'a> Tape<'a> {
                 backward(grad, &mut grads)?;
             }
         }
-        let mut taken = |of: &Traced| -> Result<Option<Tensor>> {
-            let grad = of.node.and_then(|node| grads.all[node].take());
-            Ok(grad.map(|grad| Tensor::from_slice(&grad, of.shape.as_slice(), &Device::Cpu)).transpose()?)
+        let mut taken = |of: &Traced| of.node.and_then(|node| grads.all[node].take());
+        let own = |(name, leaf): (&String, &Traced)| Some((name.clone(), taken(leaf)?));
+        let params = self.leaves.iter().filter_map(own).collect();
+        let input = match input.and_then(|input| Some((input, taken(input)?))) {
+            Some((input, grad)) => Some(Tensor::from_slice(&grad, input.shape.as_slice(), &Device::Cpu)?),
+            None => None,
         };
-        let mut params = BTreeMap::new();
-        for (name, leaf) in &self.leaves {
-            if let Some(grad) = taken(leaf)? {
-                params.insert(name.clone(), grad);
-            }
-        }
-        Ok(Gradients { params, input: input.map(taken).transpose()?.flatten() })
+        Ok(Gradients { params, input })
     }
 }
 
@@ -179,7 +176,7 @@ impl<'a> Tape<'a> {
 #[derive(Debug)]
 pub struct Gradients {
     /// By parameter; those that the output does not depend on are missing.
-    pub params: BTreeMap<String, Tensor>,
+    pub params: BTreeMap<String, Buffer>,
     /// Of the input that was asked for.
     pub input: Option<Tensor>,
 }
