@@ -18,7 +18,9 @@ pub mod params;
 pub mod progress;
 pub mod random;
 pub mod snapshots;
+pub mod speed;
 pub mod stages;
+mod tape;
 pub mod threads;
 
 /// The revision of the source that this program was built from, or `unknown`.

@@ -5,12 +5,14 @@ mod native;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor, Var, bail};
+use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::ops;
 use crate::params::Params;
 use crate::snapshots::Snapshot;
+use crate::tape::Buffer;
 
 /// AdamW's constants but the learning rate.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +32,50 @@ pub struct AdamConfig {
 impl Default for AdamConfig {
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 0.0 }
+    }
+}
+
+/// A parameter's gradient.
+#[derive(Debug)]
+pub enum Gradient {
+    /// As candle gives it.
+    Tensor(Tensor),
+    /// As a tape gives it, in the order of the parameter's values.
+    Buffer(Buffer),
+}
+
+impl Gradient {
+    /// The sum, in this order; none of none.
+    fn sum(parts: Vec<Self>) -> Result<Option<Self>> {
+        let mut parts = parts.into_iter();
+        let Some(mut sum) = parts.next() else { return Ok(None) };
+        for part in parts {
+            sum = match (sum, part) {
+                (Self::Tensor(a), Self::Tensor(b)) => Self::Tensor((a + b)?),
+                (Self::Buffer(mut a), Self::Buffer(b)) if a.len() == b.len() => {
+                    a.iter_mut().zip(&*b).for_each(|(a, b)| *a += b);
+                    Self::Buffer(a)
+                }
+                _ => return Err(candle_core::Error::Msg("gradients of two kinds or sizes".into()).into()),
+            };
+        }
+        Ok(Some(sum))
+    }
+
+    /// As a tensor like a parameter.
+    fn tensor(self, like: &Var) -> Result<Tensor> {
+        match self {
+            Self::Tensor(grad) => Ok(grad),
+            Self::Buffer(grad) => Ok(Tensor::from_slice(&grad, like.shape(), like.device())?),
+        }
+    }
+
+    /// Sum of squares.
+    fn square(&self) -> Result<f64> {
+        match self {
+            Self::Tensor(grad) => Ok(f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?)),
+            Self::Buffer(grad) => Ok(grad.chunks(4096).map(|part| ops::sum(part, &[], |v, _| v * v)).sum()),
+        }
     }
 }
 
@@ -85,17 +131,42 @@ impl AdamW {
     /// # Errors
     /// When a gradient has another shape than its parameter.
     pub fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
+        self.step_sums(grads.iter().map(|grad| grad.iter().cloned().map(Gradient::Tensor).collect()).collect(), lr)
+    }
+
+    /// The same with the sum of several gradients for each parameter.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn step_sums(&mut self, grads: Vec<Vec<Gradient>>, lr: f64) -> Result<()> {
         self.step += 1;
-        let scale = self.clip_scale(grads)?;
+        let bias = [self.config.beta1, self.config.beta2].map(|beta| 1.0 - beta.powi(self.step));
+        let clip = self.config.clip > 0.0;
         if self.slots.iter().any(Slot::off_cpu) {
-            let bias = [self.config.beta1, self.config.beta2].map(|beta| 1.0 - beta.powi(self.step));
-            return self.native_step(grads, lr, bias, scale);
+            let own = |(parts, slot): (Vec<Gradient>, &Slot)| {
+                Gradient::sum(parts)?.map(|grad| grad.tensor(&slot.var)).transpose()
+            };
+            let grads = grads.into_iter().zip(&self.slots).map(own).collect::<Result<Vec<_>>>()?;
+            let square = if clip { native::square(&grads)? } else { 0.0 };
+            return self.native_step(&grads, lr, bias, self.scale(square));
         }
+        let summed = |parts| -> Result<Option<(Gradient, f64)>> {
+            let Some(grad) = Gradient::sum(parts)? else { return Ok(None) };
+            let square = if clip { grad.square()? } else { 0.0 };
+            Ok(Some((grad, square)))
+        };
+        let grads = grads.into_par_iter().map(summed).collect::<Result<Vec<_>>>()?;
+        // Collected first, so that the sum's order does not depend on the threads.
+        let scale = self.scale(grads.iter().flatten().map(|(_, square)| square).sum());
         self.slots.par_iter().zip(grads).try_for_each(|(slot, grad)| {
-            let Some(grad) = grad else { return Ok(()) };
+            let Some((grad, _)) = grad else { return Ok(()) };
             let decay = if slot.var.dims().len() > 1 { self.config.weight_decay } else { 0.0 };
             let op = AdamOp { moments: &slot.moments, rates: Rates::new(&self.config, self.step, lr, decay, scale) };
-            Ok(slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?)
+            match &grad {
+                Gradient::Tensor(grad) => slot.var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?,
+                Gradient::Buffer(grad) => slot.var.as_tensor().inplace_op1(&BufferOp(op, grad))?,
+            }
+            Ok(())
         })
     }
 
@@ -150,21 +221,9 @@ impl AdamW {
         Ok(())
     }
 
-    fn clip_scale(&self, grads: &[Option<Tensor>]) -> Result<f64> {
-        if self.config.clip <= 0.0 {
-            return Ok(1.0);
-        }
-        if self.slots.iter().any(Slot::off_cpu) {
-            return Ok((self.config.clip / native::square(grads)?.sqrt().max(1e-12)).min(1.0));
-        }
-        // Collected first, so that the sum's order does not depend on the threads.
-        let squares = grads
-            .par_iter()
-            .flatten()
-            .map(|grad| Ok(f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?)))
-            .collect::<Result<Vec<_>>>()?;
-        let square: f64 = squares.iter().sum();
-        Ok((self.config.clip / square.sqrt().max(1e-12)).min(1.0))
+    /// What gradients are multiplied by, whose squares sum up to this.
+    fn scale(&self, square: f64) -> f64 {
+        if self.config.clip > 0.0 { (self.config.clip / square.sqrt().max(1e-12)).min(1.0) } else { 1.0 }
     }
 }
 
@@ -224,6 +283,31 @@ impl InplaceOp2 for AdamOp<'_> {
 
     fn cpu_fwd(&self, p: &mut CpuStorage, pl: &Layout, g: &CpuStorage, gl: &Layout) -> candle_core::Result<()> {
         let (p, g) = slices(p, pl, g, gl)?;
+        self.update(p, g)
+    }
+}
+
+/// The same with a gradient that is no tensor.
+struct BufferOp<'a>(AdamOp<'a>, &'a [f32]);
+
+impl InplaceOp1 for BufferOp<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, p: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (CpuStorage::F32(p), Some((from, to))) = (p, layout.contiguous_offsets()) else {
+            bail!("parameters must be f32 and contiguous")
+        };
+        if to - from != self.1.len() {
+            bail!("a gradient has {} values, its parameter {}", self.1.len(), to - from)
+        }
+        self.0.update(&mut p[from..to], self.1)
+    }
+}
+
+impl AdamOp<'_> {
+    fn update(&self, p: &mut [f32], g: &[f32]) -> candle_core::Result<()> {
         let mut moments = self.moments.lock().map_err(|_| lost())?;
         let (m, v) = &mut *moments;
         self.rates.update(p, g, m, v);
@@ -373,6 +457,24 @@ mod tests {
         }
         let difference = (ours.as_tensor() - theirs.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
         assert!(difference.to_scalar::<f32>().unwrap() < 1e-5);
+    }
+
+    #[test]
+    fn sums_of_buffers_are_sums_of_tensors() {
+        let config = AdamConfig { weight_decay: 0.01, clip: 1.0, ..Default::default() };
+        let values = [[3.0f32, -0.5], [0.25, 2.0]];
+        let vars = [0, 1].map(|_| Var::from_slice(&[1.0f32, 2.0], (1, 2), &Device::Cpu).unwrap());
+        let tensors = values.map(|v| Gradient::Tensor(Tensor::new(&[v], &Device::Cpu).unwrap()));
+        let pool = crate::tape::Pool::default();
+        let buffers = values.map(|v| Gradient::Buffer(pool.copy(&v)));
+        for (var, grads) in vars.iter().zip([tensors, buffers]) {
+            AdamW::new(vec![var.clone()], config).step_sums(vec![grads.into()], 0.1).unwrap();
+        }
+        let [a, b] = vars.map(|var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        assert_eq!(a, b);
+        assert!((a[0] - 0.899).abs() < 1e-5 && (a[1] - 1.898).abs() < 1e-5, "{a:?}");
+        let mut adam = AdamW::new(vec![Var::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap()], config);
+        assert!(adam.step_sums(vec![vec![Gradient::Buffer(pool.copy(&[1.0]))]], 0.1).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::error::{Error, Result};
 use crate::random;
+use crate::tape::Pool;
 
 /// How a parameter starts.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,17 +29,23 @@ pub struct Params {
     vars: BTreeMap<String, Var>,
     seed: u64,
     device: Device,
+    pool: Pool,
 }
 
 impl Params {
     /// No parameters yet.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { vars: BTreeMap::new(), seed, device: device.clone() }
+        Self { vars: BTreeMap::new(), seed, device: device.clone(), pool: Pool::default() }
     }
 
     /// The device of the parameters.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Buffers for the values and gradients of what is computed with these parameters.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// The parameter `name`, made with `init` when it is new.
@@ -81,6 +88,11 @@ impl Params {
     /// All parameters in order of their names.
     pub fn vars(&self) -> Vec<Var> {
         self.vars.values().cloned().collect()
+    }
+
+    /// Names of all parameters, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.vars.keys().map(String::as_str)
     }
 
     /// Names with copies of the values (for EMA and best-so-far snapshots).

@@ -14,6 +14,9 @@ use crate::error::Result;
 pub struct Args {
     #[command(flatten)]
     serving: serving::Options,
+    /// Turns of each training step, ours and PyTorch's.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..1000))]
+    pairs: u16,
     #[command(flatten)]
     python: PythonArgs,
     #[command(flatten)]
@@ -29,7 +32,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let (python, mut figures) = (args.python.open()?, Figures::default());
     serving::measure(&args.serving, &python, &args.registry, &args.runtime, &mut figures)?;
-    training::measure(&python, &mut figures)?;
-    zoo::measure(&python, &mut figures)?;
+    training::measure(&python, args.pairs.into(), &mut figures)?;
+    zoo::measure(&zoo::Options::default(), Some(&python), &mut figures)?;
     args.json.as_ref().map_or(Ok(()), |path| figures.write(path))
 }

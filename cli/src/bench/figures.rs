@@ -24,11 +24,6 @@ impl Figures {
         self.0.insert(key.to_owned(), value);
     }
 
-    /// Adds all of another's.
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
-
     /// Writes them with the machine they were measured on.
     ///
     /// # Errors

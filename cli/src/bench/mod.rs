@@ -1,5 +1,6 @@
 //! `weightsmith bench`: measurements, as ratios where another program does the same.
 
+mod all;
 mod child;
 mod figures;
 mod files;
@@ -9,6 +10,7 @@ mod python;
 mod registry;
 mod scale;
 mod serving;
+mod training;
 mod zoo;
 
 use clap::Subcommand;
@@ -26,6 +28,10 @@ pub enum Command {
     Scale(Box<scale::Args>),
     /// Measure how fast a zoo of tiny CNNs is trained, beside PyTorch.
     Zoo(zoo::Args),
+    /// Compare training steps of the denoisers with PyTorch's, in turns.
+    Training(training::Args),
+    /// Measure everything beside PyTorch and ONNX Runtime, in one run.
+    All(Box<all::Args>),
 }
 
 /// Runs a benchmark.
@@ -35,5 +41,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Serving(args) => serving::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Zoo(args) => zoo::run(&args),
+        Command::Training(args) => training::run(&args),
+        Command::All(args) => all::run(&args),
     }
 }

@@ -72,6 +72,14 @@ impl Drop for Peer {
     }
 }
 
+/// A number of an answer.
+///
+/// # Errors
+/// When it is not there.
+pub fn number(answer: &Value, key: &str) -> Result<f64> {
+    answer[key].as_f64().ok_or_else(|| Error::Internal(format!("a peer answered {answer}, without {key:?}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

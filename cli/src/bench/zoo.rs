@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use training::stages::zoo::{Plan, Trainer};
 use training::{Config, Part, Sources};
 use weights::tensors;
 
-use super::peer::Peer;
+use super::figures::{Figures, median};
+use super::peer::{Peer, number};
+use super::python::PythonArgs;
 use crate::context::{say, write_whole};
 use crate::error::{Error, Result};
 
@@ -23,34 +24,45 @@ const WARM_UP: usize = 2;
 
 /// Measure how fast a zoo is trained, beside PyTorch.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  weightsmith bench zoo --python venv/bin/python --json bench.json\n\n\
-                        The Python needs torch and safetensors.")]
+#[command(after_help = "Example:\n  weightsmith bench zoo --python venv/bin/python --json bench.json")]
 pub struct Args {
-    /// Models.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..10_000))]
-    models: u16,
-    /// Models in one batched tensor.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..10_000))]
-    group: u16,
-    /// Images of a step.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(10..10_000))]
-    batch: u16,
-    /// Steps of every model in a round.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..1000))]
-    steps: u16,
-    /// Rounds; ours and the peers' take turns.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..1000))]
-    rounds: u16,
-    /// Python with PyTorch; without one only our own time is measured.
-    #[arg(long, env = "WEIGHTSMITH_BENCH_PYTHON")]
-    python: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    python: PythonArgs,
     /// File for the figures as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
+/// What is trained, and how long.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Models.
+    #[arg(long, default_value_t = Options::default().models, value_parser = clap::value_parser!(u16).range(1..10_000))]
+    models: u16,
+    /// Models in one batched tensor.
+    #[arg(long, default_value_t = Options::default().group, value_parser = clap::value_parser!(u16).range(1..10_000))]
+    group: u16,
+    /// Images of a step.
+    #[arg(long, default_value_t = Options::default().batch, value_parser = clap::value_parser!(u16).range(10..10_000))]
+    batch: u16,
+    /// Steps of every model in a round.
+    #[arg(long, default_value_t = Options::default().steps, value_parser = clap::value_parser!(u16).range(1..1000))]
+    steps: u16,
+    /// Rounds; ours and the peers' take turns.
+    #[arg(long, default_value_t = Options::default().rounds, value_parser = clap::value_parser!(u16).range(1..1000))]
+    rounds: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { models: 64, group: 32, batch: 50, steps: 20, rounds: 5 }
+    }
+}
+
 /// The figures.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Report {
     models: u16,
     batch: u16,
@@ -62,33 +74,36 @@ struct Report {
     /// Mean accuracy on test images after all steps.
     accuracy: BTreeMap<&'static str, f64>,
     /// Which of the two loops was the faster: the one that the speed-up is over.
-    #[serde(skip_serializing_if = "Option::is_none")]
     faster_loop: Option<&'static str>,
-    #[serde(flatten)]
     speedups: BTreeMap<&'static str, f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     torch: Option<Value>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let config = configuration(args)?;
+    let mut figures = Figures::default();
+    measure(&args.options, Some(&args.python.open()?), &mut figures)?;
+    args.json.as_ref().map_or(Ok(()), |path| figures.write(path))
+}
+
+/// Trains a zoo beside the peers, or alone where there is no Python.
+///
+/// # Errors
+/// When training or a peer fails.
+pub fn measure(options: &Options, python: Option<&Path>, figures: &mut Figures) -> Result<()> {
+    let config = configuration(options)?;
     let sources = Sources::load(&config)?;
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     let plan = Plan::new(&config, &sources)?;
     // What goes wrong inside is told after the plan's own errors.
-    let measured = plan.train(|trainer| Ok(measure(args, &config, &sources, folder.path(), trainer)))?;
+    let measured = plan.train(|trainer| Ok(rounds((options, python), &config, &sources, folder.path(), trainer)))?;
     let report = measured?;
-    print(&report);
-    if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
-        write_whole(path, &text)?;
-    }
+    put(&report, figures);
     Ok(())
 }
 
 /// A zoo of tiny CNNs, each from a start of its own, on the digits that are built in.
-fn configuration(args: &Args) -> Result<Config> {
+fn configuration(args: &Options) -> Result<Config> {
     let epochs = (WARM_UP + usize::from(args.steps) * usize::from(args.rounds)) * usize::from(args.batch);
     let text = format!(
         "name = \"bench\"\nseed = 1\n\
@@ -101,8 +116,8 @@ fn configuration(args: &Args) -> Result<Config> {
     Ok(Config::parse(&text)?)
 }
 
-fn measure(
-    args: &Args,
+fn rounds(
+    (args, python): (&Options, Option<&Path>),
     config: &Config,
     sources: &Sources,
     folder: &Path,
@@ -111,7 +126,7 @@ fn measure(
     share(config, sources, &trainer.theta()?, usize::from(args.models), &folder.join("data.safetensors"))?;
     let mut peers = Vec::new();
     for mode in MODES {
-        if let Some(python) = &args.python {
+        if let Some(python) = python {
             peers.push((mode, Peer::start(python, SCRIPT, &[mode, &folder.to_string_lossy()])?));
         }
     }
@@ -129,8 +144,8 @@ fn measure(
         note("ours", began.elapsed().as_secs_f64());
         for (mode, peer) in &mut peers {
             let said = peer.ask(steps)?;
-            note(*mode, said["seconds"].as_f64().unwrap_or(f64::NAN));
-            accuracy.insert(*mode, said["accuracy"].as_f64().unwrap_or(f64::NAN));
+            note(*mode, number(&said, "seconds")?);
+            accuracy.insert(*mode, number(&said, "accuracy")?);
         }
     }
     let scores = trainer.scores(Part::Test)?;
@@ -166,7 +181,7 @@ fn share(config: &Config, sources: &Sources, start: &[f32], models: usize, path:
 }
 
 fn report(
-    args: &Args,
+    args: &Options,
     times: &BTreeMap<&'static str, Vec<f64>>,
     accuracy: BTreeMap<&'static str, f64>,
     torch: Option<Value>,
@@ -203,21 +218,18 @@ fn report(
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let (low, high) = (values.get(values.len().saturating_sub(1) / 2), values.get(values.len() / 2));
-    low.zip(high).map_or(f64::NAN, |(low, high)| f64::midpoint(*low, *high))
-}
-
-fn print(report: &Report) {
-    say(&format!("{} tiny CNNs, batches of {}, {} cores", report.models, report.batch, report.cores));
+fn put(report: &Report, figures: &mut Figures) {
+    say(&format!("zoo: {} tiny CNNs, batches of {}, {} cores", report.models, report.batch, report.cores));
     for (name, ms) in &report.step_ms {
+        figures.put(&format!("zoo.{name}_ms"), *ms, "milliseconds a step of one model, in this run only");
         let accuracy = report.accuracy.get(name).copied().unwrap_or(f64::NAN);
-        say(&format!("{name:<10} {ms:8.3} ms a step of one model   accuracy {accuracy:.3}"));
+        figures.put(&format!("zoo.{name}_accuracy"), accuracy, "mean accuracy at the end");
     }
     for (name, ratio) in &report.speedups {
-        say(&format!("{name:<38} {ratio:6.2}"));
+        figures.put(name, *ratio, "times as fast");
     }
+    figures.note("zoo.faster_loop", json!(report.faster_loop));
+    figures.note("zoo.torch", json!(report.torch));
 }
 
 #[cfg(test)]
@@ -226,7 +238,7 @@ mod tests {
 
     #[test]
     fn speedups_are_medians_of_each_rounds_ratio_over_the_faster_loop() {
-        let args = Args { models: 2, group: 1, batch: 10, steps: 5, rounds: 3, python: None, json: None };
+        let args = Options { models: 2, group: 1, batch: 10, steps: 5, rounds: 3 };
         let times = BTreeMap::from([
             ("ours", vec![1.0, 2.0, 1.0]),
             ("loop", vec![9.0, 20.0, 8.0]),
@@ -242,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_small_zoo_is_measured_without_peers() {
-        let args = Args { models: 3, group: 2, batch: 20, steps: 2, rounds: 2, python: None, json: None };
+        let args = Options { models: 3, group: 2, batch: 20, steps: 2, rounds: 2 };
         let config = configuration(&args).unwrap();
         let sources = Sources::load(&config).unwrap();
         let folder = tempfile::tempdir().unwrap();

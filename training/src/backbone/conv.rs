@@ -46,8 +46,7 @@ fn features<B: Backend>(b: &mut B, s: &Settings, shape: [usize; 3], x: &B::T) ->
     for (i, &next) in s.channels.iter().enumerate() {
         x = conv(b, &format!("conv.{i}"), &x, [channels, next, 3, 2], Init::Scaled(2.0))?;
         (channels, height, width) = (next, height.div_ceil(2), width.div_ceil(2));
-        x = group_norm(b, &format!("norm.{i}"), &x, groups(channels), [channels, height, width])?;
-        x = b.unary(&x, Unary::Relu)?;
+        x = group_norm(b, &format!("norm.{i}"), &x, groups(channels), [channels, height, width], Unary::Relu)?;
     }
     let x = b.flatten(&x)?;
     let x = linear(b, "features", &x, channels * height * width, s.dim, Init::Scaled(1.0))?;

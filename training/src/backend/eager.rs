@@ -65,7 +65,7 @@ pub(super) fn shrink(x: &Tensor, more: usize) -> Result<Tensor> {
 }
 
 /// Shape with ONNX semantics: 0 keeps the dimension, −1 infers it.
-pub(super) fn resolve(old: &[usize], shape: &[i64]) -> Result<Vec<usize>> {
+pub(crate) fn resolve(old: &[usize], shape: &[i64]) -> Result<Vec<usize>> {
     let bad = || Error::Config(format!("cannot reshape {old:?} to {shape:?}"));
     let mut new = Vec::with_capacity(shape.len());
     for (i, &s) in shape.iter().enumerate() {

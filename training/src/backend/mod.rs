@@ -9,6 +9,7 @@ mod proto;
 
 pub use cut::{Cut, Value};
 pub use eager::Eager;
+pub(crate) use eager::resolve;
 pub use models::Models;
 pub use onnx::Onnx;
 
@@ -38,6 +39,15 @@ pub enum Unary {
     Sqrt,
     /// x².
     Square,
+}
+
+/// Scale and shift of a normalisation.
+#[derive(Debug)]
+pub struct Weights<'a, T> {
+    /// Scale.
+    pub scale: &'a T,
+    /// Shift.
+    pub shift: &'a T,
 }
 
 /// The operations of the target networks, written as for one model: `input [n, …]`, parameters in natural shape.
@@ -152,6 +162,45 @@ pub trait Backend: Layers {
     fn constant(&mut self, data: &[f32], shape: &[usize]) -> Result<Self::T>;
     /// `x [.., i]`, `weight [o, i]` → `[.., o]`.
     fn project(&mut self, x: &Self::T, weight: &Self::T) -> Result<Self::T>;
+    /// As [`Layers::linear`], plus a residual of the output's shape.
+    fn linear_add(&mut self, x: &Self::T, [weight, bias]: [&Self::T; 2], residual: &Self::T) -> Result<Self::T> {
+        let y = self.linear(x, weight, bias)?;
+        self.add(residual, &y)
+    }
+    /// As [`Layers::conv2d`] with stride 1, plus a residual of the output's shape.
+    fn conv2d_add(&mut self, x: &Self::T, w: [&Self::T; 2], pad: usize, residual: &Self::T) -> Result<Self::T> {
+        let y = self.conv2d(x, w[0], w[1], 1, pad)?;
+        self.add(residual, &y)
+    }
+    /// Layer normalisation of `x [.., d]` over the last dimension, with scale and shift `[d]`.
+    fn layer_norm_last(&mut self, x: &Self::T, w: Weights<'_, Self::T>) -> Result<Self::T> {
+        let x = normalise(self, x)?;
+        let x = self.mul(&x, w.scale)?;
+        self.add(&x, w.shift)
+    }
+    /// `f` of the group normalisation of `x [n, c, h, w]`, with scale and shift `[c, 1, 1]`, as a reshape and a
+    /// normalisation of the last dimension (reductions over the last dimension are the fast ones).
+    fn group_norm(
+        &mut self,
+        x: &Self::T,
+        groups: usize,
+        [c, h, w]: [usize; 3],
+        p: Weights<'_, Self::T>,
+        f: Unary,
+    ) -> Result<Self::T> {
+        let x = self.reshape(x, &[0, groups as i64, (c / groups * h * w) as i64])?;
+        let x = normalise(self, &x)?;
+        let x = self.reshape(&x, &[0, c as i64, h as i64, w as i64])?;
+        let x = self.mul(&x, p.scale)?;
+        let x = self.add(&x, p.shift)?;
+        self.unary(&x, f)
+    }
+    /// softmax(Q Kᵀ / √d) V for each of `heads` heads: `q [n, lq, width]`, `k` and `v [n, lk, width]` →
+    /// `[n, lq, width]`; of the keys only those are seen whose `presence [n, lk]` is 1, and not those where it is 0.
+    /// `sizes` are lq, lk, width and heads.
+    fn attend(&mut self, qkv: [&Self::T; 3], sizes: [usize; 4], presence: Option<&Self::T>) -> Result<Self::T> {
+        attend(self, qkv, sizes, presence)
+    }
     /// Batched matrix product; equal leading dimensions.
     fn matmul(&mut self, a: &Self::T, b: &Self::T) -> Result<Self::T>;
     /// a + b.
@@ -180,4 +229,50 @@ pub trait Backend: Layers {
     fn upsample2(&mut self, x: &Self::T) -> Result<Self::T>;
     /// Repeats a tensor of `rank` dimensions, the first being 1, along the leading dimension of `like`.
     fn expand_first(&mut self, x: &Self::T, rank: usize, like: &Self::T) -> Result<Self::T>;
+}
+
+/// What is added to the scores of keys that are not there: their share of the attention is exactly 0.
+pub const ABSENT: f64 = 1e9;
+
+/// (x − mean) / √(variance + ε) over the last dimension.
+fn normalise<B: Backend + ?Sized>(b: &mut B, x: &B::T) -> Result<B::T> {
+    let mean = b.mean_last(x)?;
+    let centred = b.sub(x, &mean)?;
+    let square = b.unary(&centred, Unary::Square)?;
+    let variance = b.mean_last(&square)?;
+    let variance = b.affine(&variance, 1.0, 1e-5)?;
+    let std = b.unary(&variance, Unary::Sqrt)?;
+    b.div(&centred, &std)
+}
+
+fn attend<B: Backend + ?Sized>(
+    b: &mut B,
+    [q, k, v]: [&B::T; 3],
+    [lq, lk, width, heads]: [usize; 4],
+    presence: Option<&B::T>,
+) -> Result<B::T> {
+    let head = width / heads;
+    let split = |b: &mut B, x: &B::T, l: usize, order: &[usize]| -> Result<B::T> {
+        let x = b.reshape(x, &[0, l as i64, heads as i64, head as i64])?;
+        let x = b.permute(&x, order)?;
+        let (rows, columns) = if order[2] == 1 { (l, head) } else { (head, l) };
+        b.reshape(&x, &[-1, rows as i64, columns as i64])
+    };
+    let queries = split(b, q, lq, &[0, 2, 1, 3])?;
+    let keys = split(b, k, lk, &[0, 2, 3, 1])?;
+    let values = split(b, v, lk, &[0, 2, 1, 3])?;
+    let scores = b.matmul(&queries, &keys)?;
+    let mut scores = b.affine(&scores, 1.0 / (head as f64).sqrt(), 0.0)?;
+    if let Some(presence) = presence {
+        let absent = b.affine(presence, ABSENT, -ABSENT)?;
+        let absent = b.reshape(&absent, &[0, 1, 1, lk as i64])?;
+        scores = b.reshape(&scores, &[-1, heads as i64, lq as i64, lk as i64])?;
+        scores = b.add(&scores, &absent)?;
+        scores = b.reshape(&scores, &[-1, lq as i64, lk as i64])?;
+    }
+    let attention = b.softmax(&scores)?;
+    let mixed = b.matmul(&attention, &values)?;
+    let mixed = b.reshape(&mixed, &[-1, heads as i64, lq as i64, head as i64])?;
+    let mixed = b.permute(&mixed, &[0, 2, 1, 3])?;
+    b.reshape(&mixed, &[0, lq as i64, width as i64])
 }

@@ -68,11 +68,9 @@ fn residual<B: Backend>(
     [input, output, h, w]: [usize; 4],
     config: &ConvVaeConfig,
 ) -> Result<B::T> {
-    let y = group_norm(b, &format!("{name}.norm0"), x, config.groups, [input, h, w])?;
-    let y = b.unary(&y, Unary::Silu)?;
+    let y = group_norm(b, &format!("{name}.norm0"), x, config.groups, [input, h, w], Unary::Silu)?;
     let y = conv(b, &format!("{name}.conv0"), &y, [input, output, 3, 1], Init::Scaled(1.0))?;
-    let y = group_norm(b, &format!("{name}.norm1"), &y, config.groups, [output, h, w])?;
-    let y = b.unary(&y, Unary::Silu)?;
+    let y = group_norm(b, &format!("{name}.norm1"), &y, config.groups, [output, h, w], Unary::Silu)?;
     let y = conv(b, &format!("{name}.conv1"), &y, [output, output, 3, 1], Init::Scaled(0.1))?;
     let skip = format!("{name}.skip");
     let x = if input == output { x.clone() } else { conv(b, &skip, x, [input, output, 1, 1], Init::Scaled(1.0))? };
@@ -105,8 +103,7 @@ pub fn encode<B: Backend>(
         x = residual(b, &format!("encoder.{level}.block"), &x, [width, next, h, w], config)?;
         width = next;
     }
-    let x = group_norm(b, "encoder.norm", &x, config.groups, [width, h, w])?;
-    let x = b.unary(&x, Unary::Silu)?;
+    let x = group_norm(b, "encoder.norm", &x, config.groups, [width, h, w], Unary::Silu)?;
     let mean = conv(b, "encoder.mean", &x, [width, latent[0], 3, 1], Init::Scaled(1.0))?;
     let log_variance = conv(b, "encoder.log_variance", &x, [width, latent[0], 3, 1], Init::Scaled(0.01))?;
     Ok((mean, log_variance))
@@ -138,8 +135,7 @@ pub fn decode<B: Backend>(
         }
     }
     let c = config.image[0];
-    let x = group_norm(b, "decoder.norm", &x, config.groups, [width, h, w])?;
-    let x = b.unary(&x, Unary::Silu)?;
+    let x = group_norm(b, "decoder.norm", &x, config.groups, [width, h, w], Unary::Silu)?;
     let x = conv(b, "decoder.image", &x, [width, c, 3, 1], Init::Scaled(1.0))?;
     let x = b.reshape(&x, &[0, (c * h * w) as i64])?;
     linear(b, "decoder.out", &x, c * h * w, length, Init::Scaled(1.0))

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::{attention_block, layer_norm, linear, masked_attention_block, timestep_embedding};
+use super::layers::{attention_block, layer_norm, linear, linear_add, masked_attention_block, timestep_embedding};
 use super::unet::{self, UnetConfig};
 use crate::backend::{Backend, Unary};
 use crate::error::Result;
@@ -179,8 +179,7 @@ fn mlp<B: Backend>(b: &mut B, z: &B::T, context: &B::T, [dim, width, blocks]: [u
         let c = linear(b, &format!("block.{i}.context"), context, width, width, Init::Scaled(1.0))?;
         let h = b.add(&h, &c)?;
         let h = b.unary(&h, Unary::Silu)?;
-        let h = linear(b, &format!("block.{i}.1"), &h, width, width, Init::Scaled(0.1))?;
-        x = b.add(&x, &h)?;
+        x = linear_add(b, &format!("block.{i}.1"), &h, [width, width], Init::Scaled(0.1), &x)?;
     }
     let x = layer_norm(b, "out.norm", &x, width)?;
     linear(b, "out", &x, width, dim, Init::Scaled(0.01))

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::denoiser::{DenoiserShape, context};
-use super::layers::{attention_block, conv, group_norm, linear};
+use super::layers::{attention_block, conv, conv_add, group_norm, linear};
 use crate::backend::{Backend, Unary};
 use crate::error::{Error, Result};
 use crate::params::Init;
@@ -89,18 +89,15 @@ fn residual<B: Backend>(
     config: &UnetConfig,
 ) -> Result<B::T> {
     let (o, h, w) = (level.channels, level.h, level.w);
-    let y = group_norm(b, &format!("{name}.norm0"), x, config.groups, [input, h, w])?;
-    let y = b.unary(&y, Unary::Silu)?;
+    let y = group_norm(b, &format!("{name}.norm0"), x, config.groups, [input, h, w], Unary::Silu)?;
     let y = conv(b, &format!("{name}.conv0"), &y, [input, o, 3, 1], Init::Scaled(1.0))?;
     let c = linear(b, &format!("{name}.context"), context, 4 * config.channels, o, Init::Scaled(1.0))?;
     let c = b.reshape(&c, &[0, o as i64, 1, 1])?;
     let y = b.add(&y, &c)?;
-    let y = group_norm(b, &format!("{name}.norm1"), &y, config.groups, [o, h, w])?;
-    let y = b.unary(&y, Unary::Silu)?;
-    let y = conv(b, &format!("{name}.conv1"), &y, [o, o, 3, 1], Init::Scaled(0.1))?;
+    let y = group_norm(b, &format!("{name}.norm1"), &y, config.groups, [o, h, w], Unary::Silu)?;
     let x =
         if input == o { x.clone() } else { conv(b, &format!("{name}.skip"), x, [input, o, 1, 1], Init::Scaled(1.0))? };
-    b.add(&x, &y)
+    conv_add(b, &format!("{name}.conv1"), &y, [o, o, 3], Init::Scaled(0.1), &x)
 }
 
 /// Cross-attention: each place of `x [n, c, h, w]` asks pieces of the condition.
@@ -169,7 +166,6 @@ pub fn unet<B: Backend>(
             level = Level { channels: width, h: level.h * 2, w: level.w * 2 };
         }
     }
-    let x = group_norm(b, "out.norm", &x, config.groups, [width, h, w])?;
-    let x = b.unary(&x, Unary::Silu)?;
+    let x = group_norm(b, "out.norm", &x, config.groups, [width, h, w], Unary::Silu)?;
     conv(b, "out", &x, [width, c, 3, 1], Init::Scaled(0.01))
 }

@@ -46,7 +46,7 @@ fn norm_gradients(
 }
 
 /// Sum of `f` over values `a`, with those of `b` (0 where it is empty) beside them; in lanes, so that it vectorises.
-fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
+pub fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
     const LANES: usize = 8;
     let mut lanes = [0f32; LANES];
     let (chunks, rest) = a.as_chunks::<LANES>();

@@ -1,6 +1,7 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Tensor, Var};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -18,10 +19,11 @@ use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::denoiser::{DenoiserShape, denoise};
-use crate::optim::{self, AdamConfig, AdamW, Ema};
+use crate::optim::{self, AdamConfig, AdamW, Ema, Gradient};
 use crate::params::Params;
 use crate::random;
 use crate::snapshots::Snapshot;
+use crate::tape::Tape;
 
 /// A trained denoiser. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -45,6 +47,52 @@ impl Denoiser {
     pub fn denoise(&mut self, latent: &Tensor, timestep: &Tensor, condition: &Tensor) -> Result<Tensor> {
         denoise(&mut Eager::new(&mut self.params), &self.shape, latent, timestep, condition)
     }
+
+    /// `share` of the loss of a prediction, which `loss` gives, and the gradients of that with respect to the parameters
+    /// in order of their names and to the condition: recorded on a tape on the CPU, by candle elsewhere.
+    ///
+    /// # Errors
+    /// When shapes do not fit; whatever `loss` returns.
+    pub(crate) fn learn(
+        &mut self,
+        [latent, timestep, condition]: [&Tensor; 3],
+        share: f64,
+        loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Learned> {
+        if !latent.device().is_cpu() {
+            let condition = Var::from_tensor(&condition.detach())?;
+            let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
+            let grads = loss.backward()?;
+            let params = by_candle(&self.params, &grads);
+            return Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.get(&condition).cloned() });
+        }
+        let mut tape = Tape::new(&mut self.params);
+        let (latent, timestep) = (tape.constant_input(latent)?, tape.constant_input(timestep)?);
+        let condition = if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
+        let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
+        let prediction = Var::from_tensor(&output.tensor()?)?;
+        let loss = loss(&prediction)?.affine(share, 0.0)?;
+        let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
+        let mut grads = tape.backward(&output, &grad, Some(&condition))?;
+        let own = self.params.names().map(|name| grads.params.remove(name).map(Gradient::Buffer));
+        let params = own.collect();
+        Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.input })
+    }
+}
+
+/// Gradients of parameters, in order of their names.
+fn by_candle(params: &Params, grads: &GradStore) -> Vec<Option<Gradient>> {
+    params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect()
+}
+
+/// What [`Denoiser::learn`] gives.
+pub(crate) struct Learned {
+    /// The share of the loss.
+    pub loss: f32,
+    /// Gradients of the parameters, in order of their names.
+    pub params: Vec<Option<Gradient>>,
+    /// Gradient of the condition, where it is wanted.
+    pub condition: Option<Tensor>,
 }
 
 /// The schedule of a configuration.
@@ -175,7 +223,6 @@ pub fn train(
     if joint {
         learners.push(Learner::new(&encoder.params, config.encoder.joint, decay, settings.ema)?);
     }
-    let vars: Vec<Var> = learners.iter().flat_map(|l| l.params.vars()).collect();
     let mut shards = shards::shards(config.seed, "diffusion", || (denoiser.clone(), encoder.clone()));
     let mut course = Course::begin(given, "denoiser", settings.steps, |snapshot| {
         learners.iter_mut().enumerate().try_for_each(|(i, learner)| learner.restore(i, snapshot))?;
@@ -184,12 +231,12 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("denoiser", step), |s| data.loss(s))?;
+        let (loss, parts) = shards::each(&mut shards, ("denoiser", step), |shard, share| data.gradients(shard, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
-        let mut grads = grads.as_slice();
+        let mut grads = by_parameter(parts);
         for learner in &mut learners {
-            let (own, rest) = grads.split_at(learner.params.vars().len());
-            learner.step(own, lr)?;
+            let rest = grads.split_off(learner.params.vars().len());
+            learner.step(grads, lr)?;
             grads = rest;
         }
         smooth = smoother(smooth, loss);
@@ -208,22 +255,33 @@ pub fn train(
     Ok((denoiser, course.finish()))
 }
 
+/// The shards' gradients of each parameter.
+pub(crate) fn by_parameter(shards: Vec<Vec<Option<Gradient>>>) -> Vec<Vec<Gradient>> {
+    let mut all: Vec<Vec<Gradient>> = Vec::new();
+    for own in shards {
+        all.resize_with(own.len(), Vec::new);
+        all.iter_mut().zip(own).for_each(|(all, grad)| all.extend(grad));
+    }
+    all
+}
+
 /// A network that learns, with its optimiser and moving average.
-struct Learner {
-    params: Params,
+pub(crate) struct Learner {
+    pub params: Params,
     rate: f64,
     adam: AdamW,
     ema: Ema,
 }
 
 impl Learner {
-    fn new(params: &Params, rate: f64, adam: AdamConfig, ema: f64) -> Result<Self> {
+    pub fn new(params: &Params, rate: f64, adam: AdamConfig, ema: f64) -> Result<Self> {
         let adam = AdamW::new(params.vars(), adam);
         Ok(Self { params: params.clone(), rate, adam, ema: Ema::new(params, ema)? })
     }
 
-    fn step(&mut self, grads: &[Option<Tensor>], lr: f64) -> Result<()> {
-        self.adam.step(grads, lr * self.rate)?;
+    /// A step with the shards' gradients of each parameter.
+    pub fn step(&mut self, grads: Vec<Vec<Gradient>>, lr: f64) -> Result<()> {
+        self.adam.step_sums(grads, lr * self.rate)?;
         self.ema.update(&self.params)
     }
 
@@ -256,7 +314,28 @@ struct Batches<'a> {
 impl Batches<'_> {
     /// Squared error of the prediction on one shard (Eq. 3).
     fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
-        let ((denoiser, encoder), rng) = (&mut shard.networks, &mut shard.rng);
+        let drawn = self.draw(shard)?;
+        let Batch { noisy, timestep, .. } = &drawn.batch;
+        drawn.error(&shard.networks.0.denoise(noisy, timestep, &drawn.condition)?)
+    }
+
+    /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
+    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Vec<Option<Gradient>>)> {
+        let drawn = self.draw(shard)?;
+        let (denoiser, encoder) = &mut shard.networks;
+        let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
+        let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
+        let mut grads = learned.params;
+        if self.joint {
+            let grad = learned.condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
+            grads.extend(by_candle(&encoder.params, &(&drawn.condition * grad)?.sum_all()?.backward()?));
+        }
+        Ok((learned.loss, grads))
+    }
+
+    /// A shard's batch, with its condition.
+    fn draw(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Drawn> {
+        let (encoder, rng) = (&mut shard.networks.1, &mut shard.rng);
         let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let supports = encoder.support(self.sources, tasks, Part::Train, rng)?;
@@ -280,8 +359,21 @@ impl Batches<'_> {
         if let Some(presence) = &supports.presence {
             condition = Tensor::cat(&[&condition, presence], 1)?;
         }
-        let prediction = denoiser.denoise(&batch.noisy, &batch.timestep, &condition)?;
         let there = supports.presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
-        masked_mean(&(prediction - &batch.target)?.sqr()?, there.as_ref())
+        Ok(Drawn { batch, condition, there })
+    }
+}
+
+/// What a shard learns from in one step.
+struct Drawn {
+    batch: Batch,
+    condition: Tensor,
+    /// Which rows there are, where that differs.
+    there: Option<Tensor>,
+}
+
+impl Drawn {
+    fn error(&self, prediction: &Tensor) -> Result<Tensor> {
+        masked_mean(&(prediction - &self.batch.target)?.sqr()?, self.there.as_ref())
     }
 }

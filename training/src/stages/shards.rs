@@ -79,26 +79,17 @@ pub type Gradients = Vec<Option<Tensor>>;
 pub fn gradients<N: Send>(
     shards: &mut [Shard<N>],
     vars: &[Var],
-    (stage, step): (&'static str, usize),
+    at: (&'static str, usize),
     loss: impl Fn(&mut Shard<N>) -> Result<Tensor> + Sync,
 ) -> Result<(f32, Gradients)> {
-    let weight = 1.0 / shards.len().max(1) as f64;
-    let part = |shard: &mut Shard<N>| {
-        let loss = loss(shard)?.affine(weight, 0.0)?;
+    let (total, parts) = each(shards, at, |shard, share| {
+        let loss = loss(shard)?.affine(share, 0.0)?;
         let grads = loss.backward()?;
         let own: Gradients = vars.iter().map(|var| grads.get(var).cloned()).collect();
         Ok((loss.to_scalar::<f32>()?, own))
-    };
-    // A GPU has one queue: shards follow each other there.
-    let parts: Result<Vec<_>> = match vars.first().is_none_or(|var| var.device().is_cpu()) {
-        true => shards.par_iter_mut().map(part).collect(),
-        false => shards.iter_mut().map(part).collect(),
-    };
-    let parts = parts?;
-    let mut total = 0.0;
+    })?;
     let mut sum: Gradients = vec![None; vars.len()];
-    for (value, own) in parts {
-        total += value;
+    for own in parts {
         for (sum, grad) in sum.iter_mut().zip(own) {
             *sum = match (sum.take(), grad) {
                 (Some(a), Some(b)) => Some((a + b)?),
@@ -106,7 +97,30 @@ pub fn gradients<N: Send>(
             };
         }
     }
-    if total.is_finite() { Ok((total, sum)) } else { Err(Error::Diverged { stage, step }) }
+    Ok((total, sum))
+}
+
+/// The sum of each shard's share of the loss, and what each has with it, in the order of the shards. `f` takes a shard and
+/// the part of the batch that it is.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn each<N: Send, T: Send>(
+    shards: &mut [Shard<N>],
+    (stage, step): (&'static str, usize),
+    f: impl Fn(&mut Shard<N>, f64) -> Result<(f32, T)> + Sync,
+) -> Result<(f32, Vec<T>)> {
+    let share = 1.0 / shards.len().max(1) as f64;
+    let part = |shard: &mut Shard<N>| f(shard, share);
+    // A GPU has one queue: shards follow each other there.
+    let parts: Result<Vec<_>> = match crate::device::current().is_cpu() {
+        true => shards.par_iter_mut().map(part).collect(),
+        false => shards.iter_mut().map(part).collect(),
+    };
+    let parts = parts?;
+    let (losses, parts): (Vec<f32>, Vec<T>) = parts.into_iter().unzip();
+    let total: f32 = losses.iter().sum();
+    if total.is_finite() { Ok((total, parts)) } else { Err(Error::Diverged { stage, step }) }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde_json::json;
 use weights::tensors;
 
 use super::figures::{Figures, paired};
-use super::peer::Peer;
+use super::peer::{Peer, number};
 use super::python::PythonArgs;
 use crate::context::{RegistryArgs, RuntimeArgs, say};
 use crate::error::{Error, Result};
@@ -134,7 +134,7 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
             );
         }
         let mut asks: Vec<_> =
-            peers.iter_mut().map(|peer| move || Ok(peer.ask(runs)?["seconds"].as_f64().unwrap_or(f64::NAN))).collect();
+            peers.iter_mut().map(|peer| move || number(&peer.ask(runs)?, "seconds")).collect();
         let mut asks: Vec<&mut dyn FnMut() -> Result<f64>> = asks.iter_mut().map(|ask| ask as _).collect();
         let (own, ratios) = paired(usize::from(options.rounds), || seconds(made, batch, runs), &mut asks)?;
         let suffix = if batch == BATCHES[1] { String::new() } else { format!("_batch_{batch}") };
