@@ -13,7 +13,6 @@ use super::figures::{Figures, median};
 use super::serving::{self, Made, Size};
 use crate::context::{RegistryArgs, RuntimeArgs, peak_rss_mib, say};
 use crate::error::{Error, Result};
-use crate::train::candle_device;
 
 /// Hidden widths of networks of about 10³ … 10⁷ parameters on 64 inputs and 5 classes.
 const NETWORKS: [&[usize]; 5] = [&[14], &[140], &[270, 270], &[960, 960], &[3100, 3100]];
@@ -71,7 +70,7 @@ fn bundle(config: &Config) -> Result<(Bundle, Sources, zoo::Zoo)> {
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     let silent = Progress::silent();
     let zoo = zoo::build(config, &sources, folder.path(), &silent, Keep::nothing())?;
-    let made = generator::train(config, &zoo, &sources, &candle_device(), &silent, Keep::nothing())?;
+    let made = generator::train(config, &zoo, &sources, &training::device::current(), &silent, Keep::nothing())?;
     Ok((made.bundle, sources, zoo))
 }
 

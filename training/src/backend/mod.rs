@@ -234,13 +234,16 @@ pub trait Backend: Layers {
 /// What is added to the scores of keys that are not there: their share of the attention is exactly 0.
 pub const ABSENT: f64 = 1e9;
 
+/// ε of the generator's own normalisations.
+const EPSILON: f64 = 1e-5;
+
 /// (x − mean) / √(variance + ε) over the last dimension.
 fn normalise<B: Backend + ?Sized>(b: &mut B, x: &B::T) -> Result<B::T> {
     let mean = b.mean_last(x)?;
     let centred = b.sub(x, &mean)?;
     let square = b.unary(&centred, Unary::Square)?;
     let variance = b.mean_last(&square)?;
-    let variance = b.affine(&variance, 1.0, 1e-5)?;
+    let variance = b.affine(&variance, 1.0, EPSILON)?;
     let std = b.unary(&variance, Unary::Sqrt)?;
     b.div(&centred, &std)
 }

@@ -12,7 +12,6 @@ use weights::{Bundle, tensors};
 
 use crate::context::write_whole;
 use crate::error::{Error, Result};
-use crate::train::candle_device;
 
 /// Channels and multipliers of the UNet, 9 million parameters on latents 8×16×16.
 const UNET: (usize, [usize; 3]) = (80, [1, 2, 4]);
@@ -63,7 +62,7 @@ pub fn make(runtime: &Runtime, size: Size) -> Result<Made> {
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     let silent = Progress::silent();
     let zoo = zoo::build(&config, &sources, folder.path(), &silent, Keep::nothing())?;
-    let bundle = generator::train(&config, &zoo, &sources, &candle_device(), &silent, Keep::nothing())?.bundle;
+    let bundle = generator::train(&config, &zoo, &sources, &training::device::current(), &silent, Keep::nothing())?.bundle;
     let generator = Generator::load(runtime, bundle.clone())?;
     let task = &zoo.runs[0].task;
     let source = sources.list().iter().find(|source| source.name == task.source);
