@@ -66,8 +66,6 @@ impl Default for Options {
 struct Report {
     models: u16,
     batch: u16,
-    steps: u16,
-    rounds: u16,
     cores: usize,
     /// Milliseconds of a step of one model: the time of a round over its steps and models.
     step_ms: BTreeMap<&'static str, f64>,
@@ -207,8 +205,6 @@ fn report(
     Report {
         models: args.models,
         batch: args.batch,
-        steps: args.steps,
-        rounds: args.rounds,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         step_ms,
         accuracy,
