@@ -8,7 +8,7 @@ use weights::manifest::{ExtractorSpec, ResizeRule};
 
 use crate::contract::{Slot, batch_view, check};
 use crate::error::{Error, Result, check_finite};
-use crate::pool::SessionPool;
+use crate::pool::{SessionPool, Use};
 use crate::runtime::Runtime;
 
 /// Images in one run of the graph.
@@ -51,7 +51,7 @@ impl Extractor {
             Error::Graph { reason, .. } => refused(spec, &reason),
             other => other,
         };
-        let pool = runtime.pool(&format!("extractor {}", spec.name), onnx).map_err(graph)?;
+        let pool = runtime.pool(&format!("extractor {}", spec.name), onnx, Use::Once).map_err(graph)?;
         check(&pool, &[Slot::batch(&spec.input, &spec.shape)], &[]).map_err(graph)?;
         let mut extractor = Self { spec: spec.clone(), pool };
         let values: usize = spec.shape.iter().product();

@@ -10,7 +10,7 @@ use weights::Layout;
 
 use crate::contract::{Slot, batch_view, check, output, parameters};
 use crate::error::{Error, Result, check_finite, check_length};
-use crate::pool::{Lease, SessionPool};
+use crate::pool::{Lease, SessionPool, Use};
 use crate::runtime::Runtime;
 
 /// Examples in one run of the graph.
@@ -60,7 +60,7 @@ impl Forward {
         if classes == 0 || input_shape.iter().product::<usize>() == 0 {
             return Err(Error::Bundle(format!("{name} needs parameters and inputs, and has none")));
         }
-        let pool = runtime.pool(name, bytes)?;
+        let pool = runtime.pool(name, bytes, Use::Once)?;
         let mut inputs: Vec<Slot<'_>> = layout.params.iter().map(|p| Slot::fixed(&p.name, &p.shape)).collect();
         inputs.push(Slot::batch("input", input_shape));
         check(&pool, &inputs, &[Slot::batch("logits", &[classes])])?;

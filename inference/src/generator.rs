@@ -22,7 +22,7 @@ use crate::extractor::Extractor;
 use crate::features;
 use crate::forward::{Evaluation, Forward};
 use crate::options::{SampleLimits, SampleOptions};
-use crate::pool::SessionPool;
+use crate::pool::{SessionPool, Use};
 use crate::runtime::{Provider, Runtime};
 use crate::samplers::{self, Noise};
 use crate::statistics::Statistics;
@@ -106,7 +106,7 @@ impl Generator {
     pub fn load(runtime: &Runtime, bundle: Bundle) -> Result<Self> {
         let manifest = bundle.manifest().clone();
         check_manifest(&manifest)?;
-        let pool = |name: &str| runtime.pool(name, bundle.file(name)?);
+        let pool = |name: &str| runtime.pool(name, bundle.file(name)?, Use::Once);
         let standardisation = bundle.standardisation()?;
         let mut targets = Vec::with_capacity(manifest.architectures.len());
         for (index, entry) in manifest.architectures.iter().enumerate() {
@@ -130,7 +130,8 @@ impl Generator {
         if targets.is_empty() {
             return Err(Error::Bundle("it has no architecture".into()));
         }
-        let (encoder, denoiser) = (pool(files::DATASET_ENCODER)?, pool(files::DENOISER)?);
+        let encoder = pool(files::DATASET_ENCODER)?;
+        let denoiser = runtime.pool(files::DENOISER, bundle.file(files::DENOISER)?, Use::Steps)?;
         let (decoder, vae_encoder) = (pool(files::VAE_DECODER)?, pool(files::VAE_ENCODER)?);
         let predictor = manifest.predictor.map(|_| pool(files::PREDICTOR)).transpose()?;
         check_graphs(&manifest, &encoder, &denoiser, &decoder, &vae_encoder)?;

@@ -14,7 +14,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::pool::SessionPool;
+use crate::pool::{SessionPool, Use};
 
 /// Where the operator wants graphs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -177,22 +177,25 @@ impl Runtime {
     ///
     /// # Errors
     /// As [`SessionPool::new`].
-    pub(crate) fn pool(&self, name: &str, graph: &[u8]) -> Result<Arc<SessionPool>> {
+    pub(crate) fn pool(&self, name: &str, graph: &[u8], used: Use) -> Result<Arc<SessionPool>> {
         let key = format!("{name} {}", weights::digest::sha256(graph));
         // A graph is loaded under the lock: who wants the same at the same time waits for it instead of loading it too.
         let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&key).and_then(Weak::upgrade) {
             return Ok(pool);
         }
-        let pool = Arc::new(SessionPool::new(self, name, graph)?);
+        let pool = Arc::new(SessionPool::of(self, name, graph, used)?);
         pools.retain(|_, pool| pool.strong_count() > 0);
         pools.insert(key, Arc::downgrade(&pool));
         Ok(pool)
     }
 
-    /// A session for a graph's bytes with this many threads inside an operator.
-    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize) -> ort::Result<Session> {
-        build_session(&self.0.environment, self.0.provider, intra_threads)?.commit_from_memory(graph)
+    /// A session for a graph's bytes with this many threads inside an operator, which spin for a while after a run where the
+    /// next is about to come.
+    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize, spinning: bool) -> ort::Result<Session> {
+        build_session(&self.0.environment, self.0.provider, intra_threads)?
+            .with_intra_op_spinning(spinning)?
+            .commit_from_memory(graph)
     }
 }
 

@@ -9,7 +9,7 @@ use weights::Layout;
 use crate::contract::{Slot, batch_view, check, output, parameters};
 use crate::error::{Error, Result, check_finite};
 use crate::generator::Generator;
-use crate::pool::SessionPool;
+use crate::pool::{SessionPool, Use};
 use crate::runtime::Runtime;
 
 /// An architecture's graph of statistics: see [`weights::manifest::files::statistics`].
@@ -28,7 +28,7 @@ impl Statistics {
         layout: &Layout,
         input_shape: &[usize],
     ) -> Result<Self> {
-        let pool = runtime.pool(name, bytes)?;
+        let pool = runtime.pool(name, bytes, Use::Once)?;
         let weights = layout.params.iter().filter(|p| !p.is_buffer());
         let mut inputs: Vec<Slot<'_>> = weights.map(|p| Slot::fixed(&p.name, &p.shape)).collect();
         inputs.push(Slot::batch("input", input_shape));

@@ -15,8 +15,10 @@ pub struct Figures(BTreeMap<String, Value>);
 impl Figures {
     /// Adds a figure and prints it.
     pub fn put(&mut self, key: &str, value: f64, meaning: &str) {
-        say(&format!("{key:<48} {value:>10.3}  {meaning}"));
-        self.0.insert(key.to_owned(), json!((value * 1e4).round() / 1e4));
+        let small = value != 0.0 && value.abs() < 1e-2;
+        let text = if small { format!("{value:.1e}") } else { format!("{value:.3}") };
+        say(&format!("{key:<48} {text:>10}  {meaning}"));
+        self.0.insert(key.to_owned(), json!(if small { value } else { (value * 1e4).round() / 1e4 }));
     }
 
     /// Adds something that is no number.

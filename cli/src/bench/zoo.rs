@@ -255,7 +255,8 @@ mod tests {
         let sources = Sources::load(&config).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let plan = Plan::new(&config, &sources).unwrap();
-        let measured = plan.train(|trainer| Ok(rounds((&args, None), &config, &sources, folder.path(), trainer))).unwrap();
+        let measured =
+            plan.train(|trainer| Ok(rounds((&args, None), &config, &sources, folder.path(), trainer))).unwrap();
         let report = measured.unwrap();
         assert!(report.step_ms["ours"] > 0.0 && report.accuracy["ours"] > 0.0 && report.speedups.is_empty());
         let file = std::fs::read(folder.path().join("data.safetensors")).unwrap();

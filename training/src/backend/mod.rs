@@ -235,7 +235,7 @@ pub trait Backend: Layers {
 pub const ABSENT: f64 = 1e9;
 
 /// ε of the generator's own normalisations.
-const EPSILON: f64 = 1e-5;
+pub(crate) const EPSILON: f64 = 1e-5;
 
 /// (x − mean) / √(variance + ε) over the last dimension.
 fn normalise<B: Backend + ?Sized>(b: &mut B, x: &B::T) -> Result<B::T> {

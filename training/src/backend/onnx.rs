@@ -338,7 +338,8 @@ impl Backend for Onnx<'_> {
     ) -> Result<String> {
         let length = c / groups * h * w;
         let x = self.reshape(x, &[0, groups as i64, length as i64])?;
-        let (ones, zeros) = (self.constant(&vec![1.0; length], &[length])?, self.constant(&vec![0.0; length], &[length])?);
+        let (ones, zeros) =
+            (self.constant(&vec![1.0; length], &[length])?, self.constant(&vec![0.0; length], &[length])?);
         let x = self.layer_norm_last(&x, Weights { scale: &ones, shift: &zeros })?;
         let x = self.reshape(&x, &[0, c as i64, h as i64, w as i64])?;
         let x = self.mul(&x, p.scale)?;

@@ -2,10 +2,8 @@
 
 use super::pool::{Buffer, Pool};
 use super::silu::{silu, slope};
+use crate::backend::EPSILON;
 use crate::ops::sum;
-
-/// ε of the generator's own normalisations.
-pub const EPSILON: f64 = 1e-5;
 
 /// Mean and 1/deviation of a row.
 type Statistics = (f32, f32);

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 
 use super::made::Made;
-use super::{Options, STEPS, seconds};
+use super::{OneByOne, Options, STEPS, seconds};
 use crate::bench::child::Server;
 use crate::bench::figures::{Figures, median};
 use crate::bench::load::{self, Latency, Until};
@@ -19,7 +19,13 @@ const OFFLINE: [usize; 2] = [32, 64];
 const IMAGES: usize = 20;
 
 /// Throughput beside the best offline batch, before and after, and latencies.
-pub fn measure(options: &Options, made: &Made, registry: &RegistryArgs, figures: &mut Figures) -> Result<()> {
+pub fn measure(
+    options: &Options,
+    made: &Made,
+    alone: OneByOne,
+    registry: &RegistryArgs,
+    figures: &mut Figures,
+) -> Result<()> {
     let offline = || -> Result<f64> {
         let rates = OFFLINE.map(|batch| Ok(batch as f64 * 2.0 / seconds(made, batch, 2)?));
         rates.into_iter().try_fold(0.0, |best: f64, rate: Result<f64>| Ok(best.max(rate?)))
@@ -34,6 +40,9 @@ pub fn measure(options: &Options, made: &Made, registry: &RegistryArgs, figures:
     let rate = median(vec![before, offline()?]);
     let key = |what: &str| format!("serving.{what}_{clients}_clients");
     figures.put(&key("throughput_over_offline"), latency.per_second / rate, "over the best offline batch");
+    let over = "over PyTorch that answers the same requests one by one";
+    figures.put(&key("speedup_over_torch_eager"), latency.per_second / alone.eager, over);
+    figures.put(&key("speedup_over_torch_compile"), latency.per_second / alone.compile, over);
     figures.put(&key("p99_over_p50"), latency.p99_ms / latency.p50_ms, "");
     figures.put(&key("p50_ms"), latency.p50_ms, "milliseconds, in this run only");
     figures.put(&key("requests"), latency.requests as f64, "requests measured");

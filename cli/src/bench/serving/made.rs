@@ -62,7 +62,8 @@ pub fn make(runtime: &Runtime, size: Size) -> Result<Made> {
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     let silent = Progress::silent();
     let zoo = zoo::build(&config, &sources, folder.path(), &silent, Keep::nothing())?;
-    let bundle = generator::train(&config, &zoo, &sources, &training::device::current(), &silent, Keep::nothing())?.bundle;
+    let bundle =
+        generator::train(&config, &zoo, &sources, &training::device::current(), &silent, Keep::nothing())?.bundle;
     let generator = Generator::load(runtime, bundle.clone())?;
     let task = &zoo.runs[0].task;
     let source = sources.list().iter().find(|source| source.name == task.source);

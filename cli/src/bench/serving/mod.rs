@@ -87,8 +87,8 @@ pub fn measure(
     let runtime = runtime.open()?;
     let made = make(&runtime, Size::Unet)?;
     figures.note("serving.provider", json!(runtime.provider().to_string()));
-    beside_peers(options, python, &made, figures)?;
-    clients::measure(options, &made, registry, figures)?;
+    let alone = beside_peers(options, python, &made, figures)?;
+    clients::measure(options, &made, alone, registry, figures)?;
     if options.requests > 0 {
         clients::endure(options, &make(&runtime, Size::Small)?, registry, figures)?;
     }
@@ -110,7 +110,15 @@ fn seconds(made: &Made, batch: usize, runs: usize) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Figures) -> Result<()> {
+/// Samples a second of programs that answer one request after the other.
+#[derive(Debug, Default, Clone, Copy)]
+struct OneByOne {
+    eager: f64,
+    compile: f64,
+}
+
+fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Figures) -> Result<OneByOne> {
+    let mut alone = OneByOne::default();
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     made.save(folder.path(), &sampled(1), BATCHES[1])?;
     for batch in BATCHES {
@@ -133,10 +141,13 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
                 "largest difference of generated weights",
             );
         }
-        let mut asks: Vec<_> =
-            peers.iter_mut().map(|peer| move || number(&peer.ask(runs)?, "seconds")).collect();
+        let mut asks: Vec<_> = peers.iter_mut().map(|peer| move || number(&peer.ask(runs)?, "seconds")).collect();
         let mut asks: Vec<&mut dyn FnMut() -> Result<f64>> = asks.iter_mut().map(|ask| ask as _).collect();
         let (own, ratios) = paired(usize::from(options.rounds), || seconds(made, batch, runs), &mut asks)?;
+        let rate = (batch * runs) as f64 / own;
+        if batch == 1 {
+            alone = OneByOne { eager: rate / ratios[1], compile: rate / ratios[2] };
+        }
         let suffix = if batch == BATCHES[1] { String::new() } else { format!("_batch_{batch}") };
         figures.put(&format!("serving.overhead_batch_{batch}"), 1.0 / ratios[0], "our time over bare ONNX Runtime's");
         figures.put(&format!("serving.speedup_over_torch_eager{suffix}"), ratios[1], "samples a second over PyTorch's");
@@ -145,11 +156,7 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
             ratios[2],
             "samples a second over torch.compile's",
         );
-        figures.put(
-            &format!("serving.samples_per_second_batch_{batch}"),
-            (batch * runs) as f64 / own,
-            "samples a second, in this run only",
-        );
+        figures.put(&format!("serving.samples_per_second_batch_{batch}"), rate, "samples a second, in this run only");
     }
-    Ok(())
+    Ok(alone)
 }
