@@ -120,7 +120,7 @@ impl Conv {
     /// How many outputs are computed together, of those that are left: what fits into registers.
     fn block(&self, left: usize) -> usize {
         match left {
-            6 if self.vectors() % 3 != 0 => 6,
+            6 if !self.vectors().is_multiple_of(3) => 6,
             4.. => 4,
             left => left,
         }

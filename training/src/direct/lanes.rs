@@ -42,7 +42,7 @@ pub(super) fn tanh(values: &mut [f32]) {
         6.372_619_3e-4,
         4.893_524_6e-3,
     ];
-    const Q: [f32; 4] = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525_2e-3];
+    const Q: [f32; 4] = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3];
     for v in values {
         // Comparisons that keep what is not a number.
         let x = if *v > END { END } else { *v };
