@@ -26,6 +26,8 @@ const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 const BATCHES: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// How long counts from the database are good for.
 const FRESH: Duration = Duration::from_secs(5);
+/// How often measured values are put into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
 const STATES: [&str; 2] = ["queued", "running"];
 
 /// The route of `/metrics`.
@@ -49,8 +51,23 @@ fn recorder() -> &'static PrometheusHandle {
             builder().build_recorder().handle()
         });
         describe();
+        keep_small(handle.clone());
         handle
     })
+}
+
+/// Sorts what was measured into its buckets from time to time: until then each value is kept, and a server that nobody asks
+/// for its metrics would grow with its requests.
+fn keep_small(recorder: PrometheusHandle) {
+    let work = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            recorder.run_upkeep();
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("metrics".into()).spawn(work) {
+        tracing::warn!(%error, "no thread for the upkeep of metrics: they grow until they are asked for");
+    }
 }
 
 /// Begins to count.

@@ -14,6 +14,8 @@ use inference::{Embedding, Error, Generator, SampleOptions, SamplerKind};
 use made::train_as;
 use support::runtime;
 use training::Part;
+use weights::Bundle;
+use weights::manifest::Prediction;
 
 const CONFIG: &str = r#"
     name = "batching"
@@ -184,6 +186,26 @@ fn who_leaves_does_not_disturb_the_others() {
             let among = generator.sample(&embeddings[2], &options, &mut |_, _| true).unwrap();
             let pairs = alone.iter().flatten().zip(among.iter().flatten());
             assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    });
+}
+
+#[test]
+fn a_run_that_fails_is_an_error_for_all_who_wait_for_it() {
+    // The graph looks up ᾱ by timestep, and its table has only half of these.
+    let mut longer = support::manifest(Prediction::Epsilon);
+    longer.schedule.steps = 200;
+    let bundle = Bundle::new(longer, support::bundle_files(Prediction::Epsilon)).unwrap();
+    let generator = Generator::load(&runtime(2), bundle).unwrap();
+    let embedding = Embedding { dataset: vec![0.0; 3], condition: vec![0.5; 6], classes: 2 };
+    std::thread::scope(|scope| {
+        for count in 1..8 {
+            let (generator, embedding) = (&generator, &embedding);
+            scope.spawn(move || {
+                let options = SampleOptions { count, ..SampleOptions::default() };
+                let error = generator.sample(embedding, &options, &mut |_, _| true).unwrap_err();
+                assert!(matches!(&error, Error::Graph { graph, .. } if graph == "denoiser.onnx"), "{error}");
+            });
         }
     });
 }

@@ -56,8 +56,8 @@ struct Taken {
 }
 
 /// A place among the lanes; given back when dropped.
-struct Lane<'b> {
-    batcher: &'b Batcher,
+struct Lane {
+    batcher: Arc<Batcher>,
     /// The rows of the run; what is left here when a thread panics is lost, and their requests fail.
     taken: Vec<Taken>,
     latents: Vec<f32>,
@@ -103,8 +103,7 @@ impl Batcher {
         let mut seen = 0;
         loop {
             if let Some(mut lane) = self.lane() {
-                self.spread();
-                while ticket.done() < all && !ticket.is_gone() && lane.step() {
+                while !ticket.is_settled() && lane.step() {
                     self.report(&ticket, &mut seen, all, proceed)?;
                 }
             }
@@ -131,7 +130,7 @@ impl Batcher {
     }
 
     /// A lane, where one is free and has something to do.
-    fn lane(&self) -> Option<Lane<'_>> {
+    fn lane(self: &Arc<Self>) -> Option<Lane> {
         let mut state = self.state();
         if state.lanes >= self.pool.size() || state.walks.iter().all(|walk| walk.free.is_empty()) {
             return None;
@@ -139,7 +138,7 @@ impl Batcher {
         state.lanes += 1;
         drop(state);
         Some(Lane {
-            batcher: self,
+            batcher: self.clone(),
             taken: Vec::new(),
             latents: Vec::new(),
             conditions: Vec::new(),
@@ -148,18 +147,11 @@ impl Batcher {
         })
     }
 
-    /// Begins a lane on a thread of its own, where one is free and there is more to do than for those that work.
+    /// Begins a lane on a thread of its own, where one is free then.
     fn spread(self: &Arc<Self>) {
-        let state = self.state();
-        let rows: usize = state.walks.iter().map(|walk| walk.free.len()).sum();
-        if state.lanes >= self.pool.size() || rows <= state.lanes {
-            return;
-        }
-        drop(state);
         let batcher = self.clone();
         let work = move || {
             if let Some(mut lane) = batcher.lane() {
-                batcher.spread();
                 while lane.step() {}
             }
         };
@@ -233,20 +225,25 @@ fn client(walk: &Walk) -> (Option<&str>, *const Ticket) {
     }
 }
 
-impl Lane<'_> {
+impl Lane {
     /// One run of the denoiser; false when there is nothing to do.
     fn step(&mut self) -> bool {
-        let pool = &self.batcher.pool;
-        let mut state = self.batcher.state();
+        let batcher = self.batcher.clone();
+        let pool = &batcher.pool;
+        let mut state = batcher.state();
         state.sweep();
         let alone = state.take(pool.size(), &mut self.taken);
+        let idle = state.lanes < pool.size() && state.walks.iter().any(|walk| !walk.free.is_empty());
         drop(state);
         if self.taken.is_empty() {
             return false;
         }
+        if idle {
+            batcher.spread();
+        }
         let begun = Instant::now();
         let outcome = self.run(alone);
-        let mut state = self.batcher.state();
+        let mut state = batcher.state();
         let taken = std::mem::take(&mut self.taken);
         histogram!("weightsmith_generation_batch_samples").record(taken.len() as f64);
         match outcome {
@@ -317,7 +314,7 @@ impl Lane<'_> {
     }
 }
 
-impl Drop for Lane<'_> {
+impl Drop for Lane {
     fn drop(&mut self) {
         let pool = &self.batcher.pool;
         let mut state = self.batcher.state();

@@ -55,6 +55,7 @@ pub(crate) struct Ticket {
     thread: Thread,
     done: AtomicUsize,
     gone: AtomicBool,
+    settled: AtomicBool,
     outcome: Mutex<Option<Result<Vec<f32>>>>,
 }
 
@@ -64,6 +65,7 @@ impl Ticket {
             thread: std::thread::current(),
             done: AtomicUsize::new(0),
             gone: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
             outcome: Mutex::default(),
         }
     }
@@ -82,6 +84,11 @@ impl Ticket {
         self.gone.load(Ordering::Relaxed)
     }
 
+    /// Whether there is an outcome, or was one.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
     /// The latents, `[rows × dim]`, when there are any.
     pub fn take(&self) -> Option<Result<Vec<f32>>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -89,6 +96,7 @@ impl Ticket {
 
     pub fn finish(&self, outcome: Result<Vec<f32>>) {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        self.settled.store(true, Ordering::Release);
         self.thread.unpark();
     }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use weights::Architecture;
 
-use crate::ops::{Matrix, product};
+use crate::ops::{View, product};
 use conv::Conv;
 
 /// A network of convolutions with tanh and linear layers.
@@ -123,7 +123,7 @@ impl Network {
                 }
                 &Kind::Linear { inputs, outputs, then } => {
                     y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-                    product(Matrix(x, n, inputs, false), Matrix(weight, inputs, outputs, true), y, true);
+                    product(View::new(x, n, inputs), View::new(weight, outputs, inputs).t(), y, outputs, 1.0, true);
                     match then {
                         Then::Nothing => {}
                         Then::Tanh => lanes::tanh(y),
@@ -158,9 +158,16 @@ impl Network {
                     for row in upper.chunks_exact(outputs) {
                         db.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
                     }
-                    product(Matrix(upper, outputs, n, true), Matrix(x, n, inputs, false), dw, false);
+                    product(View::new(upper, n, outputs).t(), View::new(x, n, inputs), dw, inputs, 1.0, false);
                     if i > 0 {
-                        product(Matrix(upper, n, outputs, false), Matrix(weight, outputs, inputs, false), lower, false);
+                        product(
+                            View::new(upper, n, outputs),
+                            View::new(weight, outputs, inputs),
+                            lower,
+                            inputs,
+                            1.0,
+                            false,
+                        );
                     }
                 }
             }

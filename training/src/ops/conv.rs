@@ -4,7 +4,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 
-use super::{Matrix, f32_slice, native, product};
+use super::{View, f32_slice, native, product};
 use crate::error::Result;
 
 /// 2-D convolution: `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']`.
@@ -173,8 +173,8 @@ impl CustomOp3 for Conv {
             for (row, bias) in out.chunks_exact_mut(s.positions()).zip(s.model(b, model, s.o)) {
                 row.fill(*bias);
             }
-            let weight = Matrix(s.model(w, model, s.weights()), s.o, s.patch(), false);
-            product(weight, Matrix(&columns, s.patch(), s.positions(), false), out, true);
+            let weight = View::new(s.model(w, model, s.weights()), s.o, s.patch());
+            product(weight, View::new(&columns, s.patch(), s.positions()), out, s.positions(), 1.0, true);
         }
         Ok((CpuStorage::F32(y), Shape::from((s.m, s.n, s.o, s.oh, s.ow))))
     }
@@ -247,8 +247,8 @@ fn input_gradient(s: &Sizes, w: &[f32], g: &[f32]) -> Vec<f32> {
     let mut columns = vec![0f32; s.patch() * s.positions()];
     let mut dx = vec![0f32; s.m * s.n * s.image()];
     for (i, (grad, image)) in g.chunks_exact(s.output()).zip(dx.chunks_exact_mut(s.image())).enumerate() {
-        let transposed = Matrix(s.model(w, i / s.n, s.weights()), s.patch(), s.o, true);
-        product(transposed, Matrix(grad, s.o, s.positions(), false), &mut columns, false);
+        let transposed = View::new(s.model(w, i / s.n, s.weights()), s.o, s.patch()).t();
+        product(transposed, View::new(grad, s.o, s.positions()), &mut columns, s.positions(), 1.0, false);
         s.col2im(&columns, image);
     }
     dx
@@ -261,8 +261,8 @@ fn weight_gradient(s: &Sizes, x: &[f32], g: &[f32]) -> Vec<f32> {
         s.im2col(image, &mut columns);
         let model = i / s.n;
         let out = &mut dw[model * s.weights()..(model + 1) * s.weights()];
-        let transposed = Matrix(&columns, s.positions(), s.patch(), true);
-        product(Matrix(grad, s.o, s.positions(), false), transposed, out, true);
+        let transposed = View::new(&columns, s.patch(), s.positions()).t();
+        product(View::new(grad, s.o, s.positions()), transposed, out, s.patch(), 1.0, true);
     }
     dw
 }

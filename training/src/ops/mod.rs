@@ -12,7 +12,7 @@ mod pool;
 pub use conv::{conv2d, conv2d_models};
 pub use depthwise::depthwise_models;
 pub use layer_norm::{LAYER_NORM_EPSILON, layer_norm_models};
-pub(crate) use matrix::{Matrix, product};
+pub(crate) use matrix::{View, product};
 pub use norm::batch_norm;
 pub use pointwise::{hard_sigmoid, hard_swish};
 pub use pool::max_pool2;

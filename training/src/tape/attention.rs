@@ -1,9 +1,9 @@
 //! softmax(Q Kᵀ / √width) V for each example and head, on tokens as the linear maps give them: no head is copied out.
 
-use super::matrix::{View, product};
 use super::pool::{Buffer, Pool};
 use super::silu::exp;
 use crate::backend::ABSENT;
+use crate::ops::{View, product};
 
 /// Sizes of an attention of queries `[n, queries, width]` to keys and values `[n, keys, width]`.
 #[derive(Debug, Clone, Copy)]

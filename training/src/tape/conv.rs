@@ -2,8 +2,8 @@
 //! input's gradient of a convolution of stride 1 is a convolution itself, with the kernel turned around, which reads
 //! patches instead of adding them up.
 
-use super::matrix::{View, product};
 use super::pool::{Buffer, Pool};
+use crate::ops::{View, product};
 
 /// Values of a patch matrix that a core's second-level cache holds beside the weights.
 const CACHED: usize = 128 * 1024;

@@ -6,7 +6,6 @@
 mod attention;
 mod backend;
 mod conv;
-mod matrix;
 mod norm;
 mod pool;
 mod shapes;
