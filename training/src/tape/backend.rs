@@ -364,7 +364,8 @@ impl Backend for Tape<'_> {
     ) -> Result<Traced> {
         let n = qkv[0].dim(0);
         let fits = |t: &Traced, tokens: usize| t.shape == [n, tokens, width];
-        let there = presence.is_none_or(|p| p.node.is_none() && p.shape == [n, keys]);
+        // Who is present is data: also where it comes with a condition that has a gradient, it has none.
+        let there = presence.is_none_or(|p| p.shape == [n, keys]);
         if !fits(qkv[0], queries) || !fits(qkv[1], keys) || !fits(qkv[2], keys) || width % heads != 0 || !there {
             return Err(mismatch("an attention", &qkv));
         }
