@@ -326,12 +326,26 @@ pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// What the kernel says of `key` in a file of lines `key: value`; none where it does not.
+pub fn kernel_says(file: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(found, _)| found.trim() == key).map(|(_, value)| value.trim().to_owned())
+}
+
+/// KiB that the kernel says of `key`.
+pub fn kernel_kib(file: &str, key: &str) -> Option<f64> {
+    kernel_says(file, key)?.trim_end_matches(" kB").parse().ok()
+}
+
 /// Peak resident memory of this process in MiB; 0 where the kernel does not tell.
 pub fn peak_rss_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
+    kernel_kib("/proc/self/status", "VmHWM").unwrap_or(0.0) / 1024.0
+}
+
+/// Writes a value as JSON: a whole file or none.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    write_whole(path, &serde_json::to_vec_pretty(value).map_err(|e| Error::Internal(e.to_string()))?)
 }
 
 /// Makes the folder of a file that long work will write, and refuses a name that cannot be a file's.

@@ -367,13 +367,11 @@ impl Generator {
         let told: Vec<f32> = quality.into_iter().chain(embedding.condition.iter().copied()).collect();
         let (index, kinds) = (self.index(1), self.manifest.vectorise.index_dim());
         let presence = self.presence(self.classes());
-        let network: Vec<f32> = (0..self.rows())
-            .flat_map(|row| [&told[..], &index[row * kinds..(row + 1) * kinds], &presence].concat())
-            .collect();
+        let condition = |row: usize| [&told[..], &index[row * kinds..(row + 1) * kinds], &presence].concat();
         Request {
             plan: samplers::plan(&self.manifest.schedule, options),
             guidance: options.guidance,
-            conditions: network.repeat(options.count),
+            conditions: (0..self.rows()).map(condition).collect(),
             told: told.len(),
             dim: self.manifest.latent.dim(),
             seed: options.seed,

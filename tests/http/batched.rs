@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::counted::metric;
 use super::{GENERATOR, registry};
 use crate::support::data::{npz, some_digits};
 use crate::support::http::{Api, Server};
@@ -51,11 +52,7 @@ fn weights_are_the_same_alone_and_in_a_crowd() {
         }
     }
     // They did share runs: fewer than the steps of all of them.
-    let metrics = server.api.get("/metrics").text();
-    let metric = |name: &str| {
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap().parse::<f64>().unwrap()
-    };
-    let rows = metric("weightsmith_generation_batch_samples_sum");
-    assert!(metric("weightsmith_generation_batch_samples_count") < rows, "{rows}");
+    let rows = metric(&server, "weightsmith_generation_batch_samples_sum");
+    let runs = metric(&server, "weightsmith_generation_batch_samples_count");
+    assert!(runs > 0.0 && runs < rows, "{rows}");
 }

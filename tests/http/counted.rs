@@ -7,7 +7,7 @@ use crate::support::data::{npz, some_digits};
 use crate::support::http::Server;
 
 /// The value of a metric with exactly these labels; 0 when it is not there.
-fn metric(server: &Server, name: &str) -> f64 {
+pub fn metric(server: &Server, name: &str) -> f64 {
     let text = server.api.get("/metrics").text();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map_or(0.0, |value| value.parse().unwrap())

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Device;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -20,6 +21,20 @@ pub fn current() -> Device {
 /// Makes `device` the one of this process; before any training.
 pub fn choose(device: &Device) {
     *CHOSEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(device.clone());
+}
+
+/// What `f` makes of each, in order: on all cores; on a GPU, which has one queue, one after the other.
+///
+/// # Errors
+/// One of `f`'s.
+pub(crate) fn each<I, T: Send, R: Send>(items: I, f: impl Fn(T) -> Result<R> + Sync + Send) -> Result<Vec<R>>
+where
+    I: IntoParallelIterator<Item = T> + IntoIterator<Item = T>,
+{
+    match current().is_cpu() {
+        true => items.into_par_iter().map(f).collect(),
+        false => items.into_iter().map(f).collect(),
+    }
 }
 
 /// The first GPU.

@@ -104,9 +104,9 @@ pub(super) async fn make(
         }
         Some(_) => (None, None),
     };
-    let mut generator = std::sync::Arc::new(state.generator(&version).await?.for_client(&sharer(caller)));
+    let mut generator = state.generator(&version).await?.for_client(&sharer(caller));
     if let Some(name) = &new.architecture {
-        generator = std::sync::Arc::new(generator.with_architecture(name)?);
+        generator = generator.with_architecture(name)?;
     }
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
@@ -114,7 +114,7 @@ pub(super) async fn make(
     let retriever = Retriever::new(state, caller, &version, &generator, options.count);
     let named = new.architecture.is_some();
     let job = Job {
-        generator,
+        generator: std::sync::Arc::new(generator),
         named,
         generator_name,
         dataset,

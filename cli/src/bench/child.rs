@@ -1,12 +1,13 @@
 //! A server in a process of its own, and how much memory it holds.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::context::kernel_kib;
 use crate::error::{Error, Result};
 
 /// How often memory is looked at.
@@ -80,11 +81,7 @@ fn address(line: &str) -> Option<String> {
 
 /// Resident bytes of a process, 0 when it is gone.
 pub fn memory(process: u32) -> u64 {
-    let mut text = String::new();
-    let read = std::fs::File::open(format!("/proc/{process}/status")).and_then(|mut f| f.read_to_string(&mut text));
-    let line = read.ok().and_then(|_| text.lines().find(|line| line.starts_with("VmRSS:")).map(str::to_owned));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()));
-    kib.unwrap_or(0) * 1024
+    kernel_kib(&format!("/proc/{process}/status"), "VmRSS").map_or(0, |kib| kib as u64 * 1024)
 }
 
 #[cfg(test)]

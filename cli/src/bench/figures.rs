@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::context::{say, write_whole};
-use crate::error::{Error, Result};
+use crate::context::{kernel_says, say, write_json};
+use crate::error::Result;
 
 /// Figures by key, such as `serving.overhead_batch_1`.
 #[derive(Debug, Default)]
@@ -33,23 +33,17 @@ impl Figures {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut all = self.0.clone();
         all.insert("machine".into(), machine());
-        let text = serde_json::to_vec_pretty(&all).map_err(|e| Error::Internal(e.to_string()))?;
-        write_whole(path, &text)
+        write_json(path, &all)
     }
 }
 
 /// The machine: processor, cores, memory, system, and the build.
 pub fn machine() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let after = |text: &str, key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key));
-        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
-    };
     json!({
-        "processor": after(&read("/proc/cpuinfo"), "model name"),
+        "processor": kernel_says("/proc/cpuinfo", "model name"),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
-        "memory": after(&read("/proc/meminfo"), "MemTotal"),
-        "system": read("/proc/sys/kernel/osrelease").trim(),
+        "memory": kernel_says("/proc/meminfo", "MemTotal"),
+        "system": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "weightsmith": env!("CARGO_PKG_VERSION"),
         "optimised": !cfg!(debug_assertions),
     })
@@ -92,6 +86,7 @@ pub fn paired(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn medians_of_paired_rounds() {

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::child::Server;
+use super::figures::median;
 use crate::context::say;
 use crate::error::{Error, Result};
 
@@ -95,7 +96,7 @@ pub async fn download_ratio(server: &Server, sent: &Sent, stored: &Path) -> Resu
         ours_took.push(fetch(&http, &sent.url).await?);
         theirs_took.push(fetch(&http, &theirs).await?);
     }
-    let (ours, theirs) = (median(&mut ours_took), median(&mut theirs_took));
+    let (ours, theirs) = (median(ours_took), median(theirs_took));
     say(&format!(
         "download: {:.0} ms, nginx {:.0} ms; serve holds {} MiB",
         ours * 1e3,
@@ -118,11 +119,6 @@ async fn fetch(http: &reqwest::Client, url: &str) -> Result<f64> {
         return Err(Error::Http(format!("{url} gave {received} bytes of {expected:?}")));
     }
     Ok(began.elapsed().as_secs_f64())
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A running nginx that serves a folder on loopback.

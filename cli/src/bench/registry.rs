@@ -14,7 +14,7 @@ use training::random;
 use super::child::Server;
 use super::load::Until;
 use super::{files, load};
-use crate::context::{RegistryArgs, caller, say, tokio_runtime, write_whole, writing};
+use crate::context::{RegistryArgs, caller, say, tokio_runtime, write_json, writing};
 use crate::error::{Error, Result};
 
 /// Dimensions of the embeddings.
@@ -82,8 +82,7 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     print(&report);
     if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
-        write_whole(path, &text)?;
+        write_json(path, &report)?;
     }
     Ok(())
 }

@@ -4,6 +4,8 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use crate::context::kernel_kib;
+
 /// Where the kernel says which NVIDIA driver is loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
 
@@ -35,7 +37,7 @@ impl Machine {
             os: os(),
             architecture: std::env::consts::ARCH,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_gib: memory_gib(),
+            memory_gib: kernel_kib("/proc/meminfo", "MemTotal").map(|kib| kib / f64::from(1 << 20)),
             nvidia_driver: driver.and_then(|text| text.lines().next().map(|line| line.trim().to_owned())),
             gpus,
             no_gpus,
@@ -65,13 +67,6 @@ fn os() -> String {
     let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.map_or_else(|| std::env::consts::OS.to_owned(), |name| name.trim_matches('"').to_owned())
-}
-
-fn memory_gib() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().ok()?;
-    Some(kib / f64::from(1 << 20))
 }
 
 /// One line a GPU.

@@ -12,7 +12,7 @@ use inference::{Device, Provider, Runtime};
 use serde::Serialize;
 use training::device;
 
-use crate::context::{RuntimeArgs, say, write_whole};
+use crate::context::{RuntimeArgs, say, write_json};
 use crate::error::{Error, Result};
 
 use checks::Check;
@@ -89,8 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (version, revision) = (env!("CARGO_PKG_VERSION"), training::REVISION);
     let report = Report { ok: failed == 0, version, revision, machine, onnxruntime, candle, checks, speed };
     if let Some(path) = &args.json {
-        let text = serde_json::to_vec_pretty(&report).map_err(|e| Error::Internal(e.to_string()))?;
-        write_whole(path, &text)?;
+        write_json(path, &report)?;
     }
     match failed {
         0 => {

@@ -14,8 +14,8 @@ pub(crate) struct Request {
     pub plan: Vec<Step>,
     /// Classifier-free guidance; 1 is off.
     pub guidance: f32,
-    /// What the denoiser is told of each row, `[rows × width]`.
-    pub conditions: Vec<f32>,
+    /// What the denoiser is told of each row of a network: the same for all networks.
+    pub conditions: Vec<Vec<f32>>,
     /// Values at the beginning of a condition that are zero in the null condition.
     pub told: usize,
     /// Values of a latent row.
@@ -123,8 +123,7 @@ impl Request {
 
     /// What the denoiser is told of a row.
     pub fn condition(&self, row: usize) -> &[f32] {
-        let width = self.conditions.len() / self.rows().max(1);
-        &self.conditions[row * width..(row + 1) * width]
+        &self.conditions[row % self.conditions.len()]
     }
 }
 

@@ -375,7 +375,6 @@ pub fn fit_and_score(
     stops: &[usize],
     progress: &crate::progress::Stage,
 ) -> Result<Vec<Vec<Score>>> {
-    use rayon::prelude::*;
     let net = Net::of(architecture, train);
     let d = net.layout().parameters();
     let per_class = test.iter().map(TaskData::per_class).min().unwrap_or(0);
@@ -389,12 +388,7 @@ pub fn fit_and_score(
         let kept = fit(architecture, &train[range.clone()], own, &seeds[range.clone()], recipe, stops, &mut on_step)?;
         kept.iter().map(|theta| score(architecture, &test[range.clone()], theta, per_class)).collect()
     };
-    let groups: Result<Vec<Vec<Vec<Score>>>> = match device::current().is_cpu() {
-        true => starts.par_iter().map(fit_one).collect(),
-        // A GPU has one queue.
-        false => starts.iter().map(fit_one).collect(),
-    };
-    let groups = groups?;
+    let groups: Vec<Vec<Vec<Score>>> = device::each(&starts, fit_one)?;
     Ok((0..stops.len()).map(|stop| groups.iter().flat_map(|g| g[stop].iter().copied()).collect()).collect())
 }
 

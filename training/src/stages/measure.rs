@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::course::Given;
 use super::fit::{Score, score};
 use super::zoo::Zoo;
 use crate::data::{Part, Sources, TaskData};
+use crate::device;
 use crate::error::Result;
 use crate::progress::Progress;
 
@@ -41,13 +40,7 @@ pub fn validation_scores(
         progress.check()?;
         score(architecture, tasks, theta, per_class)
     };
-    let scores: Result<Vec<_>> = match crate::device::current().is_cpu() {
-        true => parts.into_par_iter().map(of_part).collect(),
-        // A GPU has one queue.
-        false => parts.into_iter().map(of_part).collect(),
-    };
-    let scores = scores?;
-    Ok(scores.into_iter().flatten().collect())
+    Ok(device::each(parts, of_part)?.into_iter().flatten().collect())
 }
 
 /// Quality of each checkpoint of the zoo: deviations of its accuracy above the mean of the checkpoints of its task and

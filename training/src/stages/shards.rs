@@ -5,8 +5,8 @@
 use candle_core::{Tensor, Var};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
+use crate::device;
 use crate::error::{Error, Result};
 use crate::random;
 use crate::snapshots::Snapshot;
@@ -111,13 +111,7 @@ pub fn each<N: Send, T: Send>(
     f: impl Fn(&mut Shard<N>, f64) -> Result<(f32, T)> + Sync,
 ) -> Result<(f32, Vec<T>)> {
     let share = 1.0 / shards.len().max(1) as f64;
-    let part = |shard: &mut Shard<N>| f(shard, share);
-    // A GPU has one queue: shards follow each other there.
-    let parts: Result<Vec<_>> = match crate::device::current().is_cpu() {
-        true => shards.par_iter_mut().map(part).collect(),
-        false => shards.iter_mut().map(part).collect(),
-    };
-    let parts = parts?;
+    let parts = device::each(shards, |shard: &mut Shard<N>| f(shard, share))?;
     let (losses, parts): (Vec<f32>, Vec<T>) = parts.into_iter().unzip();
     let total: f32 = losses.iter().sum();
     if total.is_finite() { Ok((total, parts)) } else { Err(Error::Diverged { stage, step }) }
