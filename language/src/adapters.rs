@@ -10,7 +10,7 @@ use training::progress::Progress;
 use training::random;
 use training::stages::rows::{Conditions, Rows, RowsConfig, Source};
 use weights::manifest::{
-    ArchitectureEntry, DescribedTask, EncoderContract, Latent, Modality, Pooling, TEXT, TextContract, files,
+    ArchitectureEntry, DescribedTask, EncoderContract, Latent, Modality, Pooling, Precision, TEXT, TextContract, files,
 };
 use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Lora, Manifest, Standardisation, StandardiseMode};
@@ -193,6 +193,7 @@ impl Adapters {
             predictor: None,
             quality: None,
             guidance: false,
+            precision: Precision::Single,
             training: about.training.clone(),
             metrics: about.metrics.clone(),
             files: BTreeMap::new(),

@@ -15,6 +15,7 @@ pub mod networks;
 mod ops;
 pub mod optim;
 pub mod params;
+pub mod precision;
 pub mod progress;
 pub mod random;
 pub mod snapshots;

@@ -10,6 +10,7 @@ use std::process::Command;
 
 use training::progress::Progress;
 use training::{Config, Sources, export, stages};
+use weights::manifest::files;
 use weights::{Activation, Architecture};
 
 const CONFIG: &str = r#"
@@ -90,8 +91,13 @@ fn graphs(name: &str, networks: &str, folder: &Path) -> Vec<String> {
     let device = candle_core::Device::Cpu;
     let trained =
         stages::generator::train(&config, &zoo, &sources, &device, &silent, training::Keep::nothing()).unwrap();
+    let half = training::precision::to_half(&trained.bundle).unwrap();
+    let denoiser = half.file(files::DENOISER).unwrap();
     let files = trained.bundle.entries().filter(|(file, _)| file.ends_with(".onnx"));
-    files.map(|(file, bytes)| write(folder, &format!("{name}-{}", file.replace('/', "-")), bytes)).collect()
+    files
+        .map(|(file, bytes)| write(folder, &format!("{name}-{}", file.replace('/', "-")), bytes))
+        .chain([write(folder, &format!("{name}-denoiser-half.onnx"), denoiser)])
+        .collect()
 }
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> String {
@@ -107,7 +113,7 @@ fn every_exported_graph_is_valid_onnx() {
     for (name, networks) in NETWORKS {
         let found = graphs(name, networks, place.path());
         // The VAE's encoder and decoder, the dataset encoder, the denoiser, the network's forward.
-        assert_eq!(found.len(), 5, "{found:?}");
+        assert_eq!(found.len(), 6, "{found:?}");
         files.extend(found);
     }
     let mlp = |activation| Architecture::Mlp { inputs: 6, hidden: vec![5, 4], classes: 3, activation };

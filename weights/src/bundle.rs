@@ -322,7 +322,7 @@ pub(crate) fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u
 /// A small valid manifest for tests of other crates and of this one.
 #[cfg(test)]
 pub(crate) fn sample_manifest() -> Manifest {
-    use crate::manifest::{ArchitectureEntry, EncoderContract, Latent, Modality, Prediction, Schedule};
+    use crate::manifest::{ArchitectureEntry, EncoderContract, Latent, Modality, Precision, Prediction, Schedule};
     let config = Architecture::Head { features: 4, classes: 3 };
     let layout = config.layout();
     Manifest {
@@ -358,6 +358,7 @@ pub(crate) fn sample_manifest() -> Manifest {
         predictor: None,
         quality: None,
         guidance: true,
+        precision: Precision::Single,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),
         files: BTreeMap::new(),

@@ -94,6 +94,23 @@ pub mod files {
     }
 }
 
+/// What the denoiser's graph computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// f32.
+    #[default]
+    Single,
+    /// f16, but for what is made of the timestep alone; inputs and outputs are f32.
+    Half,
+}
+
+impl Precision {
+    fn is_single(&self) -> bool {
+        *self == Self::Single
+    }
+}
+
 /// What kind of data conditions a generator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -422,6 +439,9 @@ pub struct Manifest {
     /// Whether the denoiser was trained with condition dropout, so that guidance means something. The null
     /// condition is the zero vector.
     pub guidance: bool,
+    /// What the denoiser computes in.
+    #[serde(default, skip_serializing_if = "Precision::is_single")]
+    pub precision: Precision,
     /// The training configuration, seeds, zoo and dataset digests, revision.
     pub training: serde_json::Value,
     /// What was measured at the end of training.

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use datasets::{Data, Dataset};
 use inference::{Device, Runtime, locate_library};
 use onnx::{Attribute, Graph};
-use weights::manifest::{ArchitectureEntry, EncoderContract, FORMAT, Latent, Modality, Prediction, Schedule, files};
+use weights::manifest::{
+    ArchitectureEntry, EncoderContract, FORMAT, Latent, Modality, Precision, Prediction, Schedule, files,
+};
 use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Manifest, StandardiseMode};
 
@@ -78,6 +80,7 @@ pub fn manifest(prediction: Prediction) -> Manifest {
         predictor: None,
         quality: None,
         guidance: true,
+        precision: Precision::Single,
         training: serde_json::json!({}),
         metrics: serde_json::json!({}),
         files: BTreeMap::new(),

@@ -3,6 +3,7 @@
 
 mod cut;
 mod eager;
+pub mod half;
 mod models;
 pub mod onnx;
 mod proto;

@@ -13,8 +13,10 @@ use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::{Init, Params};
 
-const FLOAT: i32 = 1;
+pub(super) const FLOAT: i32 = 1;
 const INT64: i32 = 7;
+/// Who recorded a graph.
+pub(super) const PRODUCER: &str = "weightsmith";
 
 /// Records operations; values are names. The first dimension of inputs and outputs named [`BATCH`] is symbolic.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl<'a> Onnx<'a> {
     pub fn finish(self) -> Vec<u8> {
         ModelProto {
             ir_version: 8,
-            producer_name: "weightsmith".into(),
+            producer_name: PRODUCER.into(),
             graph: Some(self.graph),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
         }
@@ -147,7 +149,7 @@ fn attr_ints(name: &str, ints: &[usize]) -> AttributeProto {
     AttributeProto { name: name.into(), ints, kind: 7, ..Default::default() }
 }
 
-fn attr_int(name: &str, i: i64) -> AttributeProto {
+pub(super) fn attr_int(name: &str, i: i64) -> AttributeProto {
     AttributeProto { name: name.into(), i: Some(i), kind: 2, ..Default::default() }
 }
 

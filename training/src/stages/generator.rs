@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use serde_json::json;
 use weights::manifest::{
-    ArchitectureEntry, EncoderContract, FORMAT, Modality, PredictorContract, QualityContract, files,
+    ArchitectureEntry, EncoderContract, FORMAT, Modality, Precision, PredictorContract, QualityContract, files,
 };
 use weights::vectorise::Vectorise;
 use weights::{Architecture, Bundle, Manifest, tensors};
@@ -314,6 +314,7 @@ fn manifest(
         predictor: None,
         quality: None,
         guidance: config.diffusion.condition_dropout > 0.0,
+        precision: Precision::Single,
         training: json!({
             "config": settings,
             "zoo": { "name": zoo.name, "digest": zoo.digest, "runs": zoo.runs.len(), "checkpoints": zoo.checkpoints.len() },
