@@ -63,7 +63,7 @@ fn refuse_all(cases: &[(&[&str], &str, &str)]) {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands = "serve|zoo build|train|generate|evaluate|demo|generator list|generator export|generator import|\
+    let commands = "serve|zoo build|train|generate|evaluate|demo|generator list|generator export|generator import|generator half|\
                     dataset import|dataset list|dataset show|extractor import|extractor list|doctor";
     for command in commands.split('|') {
         let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();

@@ -1,14 +1,16 @@
 //! `weightsmith generator`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use inference::Generator;
+use inference::samplers::Noise;
+use inference::{Embedding, Generator, SampleOptions};
 use registry::generators::{self, GeneratorFilter};
 use registry::{ListRequest, MAX_LIMIT};
+use training::precision::to_half;
 use weights::Bundle;
 
-use crate::context::{RegistryArgs, RuntimeArgs, caller, say, with_registry, writing};
+use crate::context::{RegistryArgs, RuntimeArgs, caller, prepare, say, with_registry, write_whole, writing};
 use crate::error::{Error, Result};
 use crate::publish;
 
@@ -45,6 +47,17 @@ pub enum Command {
         #[command(flatten)]
         runtime: RuntimeArgs,
     },
+    /// Make a generator whose denoiser computes in half precision (f16), and say how much its weights differ.
+    #[command(after_help = "Example:\n  weightsmith generator half digits.tar --out digits-half.tar")]
+    Half {
+        /// The bundle.
+        file: PathBuf,
+        /// File to write.
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        runtime: RuntimeArgs,
+    },
 }
 
 /// Runs a command.
@@ -72,7 +85,48 @@ pub fn run(command: Command) -> Result<()> {
             say(&format!("{}@{} {}", version.generator, version.version, version.digest));
             Ok(())
         }
+        Command::Half { file, out, runtime } => half(&file, &out, &runtime),
     }
+}
+
+/// Networks that are sampled in both precisions.
+const COMPARED: usize = 8;
+
+fn half(file: &PathBuf, out: &Path, runtime: &RuntimeArgs) -> Result<()> {
+    prepare(out)?;
+    let bundle = read_bundle(file)?;
+    let half = to_half(&bundle)?;
+    let (runtime, mut tar) = (runtime.open()?, Vec::new());
+    let generator = Generator::load(&runtime, bundle)?;
+    let [single, other] = [generator.clone(), Generator::load(&runtime, half.clone())?].map(|g| weights(&g));
+    let (single, other) = (single?, other?);
+    half.write_tar(&mut tar)?;
+    write_whole(out, &tar)?;
+    let rounded = distance(single.iter().zip(&other));
+    let apart = distance(single.iter().zip(single.iter().skip(1)));
+    let of_apart = 100.0 * rounded / apart;
+    say(&format!(
+        "same seeds, {COMPARED} networks: {rounded:.2e} from f32 (root mean square), {of_apart:.2} % of what two networks differ by"
+    ));
+    say(&format!("{} {}", out.display(), half.digest()));
+    Ok(())
+}
+
+/// Networks of one random condition.
+fn weights(generator: &Generator) -> Result<Vec<Vec<f32>>> {
+    let encoder = &generator.manifest().encoder;
+    let condition = Noise::new(1, 0..1).first(encoder.condition_dim);
+    let dataset = condition.iter().copied().cycle().take(encoder.embedding_dim).collect();
+    let embedding = Embedding { dataset, condition, classes: generator.classes() };
+    let options = SampleOptions { count: COMPARED, ..SampleOptions::default() };
+    Ok(generator.decode(&generator.sample(&embedding, &options, &mut |_, _| true)?)?)
+}
+
+/// Root mean square difference of pairs of networks.
+fn distance<'a>(pairs: impl Iterator<Item = (&'a Vec<f32>, &'a Vec<f32>)>) -> f64 {
+    let squares = pairs.flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)));
+    let (sum, n) = squares.fold((0.0, 0usize), |(sum, n), square| (sum + square, n + 1));
+    (sum / n.max(1) as f64).sqrt()
 }
 
 /// Reads and verifies a bundle file.

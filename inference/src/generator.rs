@@ -406,13 +406,12 @@ impl Generator {
             }
             let mut lease = self.decoder.lease()?;
             let outputs = lease.run(inputs)?;
-            let mut rows = output(&self.decoder, &outputs, "weights", count * length)?.to_vec();
-            self.target().standardisation.invert(&mut rows)?;
-            check_finite("the decoded weights", &rows)?;
-            let values = self.architecture().generated_values();
+            let rows = output(&self.decoder, &outputs, "weights", count * length)?;
+            let (values, target) = (self.architecture().generated_values(), self.target());
             for rows in rows.chunks_exact(per_network * length) {
-                let made = self.manifest.vectorise.join(self.chosen, rows, values)?;
-                weights.push(match &self.target().part {
+                let made = target.standardisation.join(&self.manifest.vectorise, self.chosen, rows, values)?;
+                check_finite("the decoded weights", &made)?;
+                weights.push(match &target.part {
                     Some(part) => part.complete(&made)?,
                     None => made,
                 });

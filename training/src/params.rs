@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
+use crate::config::Arithmetic;
 use crate::error::{Error, Result};
 use crate::random;
 use crate::tape::Pool;
@@ -30,17 +31,34 @@ pub struct Params {
     seed: u64,
     device: Device,
     pool: Pool,
+    arithmetic: Arithmetic,
 }
 
 impl Params {
     /// No parameters yet.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { vars: BTreeMap::new(), seed, device: device.clone(), pool: Pool::default() }
+        Self { vars: BTreeMap::new(), seed, device: device.clone(), pool: Pool::default(), arithmetic: Arithmetic::F32 }
     }
 
     /// The device of the parameters.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The same parameters, for networks that learn in this arithmetic.
+    #[must_use]
+    pub fn learning_in(&self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self.clone() }
+    }
+
+    /// What products with these parameters are computed in.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// Whether gradients are recorded on a tape, not by candle: on the CPU, in f32.
+    pub(crate) fn on_tape(&self) -> bool {
+        self.device.is_cpu() && self.arithmetic == Arithmetic::F32
     }
 
     /// Buffers for the values and gradients of what is computed with these parameters.

@@ -165,7 +165,9 @@ impl Bundle {
     /// # Errors
     /// [`Error::Bundle`] when the tar is damaged or is not a bundle.
     pub fn read_tar(reader: impl Read) -> Result<Self> {
-        let fail = |e: std::io::Error| Error::Bundle(format!("cannot read the tar ({e}); is the file complete?"));
+        // What else the reader says is the file's own first lines.
+        let first = |e: std::io::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
+        let fail = |e| Error::Bundle(format!("cannot read the tar ({}); is the file complete?", first(e)));
         let mut manifest = None;
         let mut files = BTreeMap::new();
         for entry in tar::Archive::new(reader).entries().map_err(fail)? {

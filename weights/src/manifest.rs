@@ -106,7 +106,8 @@ pub enum Precision {
 }
 
 impl Precision {
-    fn is_single(&self) -> bool {
+    /// Whether it is f32.
+    pub fn is_single(&self) -> bool {
         *self == Self::Single
     }
 }

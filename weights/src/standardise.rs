@@ -215,9 +215,25 @@ impl Standardisation {
     /// # Errors
     /// [`Error::Length`] when the rows do not fit.
     pub fn invert(&self, rows: &mut [f32]) -> Result<()> {
-        self.each(rows, |v, mean, std, variance| {
-            let v = v * std + mean;
-            if variance { exp(v) } else { v }
+        self.each(rows, back)
+    }
+
+    /// The network (`[parameters]`) of all its standardised rows (`[pieces × length]`), for statistics of an
+    /// architecture's rows: what [`Self::invert`] and [`Vectorise::join`] give one after the other, without a copy between.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when the rows are not those of a network of so many parameters.
+    pub fn join(
+        &self,
+        vectorise: &Vectorise,
+        architecture: usize,
+        rows: &[f32],
+        parameters: usize,
+    ) -> Result<Vec<f32>> {
+        check_length("the rows of a network", rows.len(), self.mean.len())?;
+        let (mean, std) = (&self.mean, &self.std);
+        vectorise.join_as(architecture, rows, parameters, |i, v| {
+            back(v, mean[i], std[i], self.variances.get(i) == Some(&true))
         })
     }
 
@@ -233,6 +249,12 @@ impl Standardisation {
         }
         Ok(())
     }
+}
+
+/// A standardised value as it was; of a variance its logarithm was standardised.
+fn back(v: f32, mean: f32, std: f32, variance: bool) -> f32 {
+    let v = v * std + mean;
+    if variance { exp(v) } else { v }
 }
 
 #[cfg(test)]
@@ -291,7 +313,9 @@ mod tests {
             assert_eq!(s.variances, [false, true, true]);
             let mut x = rows.to_vec();
             s.apply(&mut x).unwrap();
+            let at_once = s.join(&Vectorise::model_wise(&[3]), 0, &x[..3], 3).unwrap();
             s.invert(&mut x).unwrap();
+            assert_eq!(at_once, x[..3]);
             for (a, b) in rows.iter().zip(&x) {
                 assert!((a - b).abs() < 1e-4 * (1.0 + a), "{a} {b}");
             }
@@ -321,8 +345,11 @@ mod tests {
         let mut rows = vectorise.cut(0, heads[0], 0.0).unwrap();
         two.apply(&mut rows).unwrap();
         assert_eq!((rows[2], rows[5]), (0.0, 0.0));
+        let at_once = two.join(&vectorise, 0, &rows, 4).unwrap();
+        assert!(two.join(&vectorise, 0, &rows[1..], 4).is_err());
         two.invert(&mut rows).unwrap();
         let back = vectorise.join(0, &rows, 4).unwrap();
+        assert_eq!(at_once, back);
         assert!(back.iter().zip(heads[0]).all(|(a, b)| (a - b).abs() < 1e-5), "{back:?}");
         let none = std::iter::empty();
         assert!(Standardisation::fit_class_rows(none, &vectorise, StandardiseMode::Parameter).is_err());

@@ -288,19 +288,30 @@ impl Vectorise {
     /// # Errors
     /// [`crate::Error::Length`] when the rows are not those of a network of so many parameters.
     pub fn join(&self, architecture: usize, rows: &[f32], parameters: usize) -> Result<Vec<f32>> {
+        self.join_as(architecture, rows, parameters, |_, v| v)
+    }
+
+    /// As [`Self::join`], of what `value` makes of each place in the rows and the value there.
+    pub(crate) fn join_as(
+        &self,
+        architecture: usize,
+        rows: &[f32],
+        parameters: usize,
+        value: impl Fn(usize, f32) -> f32,
+    ) -> Result<Vec<f32>> {
         let segments = self.segments(architecture, parameters);
         let count = segments.last().map_or(0, |s| s.row) + 1;
         check_length("the rows of a network", rows.len(), count * self.length)?;
         check_length("the pieces of a network", segments.last().map_or(0, |s| s.range.end), parameters)?;
         let mut theta = Vec::with_capacity(parameters);
         for Segment { row, place, range } in segments {
-            let row = &rows[row * self.length..(row + 1) * self.length];
-            let values = row.get(place..place + range.len()).ok_or_else(|| Error::Length {
-                what: "the padded vector".to_owned(),
-                found: row.len(),
-                expected: place + range.len(),
-            })?;
-            theta.extend_from_slice(values);
+            if place + range.len() > self.length {
+                let what = "the padded vector".to_owned();
+                return Err(Error::Length { what, found: self.length, expected: place + range.len() });
+            }
+            let first = row * self.length + place;
+            let values = &rows[first..first + range.len()];
+            theta.extend(values.iter().enumerate().map(|(i, &v)| value(first + i, v)));
         }
         Ok(theta)
     }

@@ -7,13 +7,13 @@ use crate::context::complain;
 use crate::error::{Error, Result};
 
 /// What the peers import.
-const PACKAGES: [&str; 5] = ["torch", "onnxruntime", "onnx", "numpy", "safetensors"];
+const PACKAGES: [&str; 6] = ["torch", "onnxruntime", "onnx", "numpy", "safetensors", "diffusers"];
 
 /// Where the peers run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PythonArgs {
-    /// Python with torch, onnxruntime, onnx, numpy and safetensors; without it a virtual environment is made and they are
-    /// fetched (gigabytes).
+    /// Python with torch, onnxruntime, onnx, numpy, safetensors and diffusers; without it a virtual environment is made and
+    /// they are fetched (gigabytes).
     #[arg(long, env = "WEIGHTSMITH_BENCH_PYTHON")]
     python: Option<PathBuf>,
     /// Folder of that environment; it is used again.
@@ -28,6 +28,11 @@ impl PythonArgs {
     /// When the one that is named lacks something, or none can be made: the messages of pip are on standard error.
     pub fn open(&self) -> Result<PathBuf> {
         if let Some(python) = &self.python {
+            // A name without a folder is looked for where programs are.
+            if python.components().count() > 1 && !python.is_file() {
+                let text = format!("there is no {}; name a Python, or leave --python out", python.display());
+                return Err(Error::input("python_missing", text));
+            }
             return match imports(python) {
                 true => Ok(python.clone()),
                 false => Err(Error::input(

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::Config;
 use training::config::{FEWEST, Role, TasksConfig};
+use weights::manifest::Precision;
 
 use super::overrides;
 use crate::compare::Arm;
@@ -155,6 +156,9 @@ pub struct Sampling {
     /// ones.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recalibrate: bool,
+    /// What the denoiser computes in.
+    #[serde(skip_serializing_if = "Precision::is_single")]
+    pub precision: Precision,
 }
 
 /// How models are fine-tuned.
@@ -180,6 +184,7 @@ impl Default for Sampling {
             prior: Refine::default().prior,
             tune: 0,
             recalibrate: false,
+            precision: Precision::Single,
         }
     }
 }

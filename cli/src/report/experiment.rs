@@ -203,6 +203,8 @@ impl<'a> Run<'a> {
         let mut config = part.variant.generator.clone();
         config.seed = config.seed.wrapping_add(part.seed);
         let (bundle, seconds) = self.cache.generator(&config, &zoo, &self.sources)?;
+        let single = part.variant.sampling.precision.is_single();
+        let bundle = if single { bundle } else { training::precision::to_half(&bundle)? };
         seconds.iter().for_each(|(stage, s)| self.spent(stage, *s));
         let mut tar = Vec::new();
         bundle.write_tar(&mut tar)?;

@@ -1,10 +1,11 @@
 //! The backend that runs networks in candle.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 use weights::convolution::{Convolution, PARAMS};
 use weights::layout::NORM_EPSILON;
 
 use super::{Backend, Layers, Models, Unary};
+use crate::config::Arithmetic;
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::{Init, Params};
@@ -19,6 +20,21 @@ impl<'a> Eager<'a> {
     /// A backend over these parameters.
     pub fn new(params: &'a mut Params) -> Self {
         Self { params }
+    }
+
+    /// A tensor as products take it: in bf16, where they are to be computed in it and the device has such products; else
+    /// rounded to it.
+    fn taken(&self, x: &Tensor) -> Result<Tensor> {
+        if self.params.arithmetic() == Arithmetic::F32 {
+            return Ok(x.clone());
+        }
+        let rounded = x.to_dtype(DType::BF16)?;
+        Ok(if x.device().is_cpu() { rounded.to_dtype(DType::F32)? } else { rounded })
+    }
+
+    /// The product of two matrices, or of two for each leading index.
+    fn product(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok(self.taken(a)?.matmul(&self.taken(b)?)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -101,7 +117,7 @@ impl Layers for Eager<'_> {
     }
 
     fn conv2d(&mut self, x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
-        ops::conv2d(x, weight, bias, stride, pad)
+        ops::conv2d(&self.taken(x)?, &self.taken(weight)?, bias, stride, pad)
     }
 
     fn max_pool2(&mut self, x: &Tensor) -> Result<Tensor> {
@@ -190,14 +206,14 @@ impl Backend for Eager<'_> {
         let dims = x.dims();
         let (last, lead) = dims.split_last().ok_or_else(|| Error::Config("cannot project a scalar".into()))?;
         let rows: usize = lead.iter().product();
-        let y = x.reshape((rows, *last))?.matmul(&weight.t()?)?;
+        let y = self.product(&x.reshape((rows, *last))?, &weight.t()?)?;
         let mut shape = lead.to_vec();
         shape.push(weight.dim(0)?);
         Ok(y.reshape(shape)?)
     }
 
     fn matmul(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        Ok(a.contiguous()?.matmul(&b.contiguous()?)?)
+        self.product(&a.contiguous()?, &b.contiguous()?)
     }
 
     fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {

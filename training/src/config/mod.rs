@@ -23,6 +23,25 @@ pub use predictor::PredictorConfig;
 pub use tasks::{ClassRange, Classes, FEWEST, TasksConfig};
 pub use zoo::{ZooConfig, ZooFit};
 
+/// What products of matrices and convolutions are computed in while the generator's networks learn. Parameters, their
+/// moments, sums, normalisations and losses are f32 in any case, and so is all that is measured or exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arithmetic {
+    /// f32.
+    #[default]
+    F32,
+    /// What goes into a product is rounded to bf16; it is summed in f32. For a GPU, which has bf16 products; a CPU computes
+    /// the same in f32, and slower than without.
+    Bf16,
+}
+
+impl Arithmetic {
+    fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
 /// Everything that decides a generator. Sections have defaults; unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +54,9 @@ pub struct Config {
     /// Seed of everything.
     #[serde(default)]
     pub seed: u64,
+    /// What products are computed in while networks learn.
+    #[serde(default, skip_serializing_if = "Arithmetic::is_f32")]
+    pub arithmetic: Arithmetic,
     /// Labelled data.
     pub data: DataConfig,
     /// Tasks of the zoo.

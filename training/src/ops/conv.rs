@@ -7,13 +7,14 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
 use super::{View, f32_slice, native, product};
 use crate::error::Result;
 
-/// 2-D convolution: `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']`.
+/// 2-D convolution: `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']` of the bias's type. On a GPU `x`
+/// and `weight` may be bf16.
 ///
 /// # Errors
 /// When shapes do not fit.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: usize) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        let y = x.conv2d(weight, pad, stride, 1, 1)?;
+        let y = x.conv2d(weight, pad, stride, 1, 1)?.to_dtype(bias.dtype())?;
         return Ok(y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?);
     }
     let y = conv2d_models(&x.unsqueeze(0)?, &weight.unsqueeze(0)?, &bias.unsqueeze(0)?, stride, pad)?;

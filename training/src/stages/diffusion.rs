@@ -49,7 +49,7 @@ impl Denoiser {
     }
 
     /// `share` of the loss of a prediction, which `loss` gives, and the gradients of that with respect to the parameters
-    /// in order of their names and to the condition: recorded on a tape on the CPU, by candle elsewhere.
+    /// in order of their names and to the condition: recorded on a tape on the CPU in f32, by candle elsewhere.
     ///
     /// # Errors
     /// When shapes do not fit; whatever `loss` returns.
@@ -59,7 +59,7 @@ impl Denoiser {
         share: f64,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<Learned> {
-        if !latent.device().is_cpu() {
+        if !self.params.on_tape() {
             let condition = Var::from_tensor(&condition.detach())?;
             let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
             let grads = loss.backward()?;
@@ -223,7 +223,11 @@ pub fn train(
     if joint {
         learners.push(Learner::new(&encoder.params, config.encoder.joint, decay, settings.ema)?);
     }
-    let mut shards = shards::shards(config.seed, "diffusion", || (denoiser.clone(), encoder.clone()));
+    let learning = || {
+        let params = denoiser.params.learning_in(config.arithmetic);
+        (Denoiser { params, ..denoiser.clone() }, encoder.clone())
+    };
+    let mut shards = shards::shards(config.seed, "diffusion", learning);
     let mut course = Course::begin(given, "denoiser", settings.steps, |snapshot| {
         learners.iter_mut().enumerate().try_for_each(|(i, learner)| learner.restore(i, snapshot))?;
         shards::restore(&mut shards, snapshot)

@@ -3,8 +3,9 @@
 `python serve.py MODE FOLDER BATCH` reads FOLDER/denoiser.onnx, FOLDER/vae_decoder.onnx, FOLDER/plan.json and
 FOLDER/noise.safetensors, samples BATCH networks once, writes what it got to FOLDER/MODE-BATCH.safetensors, prints
 {"ready": true}, and then for each line N on its input samples N times and prints {"seconds": …}. MODE is `ort`
-(ONNX Runtime with its defaults), `eager` (PyTorch) or `compile` (torch.compile); the networks of PyTorch are those of
-networks.py, which comes before this in the file, with the weights of the graphs.
+(ONNX Runtime with its defaults), `eager` (PyTorch), `compile` (torch.compile) or `diffusers` (PyTorch, with the steps
+of diffusers' DDIMScheduler); the networks of PyTorch are those of networks.py, which comes before this in the file,
+with the weights of the graphs.
 """
 
 
@@ -53,6 +54,22 @@ def ort_networks(folder):
     )
 
 
+def ddim(schedule, steps):
+    """diffusers' scheduler for the same noise schedule and timesteps."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        num_train_timesteps=schedule["steps"],
+        beta_start=schedule["beta_start"],
+        beta_end=schedule["beta_end"],
+        beta_schedule="linear",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
 def serve():
     import numpy
     from safetensors.numpy import load_file as load_arrays, save_file
@@ -72,6 +89,17 @@ def serve():
         for step, t in zip(plan["steps"], times):
             z = step["latent"] * z + step["prediction"] * denoise(z, t, condition)
         return decode(z / plan["scale"])
+
+    @torch.inference_mode()
+    def sample_with(scheduler):
+        z = noise
+        for t in scheduler.timesteps:
+            z = scheduler.step(denoise(z, t.float().expand(batch), condition), t, z).prev_sample
+        return decode(z / plan["scale"])
+
+    if mode == "diffusers":
+        scheduler = ddim(plan["schedule"], len(plan["steps"]))
+        sample = lambda: sample_with(scheduler)
 
     found = numpy.asarray(sample())
     statistics = load_arrays(os.path.join(folder, "standardisation.safetensors"))

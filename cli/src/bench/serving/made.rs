@@ -93,8 +93,12 @@ impl Made {
         let steps = samplers::plan(&manifest.schedule, options);
         let steps: Vec<_> =
             steps.iter().map(|s| json!({"t": s.t, "latent": s.latent, "prediction": s.prediction})).collect();
+        let schedule = &manifest.schedule;
+        let schedule = json!({
+            "steps": schedule.steps, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
+        });
         let plan = json!({
-            "steps": steps, "condition": self.embedding.condition, "scale": manifest.latent.scale,
+            "schedule": schedule, "steps": steps, "condition": self.embedding.condition, "scale": manifest.latent.scale,
             "latent": manifest.latent.shape, "unet": {"channels": UNET.0, "multipliers": UNET.1},
         });
         write_whole(&folder.join("plan.json"), plan.to_string().as_bytes())

@@ -25,6 +25,8 @@ const SCRIPT: &str = concat!(include_str!("../peers/networks.py"), "\n\n", inclu
 const STEPS: usize = 20;
 /// Batches that are compared.
 const BATCHES: [usize; 2] = [1, 32];
+/// What `peers/serve.py` samples with.
+const MODES: [&str; 4] = ["ort", "eager", "compile", "diffusers"];
 /// Largest difference of generated weights from a peer's, for it to have done the same.
 const SAME: f32 = 2e-3;
 
@@ -125,7 +127,7 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
         let own = made.generator.generate(&made.embedding, &sampled(batch), &mut |_, _| true)?.weights;
         let runs = (32 / batch).clamp(1, 8);
         let mut peers = Vec::new();
-        for mode in ["ort", "eager", "compile"] {
+        for mode in MODES {
             let text = [mode, &folder.path().display().to_string(), &batch.to_string()].map(str::to_owned);
             peers.push(Peer::start(python, SCRIPT, &text.each_ref().map(String::as_str))?);
             let found = std::fs::read(folder.path().join(format!("{mode}-{batch}.safetensors")));
@@ -150,12 +152,9 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
         }
         let suffix = if batch == BATCHES[1] { String::new() } else { format!("_batch_{batch}") };
         figures.put(&format!("serving.overhead_batch_{batch}"), 1.0 / ratios[0], "our time over bare ONNX Runtime's");
-        figures.put(&format!("serving.speedup_over_torch_eager{suffix}"), ratios[1], "samples a second over PyTorch's");
-        figures.put(
-            &format!("serving.speedup_over_torch_compile{suffix}"),
-            ratios[2],
-            "samples a second over torch.compile's",
-        );
+        for (peer, ratio) in ["torch_eager", "torch_compile", "diffusers"].into_iter().zip(&ratios[1..]) {
+            figures.put(&format!("serving.speedup_over_{peer}{suffix}"), *ratio, "samples a second over its");
+        }
         figures.put(&format!("serving.samples_per_second_batch_{batch}"), rate, "samples a second, in this run only");
     }
     Ok(alone)
