@@ -140,7 +140,11 @@ impl Generator {
         }
         let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
         let timestep = timestep.unwrap_or(TensorElementType::Float32);
-        let batcher = Arc::new(Batcher::new(denoiser, manifest.latent.shape.clone(), timestep));
+        let padded = runtime.pads_batches();
+        let batcher = Arc::new(Batcher::new(denoiser, manifest.latent.shape.clone(), timestep, padded));
+        if padded {
+            batcher.warm_up(told(&manifest))?;
+        }
         let extractor = match &manifest.extractor {
             Some(used) => Some(Arc::new(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?)),
             None => None,
@@ -501,6 +505,13 @@ fn architecture(manifest: &Manifest, name: &str) -> Result<usize> {
     })
 }
 
+/// Values of what the denoiser is told of a row.
+fn told(manifest: &Manifest) -> usize {
+    let contract = &manifest.encoder;
+    let presence = contract.min_classes.map_or(0, |_| contract.classes);
+    contract.condition_dim + manifest.vectorise.index_dim() + presence + usize::from(manifest.quality.is_some())
+}
+
 /// Checks the four networks' graphs; the forward graph checks itself.
 fn check_graphs(
     manifest: &Manifest,
@@ -518,9 +529,9 @@ fn check_graphs(
         std::iter::once(first).chain(index).collect::<Vec<_>>()
     };
     let presence = contract.min_classes.map(|_| contract.classes);
+    let told = told(manifest);
     let mut datasets = vec![Slot::batch("features", &features)];
     datasets.extend(presence.map(|classes| Slot::batch("presence", &[classes])));
-    let told = contract.condition_dim + kinds + presence.unwrap_or_default() + usize::from(manifest.quality.is_some());
     check(encoder, &datasets, &[Slot::batch("dataset", &[contract.embedding_dim]), condition()])?;
     check(
         denoiser,

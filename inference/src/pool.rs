@@ -31,7 +31,7 @@ pub struct SessionPool {
 /// How a graph is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// Run after run: threads spin between two, which makes a short run up to half again as fast.
+    /// Run after run: threads spin for a while after a run, which makes a short one that follows up to half again as fast.
     Steps,
     /// Now and then: idle threads leave the cores to others. Spinning ones took a seventh of a busy server's time.
     Once,
@@ -171,7 +171,7 @@ impl SessionPool {
             Width::Wide => self.runtime.threads(),
             Width::Narrow => (self.runtime.threads() / self.size).max(1),
         };
-        self.runtime.session(&self.graph, threads, self.used == Use::Steps)
+        self.runtime.session(&self.graph, threads, self.used)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ort::environment::Environment;
+use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{CUDA, ExecutionProvider};
 use ort::logging::LogLevel;
 use ort::session::Session;
@@ -83,6 +85,8 @@ struct Inner {
     version: Option<String>,
     /// Why CUDA was passed over.
     without_cuda: Option<String>,
+    /// Whether batches of the denoiser are filled up to a power of two.
+    padded: AtomicBool,
     /// Pools in use, by name and digest of their graphs.
     pools: Mutex<HashMap<String, Weak<SessionPool>>>,
 }
@@ -119,8 +123,19 @@ impl Runtime {
         let threads = if threads == 0 { available_threads() } else { threads };
         let version = version_in(&library.to_string_lossy()).or_else(|| version_in(ort::info()));
         tracing::info!(library = %library.display(), %provider, threads, version = version.as_deref(), "ONNX Runtime ready");
-        let pools = Mutex::default();
-        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, without_cuda, pools })))
+        let (pools, padded) = (Mutex::default(), AtomicBool::new(provider == Provider::Cuda));
+        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, without_cuda, padded, pools })))
+    }
+
+    /// Whether generators that are loaded from now on fill the denoiser's batches up to a power of two, and run each such
+    /// size once when they are loaded. On CUDA they do: there the first run of each size searches for the fastest
+    /// algorithms; the CPU has nothing to search for.
+    pub fn pad_batches(&self, yes: bool) {
+        self.0.padded.store(yes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn pads_batches(&self) -> bool {
+        self.0.padded.load(Ordering::Relaxed)
     }
 
     /// The provider that sessions really use.
@@ -190,11 +205,10 @@ impl Runtime {
         Ok(pool)
     }
 
-    /// A session for a graph's bytes with this many threads inside an operator, which spin for a while after a run where the
-    /// next is about to come.
-    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize, spinning: bool) -> ort::Result<Session> {
-        build_session(&self.0.environment, self.0.provider, intra_threads)?
-            .with_intra_op_spinning(spinning)?
+    /// A session for a graph's bytes with this many threads inside an operator.
+    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize, used: Use) -> ort::Result<Session> {
+        build_session(&self.0.environment, self.0.provider, intra_threads, used)?
+            .with_intra_op_spinning(used == Use::Steps)?
             .commit_from_memory(graph)
     }
 }
@@ -239,7 +253,12 @@ fn unusable(library: &Path, error: &dyn fmt::Display) -> Error {
     Error::RuntimeUnusable { path: library.to_path_buf(), reason: error.to_string(), minimum: ort::MINOR_VERSION }
 }
 
-fn build_session(environment: &Environment, provider: Provider, intra_threads: usize) -> ort::Result<SessionBuilder> {
+fn build_session(
+    environment: &Environment,
+    provider: Provider,
+    intra_threads: usize,
+    used: Use,
+) -> ort::Result<SessionBuilder> {
     let builder = Session::builder(environment)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(intra_threads)?
@@ -249,7 +268,13 @@ fn build_session(environment: &Environment, provider: Provider, intra_threads: u
         // Without `error_on_failure`, ONNX Runtime would fall back to the CPU and say nothing. TensorFloat-32 would make
         // networks differ from those of the CPU in the third digit.
         Provider::Cuda => {
-            let cuda = CUDA::default().with_tf32(false).build().error_on_failure();
+            // A search for the fastest convolution pays where a few sizes run again and again, after a warm-up.
+            let search = match used {
+                Use::Steps => ConvAlgorithmSearch::Exhaustive,
+                Use::Once => ConvAlgorithmSearch::Heuristic,
+            };
+            let cuda = CUDA::default().with_tf32(false).with_conv_algorithm_search(search);
+            let cuda = cuda.build().error_on_failure();
             Ok(builder.with_execution_providers([cuda])?)
         }
     }
@@ -258,7 +283,8 @@ fn build_session(environment: &Environment, provider: Provider, intra_threads: u
 /// The provider that works, and why it is not CUDA where that was tried.
 fn choose_provider(library: &Path, environment: &Environment, device: Device) -> Result<(Provider, Option<String>)> {
     let mut without_cuda = None;
-    let probe = |provider| build_session(environment, provider, 1).and_then(|mut b| b.commit_from_memory(PROBE));
+    let probe =
+        |provider| build_session(environment, provider, 1, Use::Once).and_then(|mut b| b.commit_from_memory(PROBE));
     if device != Device::Cpu {
         match probe(Provider::Cuda) {
             Ok(_) => return Ok((Provider::Cuda, None)),

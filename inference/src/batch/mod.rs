@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
+use ort::session::SessionOutputs;
 use ort::value::{TensorElementType, TensorRef};
 
 use crate::contract::{batch_view, output};
 use crate::error::{Error, Result};
-use crate::pool::SessionPool;
+use crate::pool::{Lease, SessionPool};
 use crate::samplers;
 use choose::{Waiting, choose};
 pub(crate) use walk::Request;
@@ -34,6 +35,8 @@ pub(crate) struct Batcher {
     pool: Arc<SessionPool>,
     latent: Vec<usize>,
     timestep: TensorElementType,
+    /// Whether runs are filled up to a power of two.
+    padded: bool,
     state: Mutex<State>,
 }
 
@@ -60,10 +63,31 @@ struct Lane {
     batcher: Arc<Batcher>,
     /// The rows of the run; what is left here when a thread panics is lost, and their requests fail.
     taken: Vec<Taken>,
+    inputs: Inputs,
+    guided: Vec<f32>,
+}
+
+/// What the denoiser takes in a run, row by row.
+#[derive(Debug, Default)]
+struct Inputs {
     latents: Vec<f32>,
     conditions: Vec<f32>,
     times: Vec<usize>,
-    guided: Vec<f32>,
+}
+
+impl Inputs {
+    fn clear(&mut self) {
+        self.latents.clear();
+        self.conditions.clear();
+        self.times.clear();
+    }
+
+    /// Fills them with zeros up to so many rows, of `latent` and `condition` values each.
+    fn fill(&mut self, rows: usize, latent: usize, condition: usize) {
+        self.latents.resize(rows * latent, 0.0);
+        self.conditions.resize(rows * condition, 0.0);
+        self.times.resize(rows, 0);
+    }
 }
 
 /// Takes a request out when the thread that waits for it goes away, however it goes.
@@ -77,9 +101,31 @@ impl Drop for Leaving<'_> {
 }
 
 impl Batcher {
-    /// For the denoiser in `pool`, whose latents have this shape and whose timesteps this type.
-    pub fn new(pool: Arc<SessionPool>, latent: Vec<usize>, timestep: TensorElementType) -> Self {
-        Self { pool, latent, timestep, state: Mutex::default() }
+    /// For the denoiser in `pool`, whose latents have this shape and whose timesteps this type; `padded` runs have a power
+    /// of two of rows.
+    pub fn new(pool: Arc<SessionPool>, latent: Vec<usize>, timestep: TensorElementType, padded: bool) -> Self {
+        Self { pool, latent, timestep, padded, state: Mutex::default() }
+    }
+
+    /// Runs every session once on each size that padded runs have, with conditions of `condition` values.
+    ///
+    /// # Errors
+    /// [`Error::Graph`].
+    pub fn warm_up(self: &Arc<Self>, condition: usize) -> Result<()> {
+        let mut leases = (0..self.pool.size()).map(|_| self.pool.lease()).collect::<Result<Vec<_>>>()?;
+        for lease in &mut leases {
+            for rows in (0..).map(|i| 1 << i).take_while(|rows| *rows <= MOST_ROWS) {
+                let mut inputs = Inputs::default();
+                inputs.fill(rows, self.dim(), condition);
+                self.denoise(&inputs, lease)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Values of a latent.
+    fn dim(&self) -> usize {
+        self.latent.iter().product()
     }
 
     /// Samples the request's latents, `[rows × dim]`. `proceed(done, all)` is asked with the steps of all rows; sampling stops
@@ -137,14 +183,27 @@ impl Batcher {
         }
         state.lanes += 1;
         drop(state);
-        Some(Lane {
-            batcher: self.clone(),
-            taken: Vec::new(),
-            latents: Vec::new(),
-            conditions: Vec::new(),
-            times: Vec::new(),
-            guided: Vec::new(),
-        })
+        Some(Lane { batcher: self.clone(), taken: Vec::new(), inputs: Inputs::default(), guided: Vec::new() })
+    }
+
+    /// Runs the denoiser once.
+    fn denoise<'s>(&self, inputs: &Inputs, lease: &'s mut Lease<'_>) -> Result<SessionOutputs<'s>> {
+        let (pool, rows) = (&self.pool, inputs.times.len());
+        let latent = batch_view(pool, rows, &self.latent, &inputs.latents)?;
+        let condition = batch_view(pool, rows, &[inputs.conditions.len() / rows], &inputs.conditions)?;
+        let (floats, integers);
+        let timestep = match self.timestep {
+            TensorElementType::Int64 => {
+                integers = inputs.times.iter().map(|&t| t as i64).collect::<Vec<_>>();
+                TensorRef::from_array_view(([rows], &integers[..])).map(Into::into)
+            }
+            _ => {
+                floats = inputs.times.iter().map(|&t| t as f32).collect::<Vec<_>>();
+                TensorRef::from_array_view(([rows], &floats[..])).map(Into::into)
+            }
+        };
+        let timestep = timestep.map_err(|e| pool.failed(e))?;
+        lease.run(vec![("latent", latent.into()), ("timestep", timestep), ("condition", condition.into())])
     }
 
     /// Begins a lane on a thread of its own, where one is free then.
@@ -258,25 +317,16 @@ impl Lane {
     /// Runs the denoiser on the rows that were taken, and advances them.
     fn run(&mut self, alone: bool) -> Result<()> {
         self.gather();
-        let (pool, dim) = (&self.batcher.pool, self.batcher.latent.iter().product::<usize>());
-        let rows = self.times.len();
-        let latent = batch_view(pool, rows, &self.batcher.latent, &self.latents)?;
-        let condition = batch_view(pool, rows, &[self.conditions.len() / rows], &self.conditions)?;
-        let (floats, integers);
-        let timestep = match self.batcher.timestep {
-            TensorElementType::Int64 => {
-                integers = self.times.iter().map(|&t| t as i64).collect::<Vec<_>>();
-                TensorRef::from_array_view(([rows], &integers[..])).map(Into::into)
-            }
-            _ => {
-                floats = self.times.iter().map(|&t| t as f32).collect::<Vec<_>>();
-                TensorRef::from_array_view(([rows], &floats[..])).map(Into::into)
-            }
-        };
-        let timestep = timestep.map_err(|e| pool.failed(e))?;
-        let inputs = vec![("latent", latent.into()), ("timestep", timestep), ("condition", condition.into())];
+        let batcher = self.batcher.clone();
+        let (pool, dim) = (&batcher.pool, batcher.dim());
+        let mut rows = self.inputs.times.len();
+        if batcher.padded {
+            let condition = self.inputs.conditions.len() / rows;
+            rows = rows.next_power_of_two();
+            self.inputs.fill(rows, dim, condition);
+        }
         let mut lease = pool.lease_as(alone)?;
-        let outputs = lease.run(inputs)?;
+        let outputs = batcher.denoise(&self.inputs, &mut lease)?;
         let mut predictions = output(pool, &outputs, "prediction", rows * dim)?;
         for Taken { row, request, .. } in &mut self.taken {
             let (own, rest) = predictions.split_at(request.cost() * dim);
@@ -296,18 +346,16 @@ impl Lane {
     /// Writes the inputs of the run: of a guided row the conditional one and the null one, in which it is not told what the
     /// condition says, only what kind of row it is.
     fn gather(&mut self) {
-        self.latents.clear();
-        self.conditions.clear();
-        self.times.clear();
+        self.inputs.clear();
         for Taken { row, request, .. } in &self.taken {
             let condition = request.condition(row.index);
             for null in [false, true].into_iter().take(request.cost()) {
-                self.times.push(row.step(request).t);
-                self.latents.extend_from_slice(&row.z);
-                let from = self.conditions.len();
-                self.conditions.extend_from_slice(condition);
+                self.inputs.times.push(row.step(request).t);
+                self.inputs.latents.extend_from_slice(&row.z);
+                let from = self.inputs.conditions.len();
+                self.inputs.conditions.extend_from_slice(condition);
                 if null {
-                    self.conditions[from..from + request.told].fill(0.0);
+                    self.inputs.conditions[from..from + request.told].fill(0.0);
                 }
             }
         }

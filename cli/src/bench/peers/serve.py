@@ -34,7 +34,8 @@ def torch_networks(folder, compiled):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     plan = json.load(open(os.path.join(folder, "plan.json")))
     own = weights("denoiser.onnx")
-    denoiser = Unet(plan["latent"], len(plan["condition"]), **plan["unet"])
+    kind = NETWORKS[plan["network"].pop("kind")]
+    denoiser = kind(plan["latent"], len(plan["condition"]), **plan["network"])
     denoiser.load_state_dict({k: own[ours(k)].reshape(v.shape) for k, v in denoiser.state_dict().items()})
     networks = denoiser.eval(), Decoder(weights("vae_decoder.onnx")).eval()
     return tuple(torch.compile(n) for n in networks) if compiled else networks

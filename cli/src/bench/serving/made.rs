@@ -16,11 +16,16 @@ use crate::error::{Error, Result};
 /// Channels and multipliers of the UNet, 9 million parameters on latents 8×16×16.
 const UNET: (usize, [usize; 3]) = (80, [1, 2, 4]);
 
+/// Width and blocks of the MLP.
+const MLP: (usize, usize) = (256, 4);
+
 /// What a generator's denoiser is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// The UNet.
     Unet,
+    /// The residual MLP of `configs/tiny-cnn.toml`.
+    Mlp,
     /// A small MLP, for what does not depend on the network.
     Small,
 }
@@ -32,6 +37,7 @@ pub struct Made {
     pub embedding: Embedding,
     /// Labelled images of the task.
     pub support: datasets::Dataset,
+    size: Size,
 }
 
 fn config(size: Size) -> String {
@@ -40,6 +46,10 @@ fn config(size: Size) -> String {
             let (channels, multipliers) = UNET;
             let denoiser = format!("kind = \"unet\"\nchannels = {channels}\nmultipliers = {multipliers:?}");
             ("[8, 16, 16]", denoiser)
+        }
+        Size::Mlp => {
+            let (width, blocks) = MLP;
+            ("[64]", format!("kind = \"mlp\"\nwidth = {width}\nblocks = {blocks}"))
         }
         Size::Small => ("[64]", "kind = \"mlp\"\nwidth = 64\nblocks = 1".into()),
     };
@@ -71,7 +81,7 @@ pub fn make(runtime: &Runtime, size: Size) -> Result<Made> {
     let support = source.dataset(Part::Train).select_classes(&task.classes)?;
     let classes: Vec<u32> = (0..).take(task.classes.len()).collect();
     let embedding = generator.embed(&generator.features(&support, &classes, 0)?)?;
-    Ok(Made { bundle, generator, embedding, support })
+    Ok(Made { bundle, generator, embedding, support, size })
 }
 
 impl Made {
@@ -93,13 +103,18 @@ impl Made {
         let steps = samplers::plan(&manifest.schedule, options);
         let steps: Vec<_> =
             steps.iter().map(|s| json!({"t": s.t, "latent": s.latent, "prediction": s.prediction})).collect();
+        let network = match self.size {
+            Size::Unet => json!({"kind": "unet", "channels": UNET.0, "multipliers": UNET.1}),
+            Size::Mlp => json!({"kind": "mlp", "width": MLP.0, "blocks": MLP.1}),
+            Size::Small => return Err(Error::Internal("there is no peer of the small network".into())),
+        };
         let schedule = &manifest.schedule;
         let schedule = json!({
             "steps": schedule.steps, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
         });
         let plan = json!({
             "schedule": schedule, "steps": steps, "condition": self.embedding.condition, "scale": manifest.latent.scale,
-            "latent": manifest.latent.shape, "unet": {"channels": UNET.0, "multipliers": UNET.1},
+            "latent": manifest.latent.shape, "network": network,
         });
         write_whole(&folder.join("plan.json"), plan.to_string().as_bytes())
     }

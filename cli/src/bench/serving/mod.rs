@@ -23,6 +23,8 @@ pub use made::{Made, Size, make};
 const SCRIPT: &str = concat!(include_str!("../peers/networks.py"), "\n\n", include_str!("../peers/serve.py"));
 /// Steps of DDIM.
 const STEPS: usize = 20;
+/// Seconds of a turn, about.
+const LONG: f64 = 1.0;
 /// Batches that are compared.
 const BATCHES: [usize; 2] = [1, 32];
 /// What `peers/serve.py` samples with.
@@ -89,7 +91,9 @@ pub fn measure(
     let runtime = runtime.open()?;
     let made = make(&runtime, Size::Unet)?;
     figures.note("serving.provider", json!(runtime.provider().to_string()));
-    let alone = beside_peers(options, python, &made, figures)?;
+    let alone = beside_peers(options, python, &made, "", figures)?;
+    say("the same, of the residual MLP of configs/tiny-cnn.toml");
+    beside_peers(options, python, &make(&runtime, Size::Mlp)?, "mlp_", figures)?;
     clients::measure(options, &made, alone, registry, figures)?;
     if options.requests > 0 {
         clients::endure(options, &make(&runtime, Size::Small)?, registry, figures)?;
@@ -119,13 +123,14 @@ struct OneByOne {
     compile: f64,
 }
 
-fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Figures) -> Result<OneByOne> {
+/// Samples in turns with each peer, and says how they compare; `of` begins the figures' names.
+fn beside_peers(options: &Options, python: &Path, made: &Made, of: &str, figures: &mut Figures) -> Result<OneByOne> {
     let mut alone = OneByOne::default();
     let folder = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
     made.save(folder.path(), &sampled(1), BATCHES[1])?;
     for batch in BATCHES {
         let own = made.generator.generate(&made.embedding, &sampled(batch), &mut |_, _| true)?.weights;
-        let runs = (32 / batch).clamp(1, 8);
+        let runs = (LONG / seconds(made, batch, 2)? * 2.0).ceil().clamp(1.0, 1000.0) as usize;
         let mut peers = Vec::new();
         for mode in MODES {
             let text = [mode, &folder.path().display().to_string(), &batch.to_string()].map(str::to_owned);
@@ -138,7 +143,7 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
                 return Err(Error::Internal(format!("{mode} makes other weights: they differ by {difference}")));
             }
             figures.put(
-                &format!("serving.difference_{mode}_batch_{batch}"),
+                &format!("serving.{of}difference_{mode}_batch_{batch}"),
                 f64::from(difference),
                 "largest difference of generated weights",
             );
@@ -151,11 +156,19 @@ fn beside_peers(options: &Options, python: &Path, made: &Made, figures: &mut Fig
             alone = OneByOne { eager: rate / ratios[1], compile: rate / ratios[2] };
         }
         let suffix = if batch == BATCHES[1] { String::new() } else { format!("_batch_{batch}") };
-        figures.put(&format!("serving.overhead_batch_{batch}"), 1.0 / ratios[0], "our time over bare ONNX Runtime's");
+        figures.put(
+            &format!("serving.{of}overhead_batch_{batch}"),
+            1.0 / ratios[0],
+            "our time over bare ONNX Runtime's",
+        );
         for (peer, ratio) in ["torch_eager", "torch_compile", "diffusers"].into_iter().zip(&ratios[1..]) {
-            figures.put(&format!("serving.speedup_over_{peer}{suffix}"), *ratio, "samples a second over its");
+            figures.put(&format!("serving.{of}speedup_over_{peer}{suffix}"), *ratio, "samples a second over its");
         }
-        figures.put(&format!("serving.samples_per_second_batch_{batch}"), rate, "samples a second, in this run only");
+        figures.put(
+            &format!("serving.{of}samples_per_second_batch_{batch}"),
+            rate,
+            "samples a second, in this run only",
+        );
     }
     Ok(alone)
 }
