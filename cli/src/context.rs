@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use inference::{Device, Runtime};
+use inference::{Device, Provider, Runtime};
 use registry::backup::Programs;
 use registry::embedded::{self, EmbeddedPostgres};
 use registry::{Caller, Registry};
@@ -50,6 +50,9 @@ pub struct RuntimeArgs {
     /// CPU threads of a graph; 0 for all cores.
     #[arg(long, env = "WEIGHTSMITH_THREADS", default_value_t = 0)]
     pub threads: usize,
+    /// Replay the denoiser's runs as CUDA graphs, a graph for each size of a batch; only with CUDA.
+    #[arg(long, env = "WEIGHTSMITH_CUDA_GRAPHS")]
+    pub cuda_graphs: bool,
 }
 
 /// Where language models are.
@@ -192,7 +195,13 @@ impl OpenRegistry {
 impl RuntimeArgs {
     /// Loads ONNX Runtime.
     pub fn open(&self) -> Result<Runtime> {
-        Ok(Runtime::new(&inference::locate_library(self.ort.clone())?, self.device, self.threads)?)
+        let runtime = Runtime::new(&inference::locate_library(self.ort.clone())?, self.device, self.threads)?;
+        if self.cuda_graphs && runtime.provider() != Provider::Cuda {
+            let text = "--cuda-graphs is for CUDA, and graphs run on the CPU here; leave it out";
+            return Err(Error::input("cuda_graphs_without_cuda", text));
+        }
+        runtime.bind_tensors(self.cuda_graphs);
+        Ok(runtime)
     }
 
     /// Makes the device of this setting the one that training is on.

@@ -140,11 +140,11 @@ impl Generator {
         }
         let timestep = denoiser.lease()?.session().and_then(|s| input_type(s, "timestep"));
         let timestep = timestep.unwrap_or(TensorElementType::Float32);
-        let padded = runtime.pads_batches();
-        let batcher = Arc::new(Batcher::new(denoiser, manifest.latent.shape.clone(), timestep, padded));
-        if padded {
+        let batcher = Batcher::new(runtime, denoiser, manifest.latent.shape.clone(), timestep)?;
+        if runtime.pads_batches() {
             batcher.warm_up(told(&manifest))?;
         }
+        let batcher = Arc::new(batcher);
         let extractor = match &manifest.extractor {
             Some(used) => Some(Arc::new(Extractor::load(runtime, &used.spec, bundle.file(files::EXTRACTOR)?)?)),
             None => None,

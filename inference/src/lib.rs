@@ -36,7 +36,7 @@ pub mod samplers;
 mod statistics;
 mod support;
 
-pub use batch::MOST_ROWS as BATCH_ROWS;
+pub use batch::{MOST_ROWS as BATCH_ROWS, replayed};
 pub use candidates::{Candidate, Maker, NEAR, Origin, Place, RETRIEVED, RankBy, Ranked, Scores};
 pub use error::{Error, Result};
 pub use extractor::Extractor;

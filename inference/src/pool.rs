@@ -33,6 +33,8 @@ pub struct SessionPool {
 pub(crate) enum Use {
     /// Run after run: threads spin for a while after a run, which makes a short one that follows up to half again as fast.
     Steps,
+    /// As [`Self::Steps`], recorded as CUDA graphs and replayed where there is CUDA.
+    Replay,
     /// Now and then: idle threads leave the cores to others. Spinning ones took a seventh of a busy server's time.
     Once,
 }
@@ -102,6 +104,11 @@ impl SessionPool {
     /// Name of the graph.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of the graph.
+    pub(crate) fn graph(&self) -> &[u8] {
+        &self.graph
     }
 
     /// Most sessions that are in use at a time.

@@ -87,6 +87,8 @@ struct Inner {
     without_cuda: Option<String>,
     /// Whether batches of the denoiser are filled up to a power of two.
     padded: AtomicBool,
+    /// Whether the denoiser's tensors stay on the device.
+    bound: AtomicBool,
     /// Pools in use, by name and digest of their graphs.
     pools: Mutex<HashMap<String, Weak<SessionPool>>>,
 }
@@ -123,8 +125,17 @@ impl Runtime {
         let threads = if threads == 0 { available_threads() } else { threads };
         let version = version_in(&library.to_string_lossy()).or_else(|| version_in(ort::info()));
         tracing::info!(library = %library.display(), %provider, threads, version = version.as_deref(), "ONNX Runtime ready");
-        let (pools, padded) = (Mutex::default(), AtomicBool::new(provider == Provider::Cuda));
-        Ok(Self(Arc::new(Inner { environment, library, provider, threads, version, without_cuda, padded, pools })))
+        Ok(Self(Arc::new(Inner {
+            environment,
+            library,
+            provider,
+            threads,
+            version,
+            without_cuda,
+            padded: AtomicBool::new(provider == Provider::Cuda),
+            bound: AtomicBool::new(false),
+            pools: Mutex::default(),
+        })))
     }
 
     /// Whether generators that are loaded from now on fill the denoiser's batches up to a power of two, and run each such
@@ -136,6 +147,19 @@ impl Runtime {
 
     pub(crate) fn pads_batches(&self) -> bool {
         self.0.padded.load(Ordering::Relaxed)
+    }
+
+    /// Whether the denoisers of generators that are loaded from now on have their tensors bound to one place on the device,
+    /// which on CUDA lets their runs be replayed as CUDA graphs. Batches are filled up then in any case.
+    pub fn bind_tensors(&self, yes: bool) {
+        self.0.bound.store(yes, Ordering::Relaxed);
+        if yes {
+            self.pad_batches(true);
+        }
+    }
+
+    pub(crate) fn binds_tensors(&self) -> bool {
+        self.0.bound.load(Ordering::Relaxed)
     }
 
     /// The provider that sessions really use.
@@ -205,6 +229,11 @@ impl Runtime {
         Ok(pool)
     }
 
+    /// A session with all threads for a denoiser's bytes, whose runs are recorded as CUDA graphs where it runs on CUDA.
+    pub(crate) fn graph_session(&self, graph: &[u8]) -> ort::Result<Session> {
+        build_session(&self.0.environment, self.0.provider, self.0.threads, Use::Replay)?.commit_from_memory(graph)
+    }
+
     /// A session for a graph's bytes with this many threads inside an operator.
     pub(crate) fn session(&self, graph: &[u8], intra_threads: usize, used: Use) -> ort::Result<Session> {
         build_session(&self.0.environment, self.0.provider, intra_threads, used)?
@@ -270,11 +299,11 @@ fn build_session(
         Provider::Cuda => {
             // A search for the fastest convolution pays where a few sizes run again and again, after a warm-up.
             let search = match used {
-                Use::Steps => ConvAlgorithmSearch::Exhaustive,
+                Use::Steps | Use::Replay => ConvAlgorithmSearch::Exhaustive,
                 Use::Once => ConvAlgorithmSearch::Heuristic,
             };
             let cuda = CUDA::default().with_tf32(false).with_conv_algorithm_search(search);
-            let cuda = cuda.build().error_on_failure();
+            let cuda = cuda.with_cuda_graph(used == Use::Replay).build().error_on_failure();
             Ok(builder.with_execution_providers([cuda])?)
         }
     }

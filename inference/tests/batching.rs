@@ -10,7 +10,7 @@ mod support;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use inference::{Embedding, Error, Generator, SampleOptions, SamplerKind};
+use inference::{Embedding, Error, Generator, Runtime, SampleOptions, SamplerKind};
 use made::train_as;
 use support::runtime;
 use training::Part;
@@ -116,10 +116,22 @@ fn a_sample_is_the_same_alone_and_among_other_requests() {
 
 #[test]
 fn batches_that_are_filled_up_give_the_same() {
-    let (generator, embeddings) = generator();
     let runtime = runtime(3);
     runtime.pad_batches(true);
-    let padded = Generator::load(&runtime, train_as(CONFIG).0.bundle).unwrap();
+    check_same(&runtime);
+}
+
+#[test]
+fn tensors_that_stay_in_their_place_give_the_same() {
+    let runtime = runtime(3);
+    runtime.bind_tensors(true);
+    check_same(&runtime);
+}
+
+/// A generator on this runtime gives what it gives on a plain one.
+fn check_same(runtime: &Runtime) {
+    let (generator, embeddings) = generator();
+    let padded = Generator::load(runtime, train_as(CONFIG).0.bundle).unwrap();
     assert_eq!(padded.digest(), generator.digest());
     // Three rows are filled up to four, of guided ones six to eight.
     for (count, guidance) in [(1, 1.0), (3, 1.0), (3, 2.0), (70, 1.0)] {
@@ -130,6 +142,18 @@ fn batches_that_are_filled_up_give_the_same() {
         let difference = pairs.map(|(a, b): (&f32, &f32)| (a - b).abs()).fold(0.0, f32::max);
         assert!(difference < 1e-5 && plain.len() == padded.len(), "{difference} of {count}");
     }
+    let of = |generator: &Generator, seed| {
+        let options = SampleOptions { count: 2, seed, ..SampleOptions::default() };
+        generator.sample(&embeddings[2], &options, &mut |_, _| true).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let (of, padded) = (&of, &padded);
+        let all: Vec<_> = (0..6).map(|seed| (seed, scope.spawn(move || of(padded, seed)))).collect();
+        for (seed, one) in all {
+            let (one, plain) = (one.join().unwrap(), of(generator, seed));
+            assert!(one.iter().flatten().zip(plain.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    });
 }
 
 #[test]

@@ -4,9 +4,12 @@ use candle_core::Device;
 use inference::{Provider, Runtime};
 use serde::Serialize;
 
-use super::networks;
+use super::networks::{self, Case};
 use crate::error::Result;
 use crate::parity;
+
+/// How far a denoiser in half precision may be off: f16 has 11 bits.
+const HALF: f32 = 5e-3;
 
 /// A measured number and what it may be at most.
 #[derive(Debug, Serialize)]
@@ -55,11 +58,29 @@ pub fn graphs(runtime: &Runtime, reference: &Runtime, device: &Device, found: &m
             let difference = pairs.map(|(a, b)| parity::scaled_difference(&a.data, &b.data)).fold(0.0, f32::max);
             found(Check::new(case.name, "ONNX Runtime cuda, ONNX Runtime cpu", difference, parity::tolerance(false)));
         }
+        if case.name.starts_with("denoiser") {
+            denoiser(runtime, case, found)?;
+        }
         if let Some(other) = on_gpu.as_ref().and_then(|all| all.get(i)) {
             let pairs = other.probe.outputs.iter().zip(&case.probe.outputs);
             let difference = pairs.map(|(a, b)| parity::scaled_difference(&a.data, &b.data)).fold(0.0, f32::max);
             found(Check::new(case.name, "candle cuda, candle cpu", difference, parity::tolerance(false)));
         }
     }
+    Ok(())
+}
+
+/// What a server may do with denoisers: in half precision, and with tensors that stay in their place.
+fn denoiser(runtime: &Runtime, case: &Case, found: &mut impl FnMut(Check)) -> Result<()> {
+    let provider = runtime.provider();
+    let half = training::backend::half::half(&case.graph, "timestep")?;
+    let (_, difference) = parity::of_graph(runtime, &half, &case.probe)?;
+    found(Check::new(case.name, &format!("f16 on {provider}, candle cpu"), difference, HALF));
+    let [latent, timestep, condition] = &case.probe.inputs[..] else { return Ok(()) };
+    let inputs = [latent, timestep, condition].map(|named| &named.data[..]);
+    let replayed = inference::replayed(runtime, &case.graph, &latent.shape[1..], inputs)?;
+    let difference = parity::scaled_difference(&replayed, &case.probe.outputs[0].data);
+    let tolerance = parity::tolerance(provider == Provider::Cpu);
+    found(Check::new(case.name, &format!("bound or replayed on {provider}, candle"), difference, tolerance));
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use candle_core::{D, Device, Tensor};
 use training::backend::{Eager, Models};
+use training::config::Arithmetic;
 use training::networks::{denoiser, target, vae};
 use training::optim::{AdamConfig, AdamW};
 use training::params::{Init, Params};
@@ -18,6 +19,9 @@ const LR: f64 = 1e-3;
 /// How far finite differences go along the gradient, and how far they may be from it, relatively.
 const MOVE: f64 = 2e-3;
 const FINITE: f32 = 2e-2;
+/// How far gradients with products in bf16 may be off, relative to the largest: bf16 has 8 bits.
+const ROUNDED: f32 = 5e-2;
+const ZOO: &str = "step of a zoo";
 
 /// The loss of a network whose parameters are those given, made where they are not there.
 type Loss = fn(&mut Params) -> training::Result<Tensor>;
@@ -34,12 +38,8 @@ struct Step {
 /// # Errors
 /// When a step fails.
 pub fn training(device: &Device, found: &mut impl FnMut(Check)) -> Result<()> {
-    let losses: [(&str, Loss); 4] = [
-        ("step of unet", of_unet),
-        ("step of transformer", of_transformer),
-        ("step of VAE", of_vae),
-        ("step of a zoo", of_models),
-    ];
+    let losses: [(&str, Loss); 4] =
+        [("step of unet", of_unet), ("step of transformer", of_transformer), ("step of VAE", of_vae), (ZOO, of_models)];
     for (name, loss) in losses {
         let reference = step(loss, &Device::Cpu)?;
         let size = reference.gradients.iter().fold(1e-6f32, |m, g| m.max(g.abs()));
@@ -58,6 +58,12 @@ pub fn training(device: &Device, found: &mut impl FnMut(Check)) -> Result<()> {
             false => compare(&step(loss, device)?, "candle cuda, candle cpu", parity::tolerance(false)),
         }
         found(Check::new(name, "gradient, finite difference", finite_difference(loss, device)?, FINITE));
+        // Zoos are f32 everywhere.
+        if name != ZOO {
+            let rounded = step_in(Arithmetic::Bf16, loss, device)?;
+            let off = parity::largest_difference(&rounded.gradients, &reference.gradients) / size;
+            found(Check::new(name, "gradients: bf16, f32 on the CPU", off, ROUNDED));
+        }
     }
     Ok(())
 }
@@ -77,7 +83,11 @@ fn values<'a>(all: impl IntoIterator<Item = &'a Tensor>) -> training::Result<Vec
 }
 
 fn step(loss: Loss, device: &Device) -> training::Result<Step> {
-    let mut params = begin(loss, device)?;
+    step_in(Arithmetic::F32, loss, device)
+}
+
+fn step_in(arithmetic: Arithmetic, loss: Loss, device: &Device) -> training::Result<Step> {
+    let mut params = begin(loss, device)?.learning_in(arithmetic);
     let vars = params.vars();
     let loss = loss(&mut params)?;
     let mut store = loss.backward()?;
