@@ -124,6 +124,38 @@ fn generated_files_evaluate_well() {
 }
 
 #[test]
+fn a_generator_in_half_precision_makes_nearly_the_same_networks() {
+    let place = folder();
+    let (bundle, digest) = train("small-digits", place.path());
+    let half = place.path().join("deep/half.tar");
+    let said = succeed(&["generator", "half", text(&bundle), "--out", text(&half)]);
+    assert!(said.contains("% of what two networks differ by") && last_digest(&said) != digest, "{said}");
+    assert!(std::fs::metadata(&half).unwrap().len() < std::fs::metadata(&bundle).unwrap().len());
+    let made = |bundle: &Path, name: &str| {
+        let out = place.path().join(name);
+        let args = ["generate", "--bundle", text(bundle), "--data", "digits", "--classes", "9,4,2", "--seed", "4"];
+        succeed(&[&args[..], &["--out", text(&out)]].concat());
+        let bytes = std::fs::read(out.join("sample-0.safetensors")).unwrap();
+        let layout =
+            Architecture::Mlp { inputs: 64, hidden: vec![12], classes: 3, activation: Default::default() }.layout();
+        (tensors::metadata(&bytes).unwrap()["generator"].clone(), tensors::from_safetensors(&bytes, &layout).unwrap())
+    };
+    let ((of_single, single), (of_half, rounded)) = (made(&bundle, "single"), made(&half, "half"));
+    assert!(of_single == digest && of_half == last_digest(&said));
+    let largest = single.iter().fold(0f32, |most, v| most.max(v.abs()));
+    let off = single.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(off > 0.0 && off < 0.02 * largest, "{off} of {largest}");
+    // A graph that is in half precision already, and no place to write to.
+    let other = place.path().join("other.tar");
+    refuse_all(&[
+        (&["generator", "half", text(&half), "--out", text(&other)], "config_invalid", "in half precision already"),
+        (&["generator", "half", text(&other), "--out", text(&half)], "io", "other.tar"),
+        (&["generator", "half", text(&bundle), "--out", text(place.path())], "not_a_file", "is a folder"),
+    ]);
+    assert!(!other.exists());
+}
+
+#[test]
 fn datasets_are_imported_listed_and_shown() {
     let (place, files) = (folder(), folder());
     let data = ["--data-dir", text(place.path())];
@@ -449,5 +481,6 @@ fn what_is_missing_is_named() {
     // The pinned ONNX Runtime is that for CPUs.
     for args in [&generate[..], &demo, &serve] {
         refuse_all(&[(&[args, &["--device", "cuda"]].concat(), "cuda_unavailable", "auto or cpu")]);
+        refuse_all(&[(&[args, &["--cuda-graphs"]].concat(), "cuda_graphs_without_cuda", "leave it out")]);
     }
 }

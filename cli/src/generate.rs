@@ -41,7 +41,7 @@ pub struct Args {
     /// `ddim`, `ddpm` or `dpm_solver_pp`.
     #[arg(long, default_value = "ddim")]
     sampler: String,
-    /// Steps; without it 20 for DDIM, all for DDPM.
+    /// Steps; without it all for DDPM, else 5 where the denoiser predicts the clean latent, and 20 where the noise.
     #[arg(long)]
     steps: Option<usize>,
     /// DDIM's η: 0 is deterministic.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use weights::manifest::Schedule;
+use weights::manifest::{Prediction, Schedule};
 
 use crate::error::{Error, Result};
 use crate::refine::Refine;
@@ -23,12 +23,17 @@ pub enum SamplerKind {
 }
 
 impl SamplerKind {
-    /// Steps taken when the caller names none: 20 for DDIM and DPM-Solver++, all T for DDPM; never more than the
-    /// schedule has.
+    /// Steps taken when the caller names none; never more than the schedule has. All T for DDPM. For DDIM and DPM-Solver++
+    /// 5 where the denoiser predicts the clean latent, as it does unless configured otherwise, and 20 where it predicts the
+    /// noise: the fewest that lost no accuracy where that was measured (docs/PERFORMANCE.md, Steps).
     pub fn default_steps(self, schedule: &Schedule) -> usize {
+        let few = match schedule.prediction {
+            Prediction::Sample => 5,
+            Prediction::Epsilon => 20,
+        };
         match self {
             Self::Ddpm => schedule.steps,
-            Self::Ddim | Self::DpmSolverPp => schedule.steps.min(20),
+            Self::Ddim | Self::DpmSolverPp => schedule.steps.min(few),
         }
     }
 }
@@ -184,8 +189,6 @@ fn option<T>(option: &'static str, found: impl fmt::Display, right: &str) -> Res
 
 #[cfg(test)]
 mod tests {
-    use weights::manifest::Prediction;
-
     use super::*;
 
     const SCHEDULE: Schedule =
@@ -221,11 +224,13 @@ mod tests {
     fn steps_follow_sampler_and_schedule() {
         let ddim = SampleOptions::default();
         let ddpm = SampleOptions { sampler: SamplerKind::Ddpm, ..ddim.clone() };
-        assert_eq!((ddim.effective_steps(&SCHEDULE), ddpm.effective_steps(&SCHEDULE)), (20, 1000));
-        let short = Schedule { steps: 8, ..SCHEDULE };
-        assert_eq!(ddim.effective_steps(&short), 8);
+        assert_eq!((ddim.effective_steps(&SCHEDULE), ddpm.effective_steps(&SCHEDULE)), (5, 1000));
+        let noise = Schedule { prediction: Prediction::Epsilon, ..SCHEDULE };
+        assert_eq!((ddim.effective_steps(&noise), ddpm.effective_steps(&noise)), (20, 1000));
+        let short = Schedule { steps: 4, ..SCHEDULE };
+        assert_eq!(ddim.effective_steps(&short), 4);
         let many = SampleOptions { steps: Some(9), ..ddim.clone() };
-        assert!(many.validate_for(&short, true, false).unwrap_err().to_string().contains("from 1 to 8"));
+        assert!(many.validate_for(&short, true, false).unwrap_err().to_string().contains("from 1 to 4"));
         let asked = SampleOptions { quality: Some(1.0), ..ddim.clone() };
         assert!(asked.validate_for(&SCHEDULE, false, true).is_ok());
         assert_eq!(asked.validate_for(&SCHEDULE, false, false).unwrap_err().code(), "option_invalid");

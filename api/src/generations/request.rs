@@ -32,7 +32,8 @@ pub(crate) struct NewGeneration {
     /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
     #[schema(example = 7, format = "uint64")]
     pub(crate) seed: Option<u64>,
-    /// Sampling steps; 20 with `ddim` and `dpm_solver_pp` and all of the schedule with `ddpm` by default.
+    /// Sampling steps. By default all of the schedule with `ddpm`; with `ddim` and `dpm_solver_pp` 5 where the generator's
+    /// denoiser predicts the clean latent, 20 where it predicts the noise (`schedule.prediction` of its manifest).
     #[schema(minimum = 1, example = 20)]
     pub(crate) steps: Option<usize>,
     /// η of `ddim`: 0 (the default) is deterministic given the seed, 1 has the variance of `ddpm`.

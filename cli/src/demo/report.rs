@@ -52,7 +52,7 @@ impl Report {
         writeln!(out, "\nseconds: {} · all {:.1}", stages.join(" · "), self.seconds)?;
         write!(
             out,
-            "peak memory {:.0} MiB · one sample over HTTP, 20 DDIM steps: median {:.1} ms",
+            "peak memory {:.0} MiB · one sample over HTTP: median {:.1} ms",
             self.peak_rss_mib, self.generation_p50_ms
         )
     }
