@@ -1,29 +1,34 @@
 //! Experiments: one TOML file each, in `configs/report/`.
 
+mod sampling;
+
 use std::path::Path;
 
-use inference::{Refine, SamplerKind};
+use inference::SamplerKind;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use training::Config;
 use training::config::{FEWEST, Role, TasksConfig};
-use weights::manifest::Precision;
 
 use super::overrides;
 use crate::compare::Arm;
 use crate::error::{Error, Result};
+pub use sampling::Sampling;
 
 /// The variable that the sources of an experiment name for their folder.
 pub const DATA: &str = "${WEIGHTSMITH_DATA}";
 
 /// The experiments of the paper's tables, in the order of `report all`.
-const BUILT_IN: [(&str, &str); 26] = [
+const BUILT_IN: [(&str, &str); 29] = [
     ("table-1", include_str!("../../../configs/report/table-1.toml")),
     ("table-1-omniglot", include_str!("../../../configs/report/table-1-omniglot.toml")),
+    ("steps-heads", include_str!("../../../configs/report/steps-heads.toml")),
     ("table-2", include_str!("../../../configs/report/table-2.toml")),
     ("digits", include_str!("../../../configs/report/digits.toml")),
     ("steps", include_str!("../../../configs/report/steps.toml")),
     ("table-19-20", include_str!("../../../configs/report/table-19-20.toml")),
+    ("steps-cnn", include_str!("../../../configs/report/steps-cnn.toml")),
+    ("steps-epsilon", include_str!("../../../configs/report/steps-epsilon.toml")),
     ("table-20-predictor", include_str!("../../../configs/report/table-20-predictor.toml")),
     ("table-21", include_str!("../../../configs/report/table-21.toml")),
     ("table-4", include_str!("../../../configs/report/table-4.toml")),
@@ -128,39 +133,6 @@ struct VariantFile {
     sampling: Option<Sampling>,
 }
 
-/// How weights are sampled.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sampling {
-    /// The sampler.
-    #[serde(skip_serializing_if = "is_ddim")]
-    pub sampler: SamplerKind,
-    /// Its steps.
-    pub steps: usize,
-    /// Classifier-free guidance; 1 is none.
-    pub guidance: f64,
-    /// η of DDIM: 0 is deterministic, 1 has the variance of DDPM.
-    pub eta: f64,
-    /// Deviation of noise added to what was sampled, in deviations of the latents.
-    pub latent_noise: f64,
-    /// Quality that is asked for, of a generator that is conditioned on it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quality: Option<f64>,
-    /// Steps of refinement of each latent on the support images; 0 for none.
-    pub refine: usize,
-    /// Weight of staying where it was sampled, while it is refined.
-    pub prior: f64,
-    /// Steps of plain fine-tuning of the generated weights on the support images; 0 for none.
-    pub tune: usize,
-    /// Whether the statistics that normalisations store are measured on the support images, in place of the generated
-    /// ones.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub recalibrate: bool,
-    /// What the denoiser computes in.
-    #[serde(skip_serializing_if = "Precision::is_single")]
-    pub precision: Precision,
-}
-
 /// How models are fine-tuned.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -169,37 +141,6 @@ pub struct FineTuning {
     pub batch: usize,
     /// Adam's learning rate.
     pub lr: f64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            sampler: SamplerKind::Ddim,
-            steps: 20,
-            guidance: 1.0,
-            eta: 0.0,
-            latent_noise: 0.0,
-            quality: None,
-            refine: 0,
-            prior: Refine::default().prior,
-            tune: 0,
-            recalibrate: false,
-            precision: Precision::Single,
-        }
-    }
-}
-
-/// Left out of what is written, so that what was measured before stays what it was.
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde gives a reference
-fn is_ddim(sampler: &SamplerKind) -> bool {
-    *sampler == SamplerKind::Ddim
-}
-
-impl Sampling {
-    /// How latents are refined.
-    pub fn refinement(&self) -> Refine {
-        Refine { steps: self.refine, prior: self.prior }
-    }
 }
 
 impl Default for FineTuning {
