@@ -14,7 +14,7 @@ use crate::networks::unet::UnetConfig;
 use crate::optim::AdamConfig;
 use crate::params::Params;
 use crate::random;
-use crate::stages::diffusion::{Denoiser, Learner, by_parameter};
+use crate::stages::diffusion::{Denoiser, Learner};
 use crate::stages::shards::{self, SHARDS, Shard};
 
 /// Latents of every trial.
@@ -145,14 +145,13 @@ impl Trial {
     /// # Errors
     /// When the loss is not finite.
     pub fn step(&mut self) -> Result<f32> {
-        let (loss, parts) = shards::each(&mut self.shards, ("trial", self.steps), |shard, share| {
+        let (loss, grads) = shards::learn(&mut self.shards, ("trial", self.steps), |shard, share| {
             let (denoiser, inputs) = &mut shard.networks;
             let Inputs { latent, timestep, condition, target } = inputs;
             let error = |prediction: &Tensor| Ok((prediction - &*target)?.sqr()?.mean_all()?);
-            let learned = denoiser.learn([latent, timestep, condition], share, error)?;
-            Ok((learned.loss, learned.params))
+            denoiser.learn([latent, timestep, condition], share, error)
         })?;
-        self.learner.step(by_parameter(parts), RATE)?;
+        self.learner.step(grads, RATE)?;
         self.steps += 1;
         Ok(loss)
     }

@@ -1,8 +1,7 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
-use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
@@ -23,7 +22,7 @@ use crate::optim::{self, AdamConfig, AdamW, Ema, Gradient};
 use crate::params::Params;
 use crate::random;
 use crate::snapshots::Snapshot;
-use crate::tape::Tape;
+use crate::tape::{self, Learned, Learning, Pass};
 
 /// A trained denoiser. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -49,50 +48,27 @@ impl Denoiser {
     }
 
     /// `share` of the loss of a prediction, which `loss` gives, and the gradients of that with respect to the parameters
-    /// in order of their names and to the condition: recorded on a tape on the CPU, by candle elsewhere.
+    /// in order of their names and to those inputs that candle tracks.
     ///
     /// # Errors
     /// When shapes do not fit; whatever `loss` returns.
     pub(crate) fn learn(
         &mut self,
-        [latent, timestep, condition]: [&Tensor; 3],
+        inputs: [&Tensor; 3],
         share: f64,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<Learned> {
-        if !latent.device().is_cpu() {
-            let condition = Var::from_tensor(&condition.detach())?;
-            let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
-            let grads = loss.backward()?;
-            let params = by_candle(&self.params, &grads);
-            return Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.get(&condition).cloned() });
-        }
-        let mut tape = Tape::new(&mut self.params);
-        let (latent, timestep) = (tape.constant_input(latent)?, tape.constant_input(timestep)?);
-        let condition = if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
-        let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
-        let prediction = Var::from_tensor(&output.tensor()?)?;
-        let loss = loss(&prediction)?.affine(share, 0.0)?;
-        let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
-        let mut grads = tape.backward(&output, &grad, Some(&condition))?;
-        let own = self.params.names().map(|name| grads.params.remove(name).map(Gradient::Buffer));
-        let params = own.collect();
-        Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.input })
+        tape::learn(&mut self.params, &Denoising(&self.shape), &inputs, share, |outputs| loss(&outputs[0]))
     }
 }
 
-/// Gradients of parameters, in order of their names.
-fn by_candle(params: &Params, grads: &GradStore) -> Vec<Option<Gradient>> {
-    params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect()
-}
+/// Latent, timestep and condition → prediction.
+pub(super) struct Denoising<'a>(pub &'a DenoiserShape);
 
-/// What [`Denoiser::learn`] gives.
-pub(crate) struct Learned {
-    /// The share of the loss.
-    pub loss: f32,
-    /// Gradients of the parameters, in order of their names.
-    pub params: Vec<Option<Gradient>>,
-    /// Gradient of the condition, where it is wanted.
-    pub condition: Option<Tensor>,
+impl Pass for Denoising<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        Ok(vec![denoise(b, self.0, &inputs[0], &inputs[1], &inputs[2])?])
+    }
 }
 
 /// The schedule of a configuration.
@@ -231,9 +207,8 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, parts) = shards::each(&mut shards, ("denoiser", step), |shard, share| data.gradients(shard, share))?;
+        let (loss, mut grads) = shards::learn(&mut shards, ("denoiser", step), |s, share| data.gradients(s, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
-        let mut grads = by_parameter(parts);
         for learner in &mut learners {
             let rest = grads.split_off(learner.params.vars().len());
             learner.step(grads, lr)?;
@@ -253,16 +228,6 @@ pub fn train(
         learner.ema.apply(&learner.params)?;
     }
     Ok((denoiser, course.finish()))
-}
-
-/// The shards' gradients of each parameter.
-pub(crate) fn by_parameter(shards: Vec<Vec<Option<Gradient>>>) -> Vec<Vec<Gradient>> {
-    let mut all: Vec<Vec<Gradient>> = Vec::new();
-    for own in shards {
-        all.resize_with(own.len(), Vec::new);
-        all.iter_mut().zip(own).for_each(|(all, grad)| all.extend(grad));
-    }
-    all
 }
 
 /// A network that learns, with its optimiser and moving average.
@@ -320,17 +285,18 @@ impl Batches<'_> {
     }
 
     /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
-    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Vec<Option<Gradient>>)> {
+    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<Learned> {
         let drawn = self.draw(shard)?;
         let (denoiser, encoder) = &mut shard.networks;
         let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
-        let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
-        let mut grads = learned.params;
+        let mut learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
         if self.joint {
-            let grad = learned.condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
-            grads.extend(by_candle(&encoder.params, &(&drawn.condition * grad)?.sum_all()?.backward()?));
+            let of_condition = learned.inputs.pop().flatten();
+            let grad = of_condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
+            let grads = (&drawn.condition * grad)?.sum_all()?.backward()?;
+            learned.params.extend(tape::of_params(&encoder.params, &grads));
         }
-        Ok((learned.loss, grads))
+        Ok(learned)
     }
 
     /// A shard's batch, with its condition.
