@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
-use super::encoder::Encoder;
+use super::encoder::{Encoder, Encoding, Supports};
 use super::shards::{self, Shard};
 use super::vae::present;
 use super::vectors::{Vectors, masked_mean, one_hot};
@@ -193,7 +193,7 @@ pub fn train(
         joint,
         qualities,
     };
-    (denoiser, _) = shards::created((denoiser, encoder.clone()), config.seed, |shard| data.loss(shard))?;
+    (denoiser, _) = shards::created((denoiser, encoder.clone()), config.seed, |shard| data.learn(shard, 1.0))?;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut learners = vec![Learner::new(&denoiser.params, 1.0, decay, settings.ema)?];
     if joint {
@@ -207,7 +207,7 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, mut grads) = shards::learn(&mut shards, ("denoiser", step), |s, share| data.gradients(s, share))?;
+        let (loss, mut grads) = shards::learn(&mut shards, ("denoiser", step), |s, share| data.learn(s, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
         for learner in &mut learners {
             let rest = grads.split_off(learner.params.vars().len());
@@ -277,43 +277,45 @@ struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// Squared error of the prediction on one shard (Eq. 3).
-    fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
-        let drawn = self.draw(shard)?;
-        let Batch { noisy, timestep, .. } = &drawn.batch;
-        drawn.error(&shard.networks.0.denoise(noisy, timestep, &drawn.condition)?)
-    }
-
-    /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
-    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<Learned> {
-        let drawn = self.draw(shard)?;
-        let (denoiser, encoder) = &mut shard.networks;
-        let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
-        let mut learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
-        if self.joint {
-            let of_condition = learned.inputs.pop().flatten();
-            let grad = of_condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
-            let grads = (&drawn.condition * grad)?.sum_all()?.backward()?;
-            learned.params.extend(tape::of_params(&encoder.params, &grads));
-        }
-        Ok(learned)
-    }
-
-    /// A shard's batch, with its condition.
-    fn draw(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Drawn> {
-        let (encoder, rng) = (&mut shard.networks.1, &mut shard.rng);
+    /// `share` of the squared error of the prediction on one shard (Eq. 3), and its gradients with respect to the
+    /// denoiser's parameters, and the encoder's where it learns.
+    fn learn(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<Learned> {
+        let Shard { networks: (denoiser, encoder), rng } = shard;
         let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let supports = encoder.support(self.sources, tasks, Part::Train, rng)?;
-        let (_, condition) = encoder.encode(&supports)?;
-        let mut condition = if self.joint { condition } else { condition.detach() };
+        let mut with = |condition: &Tensor| -> Result<(Learned, Tensor)> {
+            let drawn = self.draw(&picked, &supports, condition, rng)?;
+            let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
+            let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
+            Ok((learned, drawn.condition))
+        };
+        if !self.joint {
+            return Ok(with(&encoder.values(&supports)?.1)?.0);
+        }
+        // What the encoder's gradients start from is that of the condition.
+        let (mut value, mut params) = (0.0, Vec::new());
+        let pass = Encoding(&encoder.shape);
+        let encoding = tape::learn(&mut encoder.params, &pass, &supports.inputs(), 1.0, |outputs| {
+            let (mut learned, condition) = with(&outputs[1])?;
+            let grad = learned.inputs.pop().flatten().map_or_else(|| condition.zeros_like(), Ok)?;
+            (value, params) = (learned.loss, learned.params);
+            Ok((condition * grad)?.sum_all()?)
+        })?;
+        params.extend(encoding.params);
+        Ok(Learned { loss: value, params, inputs: Vec::new() })
+    }
+
+    /// A shard's batch of these checkpoints, whose datasets the encoder says `condition` of.
+    fn draw(&self, picked: &[u32], supports: &Supports, condition: &Tensor, rng: &mut ChaCha8Rng) -> Result<Drawn> {
+        let mut condition = condition.clone();
         let device = self.latents.device();
         if let Some(qualities) = self.qualities {
             let own: Vec<f32> = picked.iter().map(|&i| qualities[i as usize] as f32).collect();
             let own = Tensor::from_vec(own, (picked.len(), 1), device)?;
             condition = Tensor::cat(&[&own, &condition], 1)?;
         }
-        let (rows, pieces) = self.vectors.draw(&picked, rng);
+        let (rows, pieces) = self.vectors.draw(picked, rng);
         let z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         let batch = Batch::draw(self.config, &z, &self.alphas, rng)?;
         let mut condition = condition.broadcast_mul(&batch.keep)?;
@@ -325,7 +327,7 @@ impl Batches<'_> {
         if let Some(presence) = &supports.presence {
             condition = Tensor::cat(&[&condition, presence], 1)?;
         }
-        let there = supports.presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
+        let there = supports.presence.as_ref().map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
         Ok(Drawn { batch, condition, there })
     }
 }

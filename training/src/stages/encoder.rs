@@ -55,6 +55,15 @@ impl Encoder {
         encode(&mut Eager::new(&mut self.params), &self.shape, features, presence.as_ref())
     }
 
+    /// As [`Encoder::encode`], without gradients.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub(crate) fn values(&mut self, supports: &Supports) -> Result<(Tensor, Tensor)> {
+        let outputs = tape::values(&mut self.params, &Encoding(&self.shape), &supports.inputs())?;
+        Ok((outputs[0].clone(), outputs[1].clone()))
+    }
+
     /// Support images of these tasks, drawn from `part`.
     ///
     /// # Errors
@@ -67,7 +76,8 @@ impl Encoder {
         rng: &mut ChaCha8Rng,
     ) -> Result<Supports> {
         let (s, device) = (&self.shape, self.params.device());
-        let (mut features, mut presence, mut n) = (Vec::new(), Vec::new(), 0);
+        let (tasks, mut presence, mut n) = (tasks.into_iter(), Vec::new(), 0);
+        let mut features = Vec::with_capacity(tasks.size_hint().0 * s.classes * s.images * s.feature_dim);
         for task in tasks {
             n += 1;
             sources.task(task, part)?.for_encoder().draw(s.images, rng, &mut features);
@@ -91,6 +101,23 @@ pub struct Supports {
     pub features: Tensor,
     /// Of each class whether a dataset has it, 1 or 0, `[n, classes]`; none where the number of classes is one and the same.
     pub presence: Option<Tensor>,
+}
+
+impl Supports {
+    /// Features, and presence where there is one: what [`Encoding`] takes.
+    pub(crate) fn inputs(&self) -> Vec<&Tensor> {
+        std::iter::once(&self.features).chain(&self.presence).collect()
+    }
+}
+
+/// Features (and presence) → z_D and condition.
+pub(super) struct Encoding<'a>(pub &'a EncoderShape);
+
+impl Pass for Encoding<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        let (dataset, condition) = encode(b, self.0, &inputs[0], inputs.get(1))?;
+        Ok(vec![dataset, condition])
+    }
 }
 
 /// Trains the encoder against latents `[rows, latent…]` of all checkpoints.
@@ -160,9 +187,9 @@ impl Batches<'_> {
 
 /// Features, latents (and presence, where a dataset has any number of classes) → z_D, projected latents, and the logarithm
 /// that the temperature is moved by.
-struct Alignment<'a> {
-    shape: &'a EncoderShape,
-    latent_dim: usize,
+pub(crate) struct Alignment<'a> {
+    pub shape: &'a EncoderShape,
+    pub latent_dim: usize,
 }
 
 impl Pass for Alignment<'_> {
@@ -175,7 +202,7 @@ impl Pass for Alignment<'_> {
 }
 
 /// The contrastive loss of what [`Alignment`] gives; `temperature` is that at the start.
-fn contrast(outputs: &[Tensor], temperature: f64, target: &Tensor) -> Result<Tensor> {
+pub(crate) fn contrast(outputs: &[Tensor], temperature: f64, target: &Tensor) -> Result<Tensor> {
     let scale = outputs[2].affine(1.0, -temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
     info_nce(&outputs[0], &outputs[1], &scale, target)
 }

@@ -278,7 +278,7 @@ impl Batches<'_> {
 }
 
 /// Weights (and z_D, where it sees it) → accuracy.
-struct Prediction<'a>(&'a PredictorShape);
+pub(crate) struct Prediction<'a>(pub &'a PredictorShape);
 
 impl Pass for Prediction<'_> {
     fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
@@ -296,7 +296,7 @@ fn embed(
 ) -> Result<Tensor> {
     let tasks = picked.iter().map(|&i| given.zoo.task(examples.checkpoint[i as usize]));
     let supports = encoder.support(given.sources, tasks, Part::Train, rng)?;
-    Ok(encoder.encode(&supports)?.0.detach())
+    Ok(encoder.values(&supports)?.0)
 }
 
 /// How well the accuracies of networks made of held-out runs are told.

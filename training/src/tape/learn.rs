@@ -1,6 +1,5 @@
 //! Networks that learn, with the loss around them in candle: on a tape on the CPU, by candle alone elsewhere.
 
-use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
 use super::{Tape, Traced};
@@ -80,8 +79,22 @@ pub(crate) fn learn(
     }
 }
 
+/// A pass's outputs alone, which nothing has gradients of.
+///
+/// # Errors
+/// When shapes do not fit.
+pub(crate) fn values(params: &mut Params, pass: &impl Pass, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    if !params.device().is_cpu() {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.detach()).collect();
+        return Ok(pass.outputs(&mut Eager::new(params), &inputs)?.iter().map(Tensor::detach).collect());
+    }
+    let mut tape = Tape::without_gradients(params);
+    let inputs = inputs.iter().map(|input| tape.constant_input(input)).collect::<Result<Vec<_>>>()?;
+    pass.outputs(&mut tape, &inputs)?.iter().map(Traced::tensor).collect()
+}
+
 /// [`learn`] on a tape: candle's gradients are those of the outputs, and the tape goes back from there.
-pub(super) fn on_tape(
+pub(crate) fn on_tape(
     params: &mut Params,
     pass: &impl Pass,
     inputs: &[&Tensor],
@@ -106,7 +119,7 @@ pub(super) fn on_tape(
 }
 
 /// [`learn`] by candle.
-pub(super) fn by_candle(
+pub(crate) fn by_candle(
     params: &mut Params,
     pass: &impl Pass,
     inputs: &[&Tensor],
@@ -122,12 +135,8 @@ pub(super) fn by_candle(
     let loss = loss(&outputs)?.affine(share, 0.0)?;
     let grads = loss.backward()?;
     let inputs = vars.iter().map(|var| grads.get(var.as_deref()?).cloned()).collect();
-    Ok(Learned { loss: loss.to_scalar()?, params: of_params(params, &grads), inputs })
-}
-
-/// Gradients of parameters, in order of their names.
-pub(crate) fn of_params(params: &Params, grads: &GradStore) -> Vec<Option<Gradient>> {
-    params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect()
+    let own = params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect();
+    Ok(Learned { loss: loss.to_scalar()?, params: own, inputs })
 }
 
 fn tensors(vars: &[Var]) -> Vec<Tensor> {

@@ -9,6 +9,8 @@ mod backend;
 mod conv;
 mod learn;
 mod norm;
+#[cfg(test)]
+mod passes;
 mod pool;
 mod shapes;
 mod silu;
@@ -22,7 +24,9 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 
 use crate::error::{Error, Result};
 use crate::params::Params;
-pub(crate) use learn::{Learned, Learning, Pass, learn, of_params};
+pub(crate) use learn::{Learned, Learning, Pass, learn, values};
+#[cfg(test)]
+pub(crate) use learn::{by_candle, on_tape};
 pub use pool::{Buffer, Pool};
 
 /// A value on the tape; one without a node is a constant.
@@ -74,13 +78,20 @@ pub struct Tape<'a> {
     /// Nodes of parameters.
     leaves: BTreeMap<String, Traced>,
     pool: Pool,
+    /// Whether anything is recorded.
+    records: bool,
 }
 
 impl<'a> Tape<'a> {
     /// An empty tape.
     pub fn new(params: &'a mut Params) -> Self {
         let pool = params.pool().clone();
-        Self { params, nodes: Vec::new(), leaves: BTreeMap::new(), pool }
+        Self { params, nodes: Vec::new(), leaves: BTreeMap::new(), pool, records: true }
+    }
+
+    /// A tape that records nothing: its operations, for their values alone.
+    pub fn without_gradients(params: &'a mut Params) -> Self {
+        Self { records: false, ..Self::new(params) }
     }
 
     /// An input without a gradient.
@@ -96,6 +107,9 @@ impl<'a> Tape<'a> {
     /// # Errors
     /// When the device is out of memory.
     pub fn input(&mut self, x: &Tensor) -> Result<Traced> {
+        if !self.records {
+            return self.constant_input(x);
+        }
         self.nodes.push(None);
         Ok(Traced { node: Some(self.nodes.len() - 1), ..self.constant_input(x)? })
     }

@@ -30,7 +30,8 @@ pub(super) struct Batches<'a> {
     sources: &'a Sources,
     vectors: &'a Vectors,
     x: Tensor,
-    architectures: Vec<(&'a Architecture, Option<Network>)>,
+    /// With the passes that are written out, where there are such.
+    pub(super) architectures: Vec<(&'a Architecture, Option<Network>)>,
 }
 
 /// What a shard learns from in one step.
@@ -44,8 +45,10 @@ pub(super) struct Drawn {
     pub(super) noisy: Tensor,
     /// What kind of row each is, where there are several.
     pub(super) index: Option<Tensor>,
-    /// What latents are moved by, in their deviations; none while it is an autoencoder.
-    noise: Option<Tensor>,
+    /// What latents are moved by, in their deviations; zero while it is an autoencoder.
+    pub(super) noise: Tensor,
+    /// Weight of the KL divergence.
+    beta: f64,
 }
 
 impl<'a> Batches<'a> {
@@ -69,7 +72,7 @@ impl<'a> Batches<'a> {
     pub(super) fn learn(&self, shard: &mut Shard<Vae>, share: f64, autoencoder: bool) -> Result<Learned> {
         let drawn = self.draw(shard, autoencoder)?;
         let Shard { networks: Vae { shape, params, undo }, rng } = shard;
-        let pass = Coding { shape, noise: drawn.noise.as_ref() };
+        let pass = Coding { shape, noise: Some(&drawn.noise) };
         let inputs: Vec<&Tensor> = std::iter::once(&drawn.noisy).chain(&drawn.index).collect();
         tape::learn(params, &pass, &inputs, share, |outputs| self.loss(&drawn, outputs, undo, rng))
     }
@@ -83,22 +86,22 @@ impl<'a> Batches<'a> {
         let noise = random::normal(x.dims(), device, rng)?;
         let noisy = (&x + noise.affine(self.settings.input_noise, 0.0)?)?;
         let latents: Vec<usize> = std::iter::once(rows.rows.len()).chain(shape.latent.iter().copied()).collect();
-        // Drawn where nothing needs it too: the same images come behind it.
-        let noise = Some(random::normal(&latents, device, rng)?).filter(|_| !autoencoder);
+        // Times zero, and not left out: the variance has a gradient then, if that of nothing, and its weights decay.
+        let (share, beta) = if autoencoder { (0.0, 0.0) } else { (1.0, self.settings.beta) };
+        let noise = random::normal(&latents, device, rng)?.affine(share, 0.0)?;
         let index = one_hot(&rows.pieces, shape.index, device)?;
-        Ok(Drawn { picked, rows, x, noisy, index, noise })
+        Ok(Drawn { picked, rows, x, noisy, index, noise, beta })
     }
 
     /// mse · squared error + β · KL + behaviour · KL of outputs + predictor · Eq. 9's term, of what [`Coding`] gives.
     pub(super) fn loss(&self, drawn: &Drawn, outputs: &[Tensor], undo: &Undo, rng: &mut ChaCha8Rng) -> Result<Tensor> {
         let (settings, device) = (self.settings, self.x.device());
         let (mean, log_variance, decoded) = (&outputs[0], bounded(&outputs[1])?, &outputs[2]);
-        let beta = if drawn.noise.is_some() { settings.beta } else { 0.0 };
         let checkpoints: Vec<usize> = drawn.picked.iter().map(|&i| i as usize).collect();
         let kl = kl_divergence(mean, &log_variance, there(self.vectors, &checkpoints, device)?.as_ref())?;
         let mask = self.vectors.mask(&checkpoints, device)?;
         let mse = masked_mean(&(decoded - &drawn.x)?.sqr()?, mask.as_ref())?;
-        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(beta, 0.0)?)?;
+        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(drawn.beta, 0.0)?)?;
         if let Some(guide) = self.guide.filter(|_| settings.predictor > 0.0) {
             loss = (loss + guide.guidance(&drawn.x, decoded)?.affine(settings.predictor, 0.0)?)?;
         }
