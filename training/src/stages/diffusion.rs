@@ -345,3 +345,6 @@ impl Drawn {
         masked_mean(&(prediction - &self.batch.target)?.sqr()?, self.there.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,18 +25,12 @@ fn one_hot(rows: usize, kinds: usize) -> Tensor {
     Tensor::from_vec(values, (rows, kinds), &Device::Cpu).unwrap()
 }
 
-fn flat(gradient: &Option<Gradient>) -> Option<Vec<f32>> {
-    match gradient.as_ref()? {
-        Gradient::Tensor(tensor) => Some(tensor.flatten_all().unwrap().to_vec1().unwrap()),
-        Gradient::Buffer(buffer) => Some(buffer.to_vec()),
-    }
-}
-
 /// Asserts equal losses and gradients; those of all parameters but `without`.
 fn same(params: &Params, ours: &Learned, theirs: &Learned, without: &[&str]) {
     assert!((ours.loss - theirs.loss).abs() < 1e-5 * theirs.loss.abs(), "{} {}", ours.loss, theirs.loss);
     for ((name, ours), theirs) in params.names().zip(&ours.params).zip(&theirs.params) {
-        let (Some(ours), Some(theirs)) = (flat(ours), flat(theirs)) else {
+        let [ours, theirs] = [ours, theirs].map(|gradient| gradient.as_ref().map(Gradient::values));
+        let (Some(ours), Some(theirs)) = (ours, theirs) else {
             assert!(without.contains(&name), "{name} has no gradient");
             continue;
         };

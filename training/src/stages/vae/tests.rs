@@ -5,55 +5,14 @@ use weights::Architecture;
 
 use super::batches::{Batches, by_candle, direct};
 use super::*;
-use crate::data::Sources;
 use crate::direct::Network;
-use crate::optim::Gradient;
-use crate::progress::Progress;
 use crate::random;
-use crate::snapshots::Keep;
+use crate::stages::case::{Case, case};
 use crate::stages::fit::{Net, init_theta};
-use crate::stages::zoo;
 use crate::tape::{self, Learned};
-
-struct Case {
-    config: Config,
-    sources: Sources,
-    zoo: Zoo,
-    vectors: Vectors,
-}
-
-/// The tests' smallest zoo, with changes to its configuration.
-fn case(changes: &[(&str, &str)]) -> Case {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/configs/tiny.toml");
-    let mut text = std::fs::read_to_string(path).unwrap();
-    for (from, to) in [("seen = 20", "seen = 4"), ("epochs = 10", "epochs = 1")].iter().chain(changes) {
-        assert!(text.contains(from), "{from}");
-        text = text.replace(from, to);
-    }
-    let config = Config::parse(&text).unwrap();
-    let (sources, folder, silent) = (Sources::load(&config).unwrap(), tempfile::tempdir().unwrap(), Progress::silent());
-    let zoo = zoo::build(&config, &sources, folder.path(), &silent, Keep::nothing()).unwrap();
-    let vectors = crate::stages::vectors::vectorise(&config, &zoo, &silent).unwrap();
-    Case { config, sources, zoo, vectors }
-}
-
-impl Case {
-    fn with<R>(&self, f: impl FnOnce(&Given<'_>) -> R) -> R {
-        let Self { config, sources, zoo, vectors } = self;
-        let progress = Progress::silent();
-        f(&Given { config, zoo, vectors, sources, progress: &progress, keep: Keep::nothing(), identity: "" })
-    }
-}
 
 const CONV: (&str, &str) =
     ("latent = [8]", "kind = \"conv\"\nconv = { image = [1, 8, 8], channels = 4, groups = 2 }\nlatent = [2, 4, 4]");
-
-fn flat(gradient: &Option<Gradient>) -> Vec<f32> {
-    match gradient.as_ref().unwrap() {
-        Gradient::Tensor(tensor) => tensor.flatten_all().unwrap().to_vec1().unwrap(),
-        Gradient::Buffer(buffer) => buffer.to_vec(),
-    }
-}
 
 /// One shard's step as it is taken, and with nothing but candle's own gradients.
 fn both(case: &Case, autoencoder: bool) -> (Vec<String>, [Learned; 2]) {
@@ -85,7 +44,7 @@ fn a_step_has_candles_loss_and_gradients() {
         assert!((ours.loss - theirs.loss).abs() < 1e-5 * theirs.loss.abs(), "{} {}", ours.loss, theirs.loss);
         assert_eq!((ours.params.len(), theirs.params.len()), (names.len(), names.len()));
         for ((name, ours), theirs) in names.iter().zip(&ours.params).zip(&theirs.params) {
-            let (ours, theirs) = (flat(ours), flat(theirs));
+            let [ours, theirs] = [ours, theirs].map(|gradient| gradient.as_ref().unwrap().values());
             let largest = theirs.iter().fold(1e-3f32, |m, g| m.max(g.abs()));
             let off = ours.iter().zip(&theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
             assert!(ours.len() == theirs.len() && off < 1e-4 * largest, "{name}: {off} of {largest}");
