@@ -116,6 +116,8 @@ fn sampling(runtime: &Runtime, shape: &DenoiserShape, batch: usize) -> Result<f6
 
 /// Steps a second, as they are taken in training.
 fn training(device: &Device, shape: DenoiserShape, batch: usize) -> Result<f64> {
+    // A GPU takes shards one after the other.
+    training::device::choose(device);
     let mut trial = Trial::of(shape, batch, 1, device)?;
     rate(|| {
         trial.step()?;
