@@ -154,3 +154,28 @@ impl Trial {
         Ok(loss)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_of_any_denoiser_learns() {
+        let unet = UnetConfig { channels: 8, multipliers: vec![1, 2], groups: 4, attention: 2 };
+        let shape = |latent: &[usize], config| DenoiserShape {
+            latent: latent.to_vec(),
+            condition_dim: 6,
+            token_dim: 2,
+            any_number: false,
+            config,
+        };
+        for shape in
+            [shape(&[2, 8, 8], DenoiserConfig::Unet(unet)), shape(&[8], DenoiserConfig::Mlp { width: 16, blocks: 1 })]
+        {
+            let mut trial = Trial::of(shape, 3, 1, &Device::Cpu).unwrap();
+            let losses: Vec<f32> = (0..40).map(|_| trial.step().unwrap()).collect();
+            assert!(losses[39] < losses[0], "{losses:?}");
+        }
+        assert!(Trial::new("no such network", 1).unwrap().is_none());
+    }
+}
