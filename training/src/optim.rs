@@ -62,6 +62,15 @@ impl Gradient {
         Ok(Some(sum))
     }
 
+    /// The values.
+    #[cfg(test)]
+    pub(crate) fn values(&self) -> Vec<f32> {
+        match self {
+            Self::Tensor(tensor) => tensor.flatten_all().unwrap().to_vec1().unwrap(),
+            Self::Buffer(buffer) => buffer.to_vec(),
+        }
+    }
+
     /// As a tensor like a parameter.
     fn tensor(self, like: &Var) -> Result<Tensor> {
         match self {

@@ -14,7 +14,7 @@ use crate::networks::unet::UnetConfig;
 use crate::optim::AdamConfig;
 use crate::params::Params;
 use crate::random;
-use crate::stages::diffusion::{Denoiser, Learner, by_parameter};
+use crate::stages::diffusion::{Denoiser, Learner};
 use crate::stages::shards::{self, SHARDS, Shard};
 
 /// Latents of every trial.
@@ -47,15 +47,15 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn random(latent: &[usize], shard: usize, seed: u64) -> Result<Self> {
-        let (n, device) = (BATCH / SHARDS, &Device::Cpu);
+    /// Those of `n` examples.
+    fn random(of: &DenoiserShape, n: usize, (shard, seed): (usize, u64), device: &Device) -> Result<Self> {
         let mut rng = random::stream(seed, &format!("trial {shard}"));
-        let shape: Vec<usize> = std::iter::once(n).chain(latent.iter().copied()).collect();
+        let shape: Vec<usize> = std::iter::once(n).chain(of.latent.iter().copied()).collect();
         let times: Vec<f32> = (0..n).map(|i| ((i * 37 + shard * 11) % 1000) as f32).collect();
         Ok(Self {
             latent: random::normal(&shape, device, &mut rng)?,
             timestep: Tensor::from_vec(times, n, device)?,
-            condition: random::normal(&[n, CONDITION], device, &mut rng)?,
+            condition: random::normal(&[n, of.condition_dim], device, &mut rng)?,
             target: random::normal(&shape, device, &mut rng)?,
         })
     }
@@ -83,32 +83,30 @@ impl Trial {
     /// When there is no memory for it.
     pub fn new(name: &str, seed: u64) -> Result<Option<Self>> {
         let Some((config, latent)) = denoiser(name) else { return Ok(None) };
+        let shape = DenoiserShape { latent, condition_dim: CONDITION, token_dim: 0, any_number: false, config };
+        Self::of(shape, BATCH, seed, &Device::Cpu).map(Some)
+    }
+
+    /// A trial of this denoiser on batches of `batch`, rounded up to whole shards.
+    ///
+    /// # Errors
+    /// When there is no memory for it, or shapes do not fit.
+    pub fn of(shape: DenoiserShape, batch: usize, seed: u64, device: &Device) -> Result<Self> {
         let DiffusionConfig { timesteps, beta_start, beta_end, prediction, weight_decay, ema, .. } =
             DiffusionConfig::default();
-        let mut denoiser = Denoiser {
-            shape: DenoiserShape {
-                latent: latent.clone(),
-                condition_dim: CONDITION,
-                token_dim: 0,
-                any_number: false,
-                config,
-            },
-            params: Params::new(seed, &Device::Cpu),
-            schedule: Schedule { steps: timesteps, beta_start, beta_end, prediction },
-            latent: Latent { shape: latent.clone(), scale: 1.0 },
-        };
-        let first = Inputs::random(&latent, 0, seed)?;
+        let latent = Latent { shape: shape.latent.clone(), scale: 1.0 };
+        let schedule = Schedule { steps: timesteps, beta_start, beta_end, prediction };
+        let mut denoiser = Denoiser { shape, params: Params::new(seed, device), schedule, latent };
+        let inputs = |i| Inputs::random(&denoiser.shape, batch.div_ceil(SHARDS), (i, seed), device);
+        let inputs = (0..SHARDS).map(inputs).collect::<Result<Vec<_>>>()?;
         // Parameters are made by first use.
-        denoiser.denoise(&first.latent, &first.timestep, &first.condition)?;
+        if let Some(first) = inputs.first() {
+            denoiser.denoise(&first.latent, &first.timestep, &first.condition)?;
+        }
         let adam = AdamConfig { weight_decay, clip: 1.0, ..Default::default() };
         let learner = Learner::new(&denoiser.params, 1.0, adam, ema)?;
-        let shards = (0..SHARDS)
-            .map(|i| {
-                let networks = (denoiser.clone(), Inputs::random(&latent, i, seed)?);
-                Ok(Shard { networks, rng: random::stream(seed, "trial") })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Some(Self { shards, learner, steps: 0 }))
+        let shard = |inputs| Shard { networks: (denoiser.clone(), inputs), rng: random::stream(seed, "trial") };
+        Ok(Self { shards: inputs.into_iter().map(shard).collect(), learner, steps: 0 })
     }
 
     /// Parameters of the network.
@@ -145,15 +143,39 @@ impl Trial {
     /// # Errors
     /// When the loss is not finite.
     pub fn step(&mut self) -> Result<f32> {
-        let (loss, parts) = shards::each(&mut self.shards, ("trial", self.steps), |shard, share| {
+        let (loss, grads) = shards::learn(&mut self.shards, ("trial", self.steps), |shard, share| {
             let (denoiser, inputs) = &mut shard.networks;
             let Inputs { latent, timestep, condition, target } = inputs;
             let error = |prediction: &Tensor| Ok((prediction - &*target)?.sqr()?.mean_all()?);
-            let learned = denoiser.learn([latent, timestep, condition], share, error)?;
-            Ok((learned.loss, learned.params))
+            denoiser.learn([latent, timestep, condition], share, error)
         })?;
-        self.learner.step(by_parameter(parts), RATE)?;
+        self.learner.step(grads, RATE)?;
         self.steps += 1;
         Ok(loss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_of_any_denoiser_learns() {
+        let unet = UnetConfig { channels: 8, multipliers: vec![1, 2], groups: 4, attention: 2 };
+        let shape = |latent: &[usize], config| DenoiserShape {
+            latent: latent.to_vec(),
+            condition_dim: 6,
+            token_dim: 2,
+            any_number: false,
+            config,
+        };
+        for shape in
+            [shape(&[2, 8, 8], DenoiserConfig::Unet(unet)), shape(&[8], DenoiserConfig::Mlp { width: 16, blocks: 1 })]
+        {
+            let mut trial = Trial::of(shape, 3, 1, &Device::Cpu).unwrap();
+            let losses: Vec<f32> = (0..40).map(|_| trial.step().unwrap()).collect();
+            assert!(losses[39] < losses[0], "{losses:?}");
+        }
+        assert!(Trial::new("no such network", 1).unwrap().is_none());
     }
 }

@@ -6,13 +6,12 @@ use candle_core::Device;
 use inference::samplers::{self, Noise};
 use inference::{Provider, Runtime, SampleOptions, SamplerKind, SessionPool};
 use serde::Serialize;
-use training::backend::Eager;
-use training::networks::denoiser::{self, DenoiserShape};
-use training::optim::{AdamConfig, AdamW};
+use training::networks::denoiser::DenoiserShape;
 use training::params::Params;
+use training::speed::Trial;
 use weights::manifest::{Prediction, Schedule};
 
-use super::networks::{normal, unet};
+use super::networks::unet;
 use super::steps::of_denoiser_batch;
 use crate::error::Result;
 
@@ -63,7 +62,7 @@ pub fn measure(runtime: &Runtime, device: &Device) -> Result<Speed> {
     let (sampling_channels, side, sampling_batch) = sizes(runtime.provider() == Provider::Cpu);
     let samples_per_second = sampling(runtime, &unet(sampling_channels, side), sampling_batch)?;
     let (training_channels, side, training_batch) = sizes(device.is_cpu());
-    let training_steps_per_second = training(device, &unet(training_channels, side), training_batch)?;
+    let training_steps_per_second = training(device, unet(training_channels, side), training_batch)?;
     Ok(Speed {
         sampling_channels,
         sampling_batch,
@@ -115,42 +114,14 @@ fn sampling(runtime: &Runtime, shape: &DenoiserShape, batch: usize) -> Result<f6
     Ok(rate(once)? * batch as f64)
 }
 
-fn training(device: &Device, shape: &DenoiserShape, batch: usize) -> Result<f64> {
-    let mut params = Params::new(1, device);
-    let data = Batch::new(shape, batch, device)?;
-    data.loss(&mut params)?;
-    let vars = params.vars();
-    let mut adam = AdamW::new(vars.clone(), AdamConfig { clip: 1.0, ..Default::default() });
+/// Steps a second, as they are taken in training.
+fn training(device: &Device, shape: DenoiserShape, batch: usize) -> Result<f64> {
+    // A GPU takes shards one after the other.
+    training::device::choose(device);
+    let mut trial = Trial::of(shape, batch, 1, device)?;
     rate(|| {
-        let loss = data.loss(&mut params)?;
-        let mut store = loss.backward().map_err(training::Error::from)?;
-        let gradients: Vec<_> = vars.iter().map(|var| store.remove(var)).collect();
-        adam.step(&gradients, 1e-4)?;
+        trial.step()?;
         device.synchronize().map_err(training::Error::from)?;
         Ok(())
     })
-}
-
-/// A batch that stays: drawing noise is not measured.
-struct Batch<'a> {
-    shape: &'a DenoiserShape,
-    tensors: [candle_core::Tensor; 4],
-}
-
-impl<'a> Batch<'a> {
-    fn new(shape: &'a DenoiserShape, n: usize, device: &Device) -> training::Result<Self> {
-        let latent = [&[n], shape.latent.as_slice()].concat();
-        let t = candle_core::Tensor::from_vec((0..n).map(|i| (i * 31) as f32).collect::<Vec<_>>(), n, device)?;
-        let condition = normal(&[n, shape.condition_dim], "condition", device)?;
-        Ok(Self {
-            shape,
-            tensors: [normal(&latent, "latent", device)?, t, condition, normal(&latent, "noise", device)?],
-        })
-    }
-
-    fn loss(&self, params: &mut Params) -> training::Result<candle_core::Tensor> {
-        let [z, t, condition, noise] = &self.tensors;
-        let prediction = denoiser::denoise(&mut Eager::new(params), self.shape, z, t, condition)?;
-        Ok((prediction - noise)?.sqr()?.mean_all()?)
-    }
 }

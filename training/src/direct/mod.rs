@@ -58,6 +58,8 @@ pub(crate) struct Workspace {
     outputs: Vec<Vec<f32>>,
     /// Of each pooling layer's outputs their places.
     places: Vec<Vec<u32>>,
+    /// Outputs that others are compared with, `[n · classes]`.
+    target: Vec<f32>,
     /// Gradients of a layer's outputs and inputs.
     upper: Vec<f32>,
     lower: Vec<f32>,
@@ -100,6 +102,24 @@ impl Network {
         loss
     }
 
+    /// KL(p ‖ q) in nats, mean over the batch in `workspace`, of what the network `of` (`[d]`) says, p, and what `theta`
+    /// (`[d]`) does, q; leaves its gradient with respect to `theta` there.
+    pub(crate) fn divergence(&self, of: &[f32], theta: &[f32], workspace: &mut Workspace) -> f32 {
+        let n = workspace.x.len() / self.input.max(1);
+        let mut target = std::mem::take(&mut workspace.target);
+        target.clear();
+        target.extend_from_slice(self.logits(of, workspace));
+        self.forward(theta, n, workspace);
+        workspace.grad.clear();
+        workspace.grad.resize(theta.len(), 0.0);
+        let Workspace { outputs, upper, .. } = &mut *workspace;
+        let logits = outputs.last().map_or(&[][..], Vec::as_slice);
+        let loss = divergence(&mut target, logits, self.classes, upper);
+        workspace.target = target;
+        self.backward(theta, n, workspace);
+        loss
+    }
+
     /// Logits `[n · classes]` of the network `theta` (`[d]`) on the batch in `workspace`.
     pub(crate) fn logits<'w>(&self, theta: &[f32], workspace: &'w mut Workspace) -> &'w [f32] {
         self.forward(theta, workspace.x.len() / self.input.max(1), workspace);
@@ -136,7 +156,7 @@ impl Network {
 
     /// From the gradient of the logits in `upper` to that of the parameters.
     fn backward(&self, theta: &[f32], n: usize, workspace: &mut Workspace) {
-        let Workspace { x, grad, outputs, places, upper, lower, scratch } = workspace;
+        let Workspace { x, grad, outputs, places, upper, lower, scratch, .. } = workspace;
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let y = &outputs[i];
             let x = if i == 0 { x.as_slice() } else { &outputs[i - 1] };
@@ -205,101 +225,32 @@ fn cross_entropy(logits: &[f32], labels: &[u32], classes: usize, grad: &mut Vec<
     (loss * f64::from(share)) as f32
 }
 
-#[cfg(test)]
-mod tests {
-    use candle_core::{D, Device, Tensor, Var};
-    use weights::Activation;
-
-    use super::*;
-    use crate::backend::Models;
-    use crate::networks::target;
-    use crate::random;
-    use crate::stages::fit::{init_theta, split};
-
-    fn architectures() -> Vec<Architecture> {
-        let mlp = |activation| Architecture::Mlp { inputs: 9, hidden: vec![7, 5], classes: 3, activation };
-        let cnn = |channels, classes| Architecture::TinyCnn { channels, classes };
-        vec![mlp(Activation::Relu), mlp(Activation::Tanh), cnn(1, 10), cnn(3, 4)]
-    }
-
-    struct Case {
-        architecture: Architecture,
-        theta: Vec<f32>,
-        labels: Vec<u32>,
-        x: Vec<f32>,
-    }
-
-    fn case(architecture: Architecture, n: usize) -> Case {
-        let mut rng = random::stream(5, "direct");
-        let mut theta = init_theta(&architecture, &mut rng);
-        theta.iter_mut().zip(random::normal_vec(100_000, &mut rng)).for_each(|(v, noise)| *v += 0.05 * noise);
-        let x = random::normal_vec(n * architecture.input_dim(), &mut rng);
-        let labels = (0..n).map(|i| (i % architecture.classes()) as u32).collect();
-        Case { architecture, theta, labels, x }
-    }
-
-    /// Loss and gradient by candle.
-    fn by_graph(case: &Case) -> (f32, Vec<f32>) {
-        let (n, classes) = (case.labels.len(), case.architecture.classes());
-        let theta = Var::from_slice(&case.theta, (1, case.theta.len()), &Device::Cpu).unwrap();
-        let shape: Vec<usize> = [1, n].into_iter().chain(case.architecture.input_shape()).collect();
-        let x = Tensor::from_slice(&case.x, shape, &Device::Cpu).unwrap();
-        let params = split(theta.as_tensor(), &case.architecture.layout()).unwrap();
-        let y = target::forward(&mut Models::training(), &case.architecture, &params, &x).unwrap();
-        let mut target = vec![0f32; n * classes];
-        case.labels.iter().enumerate().for_each(|(i, &l)| target[i * classes + l as usize] = 1.0);
-        let target = Tensor::from_vec(target, (1, n, classes), &Device::Cpu).unwrap();
-        let log_p = candle_nn::ops::log_softmax(&y, D::Minus1).unwrap();
-        let loss = ((log_p * target).unwrap().sum_all().unwrap() * (-1.0 / n as f64)).unwrap();
-        let grads = loss.backward().unwrap();
-        let grad = grads.get(&theta).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        (loss.to_scalar().unwrap(), grad)
-    }
-
-    #[test]
-    fn loss_and_gradient_equal_those_of_the_graph() {
-        let mut workspace = Workspace::default();
-        for case in architectures().into_iter().map(|a| case(a, 13)) {
-            let network = Network::of(&case.architecture).unwrap();
-            let (loss, grad) = by_graph(&case);
-            // Twice: what a step leaves behind must not reach the next.
-            for _ in 0..2 {
-                workspace.x.clone_from(&case.x);
-                let own = network.gradient(&case.theta, &case.labels, &mut workspace);
-                assert!((own - loss).abs() < 1e-5, "{}: {own} {loss}", case.architecture.name());
-                let logits = network.logits(&case.theta, &mut workspace).to_vec();
-                assert_eq!(logits.len(), case.labels.len() * case.architecture.classes());
-                let largest = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
-                let off = grad.iter().zip(&workspace.grad).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-                assert!(off < 1e-5 * largest.max(1.0), "{}: {off} of {largest}", case.architecture.name());
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_equal_finite_differences() {
-        let mut workspace = Workspace::default();
-        for case in architectures().into_iter().map(|a| case(a, 4)) {
-            let network = Network::of(&case.architecture).unwrap();
-            workspace.x.clone_from(&case.x);
-            network.gradient(&case.theta, &case.labels, &mut workspace);
-            let grad = workspace.grad.clone();
-            for at in (0..grad.len()).step_by(37) {
-                let mut moved = |by: f32| {
-                    let mut theta = case.theta.clone();
-                    theta[at] += by;
-                    network.gradient(&theta, &case.labels, &mut workspace)
-                };
-                // Small, for another maximum of a window may be the larger one behind it.
-                let numeric = (moved(5e-4) - moved(-5e-4)) / 1e-3;
-                let off = (numeric - grad[at]).abs();
-                assert!(off < 2e-3 + 0.03 * numeric.abs(), "{} {at}: {numeric} {}", case.architecture.name(), grad[at]);
-            }
-        }
-    }
-
-    #[test]
-    fn what_has_other_layers_is_left_to_the_graph() {
-        assert_eq!(Network::of(&Architecture::ResnetCifar { depth: 8, widths: [4, 4, 4], classes: 3 }), None);
-    }
+/// Logs of the probabilities that a row of logits stands for, in their place.
+fn log_softmax(row: &mut [f32]) {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = row.iter().map(|v| (v - most).exp()).sum();
+    let log = sum.ln() + most;
+    row.iter_mut().for_each(|v| *v -= log);
 }
+
+/// Mean KL(p ‖ q) of logits of p and of q (`[n · classes]` each), and its gradient with respect to those of q; leaves the logs
+/// of p.
+fn divergence(p: &mut [f32], q: &[f32], classes: usize, grad: &mut Vec<f32>) -> f32 {
+    grad.clear();
+    grad.extend_from_slice(q);
+    let share = 1.0 / (q.len() / classes.max(1)).max(1) as f32;
+    let mut loss = 0.0;
+    for (p, q) in p.chunks_exact_mut(classes).zip(grad.chunks_exact_mut(classes)) {
+        log_softmax(p);
+        log_softmax(q);
+        for (p, q) in p.iter().zip(q) {
+            let likely = p.exp();
+            loss += f64::from(likely * (p - *q));
+            *q = (q.exp() - likely) * share;
+        }
+    }
+    (loss * f64::from(share)) as f32
+}
+
+#[cfg(test)]
+mod tests;

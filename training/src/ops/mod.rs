@@ -2,6 +2,7 @@
 
 mod conv;
 mod depthwise;
+mod known;
 mod layer_norm;
 mod matrix;
 mod native;
@@ -11,6 +12,7 @@ mod pool;
 
 pub use conv::{conv2d, conv2d_models};
 pub use depthwise::depthwise_models;
+pub use known::known;
 pub use layer_norm::{LAYER_NORM_EPSILON, layer_norm_models};
 pub(crate) use matrix::{View, product};
 pub use norm::batch_norm;

@@ -1,14 +1,13 @@
 //! Trains the denoiser on latents of unit deviation (Eq. 3), conditioned on the dataset, with a moving average of its
 //! parameters and condition dropout for classifier-free guidance.
 
-use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{D, Device, Tensor};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use weights::manifest::{Latent, Prediction, Schedule};
 
 use super::course::{Course, Given};
-use super::encoder::Encoder;
+use super::encoder::{Encoder, Encoding, Supports};
 use super::shards::{self, Shard};
 use super::vae::present;
 use super::vectors::{Vectors, masked_mean, one_hot};
@@ -23,7 +22,7 @@ use crate::optim::{self, AdamConfig, AdamW, Ema, Gradient};
 use crate::params::Params;
 use crate::random;
 use crate::snapshots::Snapshot;
-use crate::tape::Tape;
+use crate::tape::{self, Learned, Learning, Pass};
 
 /// A trained denoiser. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -49,50 +48,27 @@ impl Denoiser {
     }
 
     /// `share` of the loss of a prediction, which `loss` gives, and the gradients of that with respect to the parameters
-    /// in order of their names and to the condition: recorded on a tape on the CPU in f32, by candle elsewhere.
+    /// in order of their names and to those inputs that candle tracks.
     ///
     /// # Errors
     /// When shapes do not fit; whatever `loss` returns.
     pub(crate) fn learn(
         &mut self,
-        [latent, timestep, condition]: [&Tensor; 3],
+        inputs: [&Tensor; 3],
         share: f64,
         loss: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<Learned> {
-        if !self.params.on_tape() {
-            let condition = Var::from_tensor(&condition.detach())?;
-            let loss = loss(&self.denoise(latent, timestep, &condition)?)?.affine(share, 0.0)?;
-            let grads = loss.backward()?;
-            let params = by_candle(&self.params, &grads);
-            return Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.get(&condition).cloned() });
-        }
-        let mut tape = Tape::new(&mut self.params);
-        let (latent, timestep) = (tape.constant_input(latent)?, tape.constant_input(timestep)?);
-        let condition = if condition.track_op() { tape.input(condition)? } else { tape.constant_input(condition)? };
-        let output = denoise(&mut tape, &self.shape, &latent, &timestep, &condition)?;
-        let prediction = Var::from_tensor(&output.tensor()?)?;
-        let loss = loss(&prediction)?.affine(share, 0.0)?;
-        let grad = loss.backward()?.remove(&prediction).map_or_else(|| prediction.zeros_like(), Ok)?;
-        let mut grads = tape.backward(&output, &grad, Some(&condition))?;
-        let own = self.params.names().map(|name| grads.params.remove(name).map(Gradient::Buffer));
-        let params = own.collect();
-        Ok(Learned { loss: loss.to_scalar()?, params, condition: grads.input })
+        tape::learn(&mut self.params, &Denoising(&self.shape), &inputs, share, |outputs| loss(&outputs[0]))
     }
 }
 
-/// Gradients of parameters, in order of their names.
-fn by_candle(params: &Params, grads: &GradStore) -> Vec<Option<Gradient>> {
-    params.vars().iter().map(|var| grads.get(var).cloned().map(Gradient::Tensor)).collect()
-}
+/// Latent, timestep and condition → prediction.
+pub(super) struct Denoising<'a>(pub &'a DenoiserShape);
 
-/// What [`Denoiser::learn`] gives.
-pub(crate) struct Learned {
-    /// The share of the loss.
-    pub loss: f32,
-    /// Gradients of the parameters, in order of their names.
-    pub params: Vec<Option<Gradient>>,
-    /// Gradient of the condition, where it is wanted.
-    pub condition: Option<Tensor>,
+impl Pass for Denoising<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        Ok(vec![denoise(b, self.0, &inputs[0], &inputs[1], &inputs[2])?])
+    }
 }
 
 /// The schedule of a configuration.
@@ -217,7 +193,7 @@ pub fn train(
         joint,
         qualities,
     };
-    (denoiser, _) = shards::created((denoiser, encoder.clone()), config.seed, |shard| data.loss(shard))?;
+    (denoiser, _) = shards::created((denoiser, encoder.clone()), config.seed, |shard| data.learn(shard, 1.0))?;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
     let mut learners = vec![Learner::new(&denoiser.params, 1.0, decay, settings.ema)?];
     if joint {
@@ -225,7 +201,7 @@ pub fn train(
     }
     let learning = || {
         let params = denoiser.params.learning_in(config.arithmetic);
-        (Denoiser { params, ..denoiser.clone() }, encoder.clone())
+        (Denoiser { params, ..denoiser.clone() }, encoder.learning_in(config.arithmetic))
     };
     let mut shards = shards::shards(config.seed, "diffusion", learning);
     let mut course = Course::begin(given, "denoiser", settings.steps, |snapshot| {
@@ -235,9 +211,8 @@ pub fn train(
     let smoother = |mean: Option<f32>, loss: f32| Some(mean.map_or(loss, |m| 0.98 * m + 0.02 * loss));
     let mut smooth = course.losses().iter().copied().fold(None, smoother);
     for step in course.steps() {
-        let (loss, parts) = shards::each(&mut shards, ("denoiser", step), |shard, share| data.gradients(shard, share))?;
+        let (loss, mut grads) = shards::learn(&mut shards, ("denoiser", step), |s, share| data.learn(s, share))?;
         let lr = optim::cosine(settings.lr, step, settings.steps);
-        let mut grads = by_parameter(parts);
         for learner in &mut learners {
             let rest = grads.split_off(learner.params.vars().len());
             learner.step(grads, lr)?;
@@ -257,16 +232,6 @@ pub fn train(
         learner.ema.apply(&learner.params)?;
     }
     Ok((denoiser, course.finish()))
-}
-
-/// The shards' gradients of each parameter.
-pub(crate) fn by_parameter(shards: Vec<Vec<Option<Gradient>>>) -> Vec<Vec<Gradient>> {
-    let mut all: Vec<Vec<Gradient>> = Vec::new();
-    for own in shards {
-        all.resize_with(own.len(), Vec::new);
-        all.iter_mut().zip(own).for_each(|(all, grad)| all.extend(grad));
-    }
-    all
 }
 
 /// A network that learns, with its optimiser and moving average.
@@ -316,42 +281,45 @@ struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// Squared error of the prediction on one shard (Eq. 3).
-    fn loss(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Tensor> {
-        let drawn = self.draw(shard)?;
-        let Batch { noisy, timestep, .. } = &drawn.batch;
-        drawn.error(&shard.networks.0.denoise(noisy, timestep, &drawn.condition)?)
-    }
-
-    /// `share` of that, and its gradients with respect to the denoiser's parameters, and the encoder's where it learns.
-    fn gradients(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<(f32, Vec<Option<Gradient>>)> {
-        let drawn = self.draw(shard)?;
-        let (denoiser, encoder) = &mut shard.networks;
-        let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
-        let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
-        let mut grads = learned.params;
-        if self.joint {
-            let grad = learned.condition.map_or_else(|| drawn.condition.zeros_like(), Ok)?;
-            grads.extend(by_candle(&encoder.params, &(&drawn.condition * grad)?.sum_all()?.backward()?));
-        }
-        Ok((learned.loss, grads))
-    }
-
-    /// A shard's batch, with its condition.
-    fn draw(&self, shard: &mut Shard<(Denoiser, Encoder)>) -> Result<Drawn> {
-        let (encoder, rng) = (&mut shard.networks.1, &mut shard.rng);
+    /// `share` of the squared error of the prediction on one shard (Eq. 3), and its gradients with respect to the
+    /// denoiser's parameters, and the encoder's where it learns.
+    fn learn(&self, shard: &mut Shard<(Denoiser, Encoder)>, share: f64) -> Result<Learned> {
+        let Shard { networks: (denoiser, encoder), rng } = shard;
         let picked = shards::pick(&self.vectors.train, self.config.diffusion.batch, rng);
         let tasks = picked.iter().map(|&i| self.zoo.task(i as usize));
         let supports = encoder.support(self.sources, tasks, Part::Train, rng)?;
-        let (_, condition) = encoder.encode(&supports)?;
-        let mut condition = if self.joint { condition } else { condition.detach() };
+        let mut with = |condition: &Tensor| -> Result<(Learned, Tensor)> {
+            let drawn = self.draw(&picked, &supports, condition, rng)?;
+            let inputs = [&drawn.batch.noisy, &drawn.batch.timestep, &drawn.condition];
+            let learned = denoiser.learn(inputs, share, |prediction| drawn.error(prediction))?;
+            Ok((learned, drawn.condition))
+        };
+        if !self.joint {
+            return Ok(with(&encoder.values(&supports)?.1)?.0);
+        }
+        // What the encoder's gradients start from is that of the condition.
+        let (mut value, mut params) = (0.0, Vec::new());
+        let pass = Encoding(&encoder.shape);
+        let encoding = tape::learn(&mut encoder.params, &pass, &supports.inputs(), 1.0, |outputs| {
+            let (mut learned, condition) = with(&outputs[1])?;
+            let grad = learned.inputs.pop().flatten().map_or_else(|| condition.zeros_like(), Ok)?;
+            (value, params) = (learned.loss, learned.params);
+            Ok((condition * grad)?.sum_all()?)
+        })?;
+        params.extend(encoding.params);
+        Ok(Learned { loss: value, params, inputs: Vec::new() })
+    }
+
+    /// A shard's batch of these checkpoints, whose datasets the encoder says `condition` of.
+    fn draw(&self, picked: &[u32], supports: &Supports, condition: &Tensor, rng: &mut ChaCha8Rng) -> Result<Drawn> {
+        let mut condition = condition.clone();
         let device = self.latents.device();
         if let Some(qualities) = self.qualities {
             let own: Vec<f32> = picked.iter().map(|&i| qualities[i as usize] as f32).collect();
             let own = Tensor::from_vec(own, (picked.len(), 1), device)?;
             condition = Tensor::cat(&[&own, &condition], 1)?;
         }
-        let (rows, pieces) = self.vectors.draw(&picked, rng);
+        let (rows, pieces) = self.vectors.draw(picked, rng);
         let z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         let batch = Batch::draw(self.config, &z, &self.alphas, rng)?;
         let mut condition = condition.broadcast_mul(&batch.keep)?;
@@ -363,7 +331,7 @@ impl Batches<'_> {
         if let Some(presence) = &supports.presence {
             condition = Tensor::cat(&[&condition, presence], 1)?;
         }
-        let there = supports.presence.map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
+        let there = supports.presence.as_ref().map(|presence| presence.unsqueeze(D::Minus1)).transpose()?;
         Ok(Drawn { batch, condition, there })
     }
 }
@@ -381,3 +349,6 @@ impl Drawn {
         masked_mean(&(prediction - &self.batch.target)?.sqr()?, self.there.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests;

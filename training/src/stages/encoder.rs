@@ -8,14 +8,15 @@ use super::course::{Course, Given};
 use super::shards::{self, Shard};
 use super::vectors::{Vectors, one_hot};
 use super::zoo::Zoo;
-use crate::backend::{Backend, Eager};
-use crate::config::Config;
+use crate::backend::Eager;
+use crate::config::{Arithmetic, Config};
 use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::Result;
 use crate::networks::dataset_encoder::{EncoderShape, encode, project_latent};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::{Init, Params};
+use crate::tape::{self, Learned, Learning, Pass};
 
 /// A trained dataset encoder. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -54,6 +55,20 @@ impl Encoder {
         encode(&mut Eager::new(&mut self.params), &self.shape, features, presence.as_ref())
     }
 
+    /// The same encoder, for learning in this arithmetic.
+    pub(super) fn learning_in(&self, arithmetic: Arithmetic) -> Self {
+        Self { params: self.params.learning_in(arithmetic), ..self.clone() }
+    }
+
+    /// As [`Encoder::encode`], without gradients.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub(crate) fn values(&mut self, supports: &Supports) -> Result<(Tensor, Tensor)> {
+        let outputs = tape::values(&mut self.params, &Encoding(&self.shape), &supports.inputs())?;
+        Ok((outputs[0].clone(), outputs[1].clone()))
+    }
+
     /// Support images of these tasks, drawn from `part`.
     ///
     /// # Errors
@@ -66,7 +81,8 @@ impl Encoder {
         rng: &mut ChaCha8Rng,
     ) -> Result<Supports> {
         let (s, device) = (&self.shape, self.params.device());
-        let (mut features, mut presence, mut n) = (Vec::new(), Vec::new(), 0);
+        let (tasks, mut presence, mut n) = (tasks.into_iter(), Vec::new(), 0);
+        let mut features = Vec::with_capacity(tasks.size_hint().0 * s.classes * s.images * s.feature_dim);
         for task in tasks {
             n += 1;
             sources.task(task, part)?.for_encoder().draw(s.images, rng, &mut features);
@@ -92,6 +108,23 @@ pub struct Supports {
     pub presence: Option<Tensor>,
 }
 
+impl Supports {
+    /// Features, and presence where there is one: what [`Encoding`] takes.
+    pub(crate) fn inputs(&self) -> Vec<&Tensor> {
+        std::iter::once(&self.features).chain(&self.presence).collect()
+    }
+}
+
+/// Features (and presence) → z_D and condition.
+pub(super) struct Encoding<'a>(pub &'a EncoderShape);
+
+impl Pass for Encoding<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        let (dataset, condition) = encode(b, self.0, &inputs[0], inputs.get(1))?;
+        Ok(vec![dataset, condition])
+    }
+}
+
 /// Trains the encoder against latents `[rows, latent…]` of all checkpoints.
 ///
 /// # Errors
@@ -101,19 +134,18 @@ pub fn train(given: &Given<'_>, latents: &Tensor) -> Result<(Encoder, Curve)> {
     let settings = &config.encoder;
     let encoder = Encoder::new(config, zoo, sources, latents.device());
     let batch = Batches { config, zoo, sources, vectors, latents: latents.flatten_from(1)? };
-    let encoder = shards::created(encoder, config.seed, |shard| batch.loss(shard))?;
-    let vars = encoder.params.vars();
+    let encoder = shards::created(encoder, config.seed, |shard| batch.learn(shard, 1.0))?;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-    let mut adam = AdamW::new(vars.clone(), decay);
-    let mut shards = shards::shards(config.seed, "encoder", || encoder.clone());
+    let mut adam = AdamW::new(encoder.params.vars(), decay);
+    let mut shards = shards::shards(config.seed, "encoder", || encoder.learning_in(config.arithmetic));
     let mut course = Course::begin(given, "encoder", settings.steps, |snapshot| {
         snapshot.restore("params", &encoder.params)?;
         adam.restore("adam", snapshot)?;
         shards::restore(&mut shards, snapshot)
     })?;
     for step in course.steps() {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("encoder", step), |s| batch.loss(s))?;
-        adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
+        let (loss, grads) = shards::learn(&mut shards, ("encoder", step), |s, share| batch.learn(s, share))?;
+        adam.step_sums(grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             course.message(format!("contrastive loss {loss:.3}"));
         }
@@ -138,25 +170,46 @@ struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// The contrastive loss of one shard, whose datasets are each other's negatives.
-    fn loss(&self, shard: &mut Shard<Encoder>) -> Result<Tensor> {
+    /// `share` of the contrastive loss of one shard, whose datasets are each other's negatives, and its gradients.
+    fn learn(&self, shard: &mut Shard<Encoder>, share: f64) -> Result<Learned> {
         let (encoder, rng, device) = (&mut shard.networks, &mut shard.rng, self.latents.device());
         let picked = shards::pick(&self.vectors.train, self.config.encoder.batch, rng);
         let tasks: Vec<&Task> = picked.iter().map(|&i| self.zoo.task(i as usize)).collect();
         let supports = encoder.support(self.sources, tasks.iter().copied(), Part::Train, rng)?;
-        let (dataset, _) = encoder.encode(&supports)?;
         let (rows, pieces) = self.vectors.draw(&picked, rng);
         let mut z = self.latents.index_select(&Tensor::new(rows.as_slice(), device)?, 0)?;
         if let Some(index) = one_hot(&pieces, self.vectors.vectorise.index_dim(), device)? {
             z = Tensor::cat(&[&z, &index], 1)?;
         }
-        let shape = encoder.shape.clone();
-        let mut b = Eager::new(&mut encoder.params);
-        let projected = project_latent(&mut b, &z, z.dim(1)?, &shape)?;
-        let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
-        let scale = temperature.affine(1.0, -self.config.encoder.temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
-        info_nce(&dataset, &projected, &scale, &positives(&tasks, device)?)
+        let pass = Alignment { shape: &encoder.shape, latent_dim: z.dim(1)? };
+        let inputs: Vec<&Tensor> = [&supports.features, &z].into_iter().chain(&supports.presence).collect();
+        let target = positives(&tasks, device)?;
+        let temperature = self.config.encoder.temperature;
+        let loss = |outputs: &[Tensor]| contrast(outputs, temperature, &target);
+        tape::learn(&mut encoder.params, &pass, &inputs, share, loss)
     }
+}
+
+/// Features, latents (and presence, where a dataset has any number of classes) → z_D, projected latents, and the logarithm
+/// that the temperature is moved by.
+pub(crate) struct Alignment<'a> {
+    pub shape: &'a EncoderShape,
+    pub latent_dim: usize,
+}
+
+impl Pass for Alignment<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        let (dataset, _) = encode(b, self.shape, &inputs[0], inputs.get(2))?;
+        let projected = project_latent(b, &inputs[1], self.latent_dim, self.shape)?;
+        let temperature = b.param("align.log_temperature", &[1], Init::Zeros)?;
+        Ok(vec![dataset, projected, temperature])
+    }
+}
+
+/// The contrastive loss of what [`Alignment`] gives; `temperature` is that at the start.
+pub(crate) fn contrast(outputs: &[Tensor], temperature: f64, target: &Tensor) -> Result<Tensor> {
+    let scale = outputs[2].affine(1.0, -temperature.ln())?.exp()?.clamp(1.0, 100.0)?;
+    info_nce(&outputs[0], &outputs[1], &scale, target)
 }
 
 /// Rows that sum to one: weight 1/k on each of the k entries of the batch with the same task. Two runs of one dataset

@@ -4,7 +4,6 @@
 //! token of a class depends on its own images alone, so that class sets which the zoo lacks are near where their classes
 //! are its own.
 
-use candle_core::Tensor;
 use datasets::Task;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -85,7 +84,7 @@ fn tokens(
     let mut all = Vec::with_capacity(drawn.len());
     for batch in drawn.chunks(BATCH) {
         let supports = encoder.support(sources, batch.iter().copied(), part, rng)?;
-        let (_, condition): (Tensor, Tensor) = encoder.encode(&supports)?;
+        let (_, condition) = encoder.values(&supports)?;
         for (task, row) in batch.iter().zip(condition.to_vec2::<f32>()?) {
             all.push(row[start..start + task.classes.len() * dim].to_vec());
         }

@@ -1,6 +1,8 @@
 //! The stages of training, in order: zoo, vectors, VAE, dataset encoder, denoiser, predictor; and the fitting of many models at
 //! once that zoo and fine-tuning share.
 
+#[cfg(test)]
+mod case;
 mod course;
 pub mod diffusion;
 pub mod encoder;

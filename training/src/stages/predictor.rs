@@ -25,6 +25,7 @@ use crate::networks::predictor::{PredictorShape, predict};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
 use crate::random;
+use crate::tape::{self, Learned, Learning, Pass};
 
 /// A trained predictor. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -212,19 +213,22 @@ pub fn train(
     };
     let batch = Batches { given, settings, examples: &learned, std };
     let networks = (predictor, encoder.cloned());
-    let (mut predictor, mut encoder) = shards::created(networks, config.seed, |shard| batch.loss(shard))?;
-    let vars = predictor.params.vars();
+    let (mut predictor, mut encoder) = shards::created(networks, config.seed, |shard| batch.learn(shard, 1.0))?;
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-    let mut adam = AdamW::new(vars.clone(), decay);
-    let mut shards = shards::shards(config.seed, stage, || (predictor.clone(), encoder.clone()));
+    let mut adam = AdamW::new(predictor.params.vars(), decay);
+    let learning = || {
+        let params = predictor.params.learning_in(given.config.arithmetic);
+        (Predictor { params, ..predictor.clone() }, encoder.clone())
+    };
+    let mut shards = shards::shards(config.seed, stage, learning);
     let mut course = Course::begin(given, stage, settings.steps, |snapshot| {
         snapshot.restore("params", &predictor.params)?;
         adam.restore("adam", snapshot)?;
         shards::restore(&mut shards, snapshot)
     })?;
     for step in course.steps() {
-        let (loss, grads) = shards::gradients(&mut shards, &vars, (stage, step), |s| batch.loss(s))?;
-        adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
+        let (loss, grads) = shards::learn(&mut shards, (stage, step), |s, share| batch.learn(s, share))?;
+        adam.step_sums(grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             course.message(format!("loss {loss:.4}"));
         }
@@ -255,8 +259,8 @@ struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// Squared error of one shard's predictions, in deviations of the accuracies.
-    fn loss(&self, shard: &mut Shard<(Predictor, Option<Encoder>)>) -> Result<Tensor> {
+    /// `share` of the squared error of one shard's predictions, in deviations of the accuracies, and its gradients.
+    fn learn(&self, shard: &mut Shard<(Predictor, Option<Encoder>)>, share: f64) -> Result<Learned> {
         let ((predictor, encoder), rng) = (&mut shard.networks, &mut shard.rng);
         let all: Vec<usize> = (0..self.examples.accuracy.len()).collect();
         let picked = shards::pick(&all, self.settings.batch, rng);
@@ -268,10 +272,21 @@ impl Batches<'_> {
             Some(encoder) => Some(embed(self.given, encoder, self.examples, &picked, rng)?),
             None => None,
         };
-        let (_, predicted) = predictor.predict(&x, dataset.as_ref())?;
         let target: Vec<f32> = picked.iter().map(|&i| self.examples.accuracy[i as usize]).collect();
         let target = Tensor::from_vec(target, (picked.len(), 1), device)?;
-        Ok((predicted - target)?.affine(1.0 / f64::from(self.std), 0.0)?.sqr()?.mean_all()?)
+        let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&dataset).collect();
+        let scale = 1.0 / f64::from(self.std);
+        let loss = |outputs: &[Tensor]| Ok((&outputs[0] - &target)?.affine(scale, 0.0)?.sqr()?.mean_all()?);
+        tape::learn(&mut predictor.params, &Prediction(&predictor.shape), &inputs, share, loss)
+    }
+}
+
+/// Weights (and z_D, where it sees it) → accuracy.
+pub(crate) struct Prediction<'a>(pub &'a PredictorShape);
+
+impl Pass for Prediction<'_> {
+    fn outputs<B: Learning>(&self, b: &mut B, inputs: &[B::T]) -> Result<Vec<B::T>> {
+        Ok(vec![predict(b, self.0, &inputs[0], inputs.get(1))?.1])
     }
 }
 
@@ -285,7 +300,7 @@ fn embed(
 ) -> Result<Tensor> {
     let tasks = picked.iter().map(|&i| given.zoo.task(examples.checkpoint[i as usize]));
     let supports = encoder.support(given.sources, tasks, Part::Train, rng)?;
-    Ok(encoder.encode(&supports)?.0.detach())
+    Ok(encoder.values(&supports)?.0)
 }
 
 /// How well the accuracies of networks made of held-out runs are told.

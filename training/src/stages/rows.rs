@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use weights::manifest::{Prediction, Schedule, files};
 use weights::tensors;
 
-use super::diffusion::{Noised, inverse_deviation};
+use super::diffusion::{Denoising, Noised, inverse_deviation};
 use super::shards::{self, Shard};
+use super::vae::{Coding, bounded, kl_divergence};
 use crate::backend::Eager;
 use crate::error::{Error, Result};
 use crate::export::{self, PROBE_BATCHES, Probe, named};
@@ -22,6 +23,7 @@ use crate::optim::{self, AdamConfig, AdamW, Ema};
 use crate::params::Params;
 use crate::progress::Progress;
 use crate::random;
+use crate::tape::{self, Learned};
 
 /// How rows are learned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,24 +191,26 @@ impl Rows {
         let c = self.config.clone();
         let kl_from = (c.kl_from * c.vae_steps as f64) as usize;
         let n = known.values.dim(0)?;
-        let loss = |this: &Self, shard: &mut Shard<Params>, step: usize| -> Result<Tensor> {
+        let learn = |this: &Self, shard: &mut Shard<Params>, step: usize, share: f64| -> Result<Learned> {
             let picked = this.pick(n, &mut shard.rng);
             let x = source.rows(&picked)?;
             let picked = Tensor::new(picked.as_slice(), &Device::Cpu)?;
             let kinds = known.kinds.as_ref().map(|kinds| kinds.index_select(&picked, 0)).transpose()?;
-            let mut b = Eager::new(&mut shard.networks);
-            let (mean, log_variance) = encode(&mut b, &this.vae, &x, kinds.as_ref())?;
-            if c.beta == 0.0 || step < kl_from {
-                return Ok((decode(&mut b, &this.vae, &mean, kinds.as_ref())? - x)?.sqr()?.mean_all()?);
-            }
-            let log_variance = log_variance.clamp(-12.0, 4.0)?;
-            let noise = random::normal(mean.dims(), &Device::Cpu, &mut shard.rng)?;
-            let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
-            let y = decode(&mut b, &this.vae, &z, kinds.as_ref())?;
-            let kl = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?.mean_all()?.affine(0.5, -0.5)?;
-            Ok(((y - x)?.sqr()?.mean_all()? + kl.affine(c.beta, 0.0)?)?)
+            let latents = [x.dim(0)?, c.latent];
+            let with_noise = c.beta > 0.0 && step >= kl_from;
+            let noise = with_noise.then(|| random::normal(&latents, &Device::Cpu, &mut shard.rng)).transpose()?;
+            let pass = Coding { shape: &this.vae, noise: noise.as_ref() };
+            let inputs: Vec<&Tensor> = std::iter::once(&x).chain(&kinds).collect();
+            tape::learn(&mut shard.networks, &pass, &inputs, share, |outputs| {
+                let mse = (&outputs[2] - &x)?.sqr()?.mean_all()?;
+                if noise.is_none() {
+                    return Ok(mse);
+                }
+                let kl = kl_divergence(&outputs[0], &bounded(&outputs[1])?, None)?;
+                Ok((mse + kl.affine(c.beta, 0.0)?)?)
+            })
         };
-        self.vae_params = self.fit((stage, c.vae_steps), &self.vae_params, loss, progress)?;
+        self.vae_params = self.fit((stage, c.vae_steps), &self.vae_params, learn, progress)?;
         Ok(())
     }
 
@@ -222,14 +226,15 @@ impl Rows {
         let latents = latents.affine(self.scale, 0.0)?;
         let alphas = self.schedule.alphas_cumulative();
         let n = known.values.dim(0)?;
-        let loss = |this: &Self, shard: &mut Shard<Params>, _: usize| -> Result<Tensor> {
+        let learn = |this: &Self, shard: &mut Shard<Params>, _: usize, share: f64| -> Result<Learned> {
             let picked = Tensor::new(this.pick(n, &mut shard.rng).as_slice(), &Device::Cpu)?;
             let (z, c) = (latents.index_select(&picked, 0)?, known.values.index_select(&picked, 0)?);
             let Noised { noisy, timestep, .. } = Noised::draw(&z, &alphas, &mut shard.rng)?;
-            let y = denoise(&mut Eager::new(&mut shard.networks), &this.shape, &noisy, &timestep, &c)?;
-            Ok((y - z)?.sqr()?.mean_all()?)
+            tape::learn(&mut shard.networks, &Denoising(&this.shape), &[&noisy, &timestep, &c], share, |outputs| {
+                Ok((&outputs[0] - &z)?.sqr()?.mean_all()?)
+            })
         };
-        self.denoiser = self.fit((stage, self.config.diffusion_steps), &self.denoiser, loss, progress)?;
+        self.denoiser = self.fit((stage, self.config.diffusion_steps), &self.denoiser, learn, progress)?;
         Ok(())
     }
 
@@ -238,20 +243,19 @@ impl Rows {
         &self,
         (stage, steps): (&'static str, usize),
         params: &Params,
-        loss: impl Fn(&Self, &mut Shard<Params>, usize) -> Result<Tensor> + Sync,
+        learn: impl Fn(&Self, &mut Shard<Params>, usize, f64) -> Result<Learned> + Sync,
         progress: &Progress,
     ) -> Result<Params> {
         let config = &self.config;
-        let params = shards::created(params.clone(), config.seed, |shard| loss(self, shard, 0))?;
-        let vars = params.vars();
-        let mut adam = AdamW::new(vars.clone(), AdamConfig { clip: 1.0, ..Default::default() });
+        let params = shards::created(params.clone(), config.seed, |shard| learn(self, shard, 0, 1.0))?;
+        let mut adam = AdamW::new(params.vars(), AdamConfig { clip: 1.0, ..Default::default() });
         let mut ema = Ema::new(&params, 0.99)?;
         let mut shards = shards::shards(config.seed, stage, || params.clone());
         let shown = progress.stage(stage, steps, 0);
         for step in 0..steps {
-            let loss = |shard: &mut Shard<Params>| loss(self, shard, step);
-            let (value, grads) = shards::gradients(&mut shards, &vars, (stage, step), loss)?;
-            adam.step(&grads, optim::cosine(config.lr, step, steps))?;
+            let learn = |shard: &mut Shard<Params>, share| learn(self, shard, step, share);
+            let (value, grads) = shards::learn(&mut shards, (stage, step), learn)?;
+            adam.step_sums(grads, optim::cosine(config.lr, step, steps))?;
             ema.update(&params)?;
             shown.advance_with(1, value)?;
         }

@@ -8,8 +8,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::device;
 use crate::error::{Error, Result};
+use crate::optim::Gradient;
 use crate::random;
 use crate::snapshots::Snapshot;
+use crate::tape::Learned;
 
 /// Shards of each batch.
 pub const SHARDS: usize = 2;
@@ -28,7 +30,7 @@ pub struct Shard<N> {
 ///
 /// # Errors
 /// Those of the loss.
-pub fn created<N>(networks: N, seed: u64, loss: impl FnOnce(&mut Shard<N>) -> Result<Tensor>) -> Result<N> {
+pub fn created<N, L>(networks: N, seed: u64, loss: impl FnOnce(&mut Shard<N>) -> Result<L>) -> Result<N> {
     let mut first = Shard { networks, rng: random::stream(seed, "create") };
     loss(&mut first)?;
     Ok(first.networks)
@@ -100,12 +102,31 @@ pub fn gradients<N: Send>(
     Ok((total, sum))
 }
 
+/// Mean loss over the shards, and the shards' gradients of each parameter, to be summed. `learn` gives a shard's share of
+/// that loss with the gradients of the share.
+///
+/// # Errors
+/// As [`gradients`].
+pub(crate) fn learn<N: Send>(
+    shards: &mut [Shard<N>],
+    at: (&'static str, usize),
+    learn: impl Fn(&mut Shard<N>, f64) -> Result<Learned> + Sync,
+) -> Result<(f32, Vec<Vec<Gradient>>)> {
+    let (loss, parts) = each(shards, at, |shard, share| learn(shard, share).map(|l| (l.loss, l.params)))?;
+    let mut all: Vec<Vec<Gradient>> = Vec::new();
+    for own in parts {
+        all.resize_with(own.len(), Vec::new);
+        all.iter_mut().zip(own).for_each(|(all, grad)| all.extend(grad));
+    }
+    Ok((loss, all))
+}
+
 /// The sum of each shard's share of the loss, and what each has with it, in the order of the shards. `f` takes a shard and
 /// the part of the batch that it is.
 ///
 /// # Errors
 /// As [`gradients`].
-pub fn each<N: Send, T: Send>(
+fn each<N: Send, T: Send>(
     shards: &mut [Shard<N>],
     (stage, step): (&'static str, usize),
     f: impl Fn(&mut Shard<N>, f64) -> Result<(f32, T)> + Sync,

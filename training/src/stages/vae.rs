@@ -2,27 +2,30 @@
 //! original on images of its task. Perfect reconstruction is worthless when the latent space between the runs is
 //! empty; the behaviour loss and a large β make its points working networks.
 
+mod batches;
+mod coding;
+mod undo;
+
 use candle_core::{D, Device, Tensor};
-use rand_chacha::ChaCha8Rng;
-use weights::Architecture;
-use weights::layout::NORM_EPSILON;
 
 use super::course::{Course, Given};
-use super::fit::{Net, score};
+use super::fit::score;
 use super::predictor::Predictor;
 use super::shards::{self, Shard};
-use super::vectors::{Rows, Vectors, masked_mean, one_hot};
+use super::vectors::{Vectors, one_hot};
 use super::zoo::Zoo;
 use crate::backend::Eager;
-use crate::config::{Config, VaeConfig, VaeKind};
+use crate::config::{Config, VaeKind};
 use crate::curve::Curve;
 use crate::data::{Part, Sources};
 use crate::error::{Error, Result};
 use crate::networks::vae::{VaeForm, VaeShape, decode, encode};
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::params::Params;
-use crate::random;
 use crate::snapshots::Snapshot;
+use batches::Batches;
+pub(crate) use coding::{Coding, bounded, kl_divergence};
+use undo::Undo;
 
 /// A trained VAE. A clone shares its parameters.
 #[derive(Debug, Clone)]
@@ -31,16 +34,12 @@ pub struct Vae {
     pub shape: VaeShape,
     /// Its parameters.
     pub params: Params,
-    /// Standardisation as tensors, `[kinds, length]` each.
-    mean: Tensor,
-    std: Tensor,
-    /// 1 where the value is a variance, of which the logarithm is standardised.
-    variances: Option<Tensor>,
+    undo: Undo,
 }
 
 impl Vae {
     fn new(config: &Config, zoo: &Zoo, vectors: &Vectors, device: &Device) -> Result<Self> {
-        let (length, kinds) = (vectors.vectorise.length, vectors.vectorise.kinds());
+        let length = vectors.vectorise.length;
         let hidden = config.vae.hidden.clone();
         let (form, latent) = match config.vae.kind {
             VaeKind::Linear => (VaeForm::Linear, config.vae.latent.clone()),
@@ -52,15 +51,10 @@ impl Vae {
             let text = format!("with vae.rows the first number of vae.latent must be that of the classes, {classes}");
             return Err(Error::Config(text));
         }
-        let s = &vectors.standardisation;
-        let mask: Vec<f32> = s.variances.iter().map(|&v| f32::from(u8::from(v))).collect();
-        let of_rows = |values: &[f32]| Tensor::from_slice(values, (kinds, length), device);
         Ok(Self {
             shape: VaeShape { length, hidden, latent, form, index: vectors.vectorise.index_dim(), rows },
             params: Params::new(config.seed, device),
-            mean: of_rows(&s.mean)?,
-            std: of_rows(&s.std)?,
-            variances: if mask.is_empty() { None } else { Some(of_rows(&mask)?) },
+            undo: Undo::new(vectors, device)?,
         })
     }
 
@@ -88,18 +82,6 @@ impl Vae {
     pub fn decode(&mut self, z: &Tensor, pieces: &[u32]) -> Result<Tensor> {
         let index = one_hot(pieces, self.shape.index, z.device())?;
         decode(&mut Eager::new(&mut self.params), &self.shape, z, index.as_ref())
-    }
-
-    /// Undoes the standardisation of rows `[n, length]`, which are these pieces.
-    fn undo(&self, x: &Tensor, pieces: &[u32]) -> Result<Tensor> {
-        if self.mean.dim(0)? == 1 {
-            let x = x.broadcast_mul(&self.std)?.broadcast_add(&self.mean)?;
-            return self.variances.as_ref().map_or_else(|| Ok(x.clone()), |mask| exponential(&x, mask));
-        }
-        let index = Tensor::new(pieces, x.device())?;
-        let of_rows = |t: &Tensor| t.index_select(&index, 0);
-        let x = ((x * of_rows(&self.std)?)? + of_rows(&self.mean)?)?;
-        self.variances.as_ref().map_or_else(|| Ok(x.clone()), |mask| exponential(&x, &of_rows(mask)?))
     }
 
     /// Latent means of all rows of a zoo, `[rows, latent…]`.
@@ -187,7 +169,7 @@ impl Vae {
         let z = self.encode(&x, &batch.pieces)?.0;
         let decoded = self.decode(&z, &batch.pieces)?;
         let first: Vec<u32> = batch.networks.iter().map(|&(_, first)| first).collect();
-        vectors.join(&self.undo(&decoded, &batch.pieces)?, batch.networks[0].0, &first)
+        vectors.join(&self.undo.rows(&decoded, &batch.pieces)?, batch.networks[0].0, &first)
     }
 }
 
@@ -203,21 +185,12 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
         // Nothing to learn.
         return Ok((vae, Curve::new("vae", 0)));
     }
-    let length = vectors.vectorise.length;
-    let batch = Batches {
-        settings: &config.vae,
-        guide,
-        zoo,
-        sources,
-        vectors,
-        x: Tensor::from_slice(&vectors.x, (vectors.x.len() / length, length), device)?,
-        architectures: zoo.architectures().collect(),
-    };
+    let batch = Batches::new(given, guide, device)?;
     let settings = &config.vae;
-    let vars = vae.params.vars();
     let decay = AdamConfig { weight_decay: settings.weight_decay, clip: 1.0, ..Default::default() };
-    let mut adam = AdamW::new(vars.clone(), decay);
-    let mut shards = shards::shards(config.seed, "vae", || vae.clone());
+    let mut adam = AdamW::new(vae.params.vars(), decay);
+    let learning = || Vae { params: vae.params.learning_in(config.arithmetic), ..vae.clone() };
+    let mut shards = shards::shards(config.seed, "vae", learning);
     let mut best = Best::default();
     let mut course = Course::begin(given, "vae", settings.steps, |snapshot| {
         snapshot.restore("params", &vae.params)?;
@@ -228,8 +201,9 @@ pub fn train(given: &Given<'_>, guide: Option<&Predictor>, device: &Device) -> R
     for step in course.steps() {
         let autoencoder =
             step + 1 < settings.steps && step < (settings.kl_from * settings.steps as f64).round() as usize;
-        let (loss, grads) = shards::gradients(&mut shards, &vars, ("vae", step), |s| batch.loss(s, autoencoder))?;
-        adam.step(&grads, optim::cosine(settings.lr, step, settings.steps))?;
+        let learn = |shard: &mut Shard<Vae>, share| batch.learn(shard, share, autoencoder);
+        let (loss, grads) = shards::learn(&mut shards, ("vae", step), learn)?;
+        adam.step_sums(grads, optim::cosine(settings.lr, step, settings.steps))?;
         if step % 20 == 0 {
             course.message(format!("loss {loss:.4}, held-out accuracy {:.3}", best.accuracy));
         }
@@ -314,19 +288,6 @@ impl Best {
     }
 }
 
-/// Variances (`mask` 1, `[n or 1, length]`) of their logarithms in rows `x [n, length]`; other values stay.
-fn exponential(x: &Tensor, mask: &Tensor) -> Result<Tensor> {
-    let largest = f64::from(weights::standardise::LARGEST_LOG);
-    let variances = x.broadcast_mul(mask)?.minimum(largest)?.exp()?.affine(1.0, -NORM_EPSILON)?.relu()?;
-    Ok((x.broadcast_mul(&mask.affine(-1.0, 1.0)?)? + variances.broadcast_mul(mask)?)?)
-}
-
-/// KL(q ‖ N(0, 1)) in nats, mean over batch and latent dimensions, of those that are there.
-fn kl_divergence(mean: &Tensor, log_variance: &Tensor, there: Option<&Tensor>) -> Result<Tensor> {
-    let sum = ((mean.sqr()? + log_variance.exp()?)? - log_variance)?;
-    Ok(masked_mean(&sum, there)?.affine(0.5, -0.5)?)
-}
-
 /// Of each class row whether these checkpoints have it, `[n, classes, 1]`: as a mask of latents.
 fn there(vectors: &Vectors, checkpoints: &[usize], device: &Device) -> Result<Option<Tensor>> {
     let presence = vectors.presence(checkpoints, device)?;
@@ -340,87 +301,5 @@ pub(crate) fn present(latents: &Tensor, presence: &Tensor) -> Result<Tensor> {
     Ok(latents.flatten(0, 1)?.index_select(&Tensor::new(own.as_slice(), latents.device())?, 0)?)
 }
 
-/// What the batches are drawn from.
-struct Batches<'a> {
-    settings: &'a VaeConfig,
-    guide: Option<&'a Predictor>,
-    zoo: &'a Zoo,
-    sources: &'a Sources,
-    vectors: &'a Vectors,
-    x: Tensor,
-    architectures: Vec<&'a Architecture>,
-}
-
-impl Batches<'_> {
-    /// The loss of one shard, without noise and KL while it is an autoencoder: mse · squared error + β · KL + behaviour · KL of outputs + predictor · Eq. 9's term.
-    fn loss(&self, shard: &mut Shard<Vae>, autoencoder: bool) -> Result<Tensor> {
-        let (vae, rng, settings) = (&mut shard.networks, &mut shard.rng, self.settings);
-        let device = self.x.device();
-        let picked = shards::pick(&self.vectors.train, settings.batch, rng);
-        let batch = self.vectors.batch(picked.iter().map(|&i| i as usize));
-        let x = self.x.index_select(&Tensor::new(batch.rows.as_slice(), device)?, 0)?;
-        let noise = random::normal(x.dims(), device, rng)?;
-        let noisy = (&x + noise.affine(settings.input_noise, 0.0)?)?;
-        let (mean, log_variance) = vae.encode(&noisy, &batch.pieces)?;
-        let log_variance = log_variance.clamp(-12.0, 4.0)?;
-        let noise = random::normal(mean.dims(), device, rng)?.affine(if autoencoder { 0.0 } else { 1.0 }, 0.0)?;
-        let z = (&mean + (log_variance.affine(0.5, 0.0)?.exp()? * noise)?)?;
-        let decoded = vae.decode(&z, &batch.pieces)?;
-        let beta = if autoencoder { 0.0 } else { settings.beta };
-        let checkpoints: Vec<usize> = picked.iter().map(|&i| i as usize).collect();
-        let kl = kl_divergence(&mean, &log_variance, there(self.vectors, &checkpoints, device)?.as_ref())?;
-        let mask = self.vectors.mask(&checkpoints, device)?;
-        let mse = masked_mean(&(&decoded - &x)?.sqr()?, mask.as_ref())?;
-        let mut loss = (mse.affine(settings.mse, 0.0)? + kl.affine(beta, 0.0)?)?;
-        if let Some(guide) = self.guide.filter(|_| settings.predictor > 0.0) {
-            loss = (loss + guide.guidance(&x, &decoded)?.affine(settings.predictor, 0.0)?)?;
-        }
-        if settings.behaviour == 0.0 {
-            return Ok(loss);
-        }
-        let (original, decoded) = (vae.undo(&x, &batch.pieces)?, vae.undo(&decoded, &batch.pieces)?);
-        let behaviour = self.behaviour(&picked, &batch, &original, &decoded, rng)?;
-        Ok((loss + behaviour.affine(settings.behaviour, 0.0)?)?)
-    }
-
-    /// KL between the outputs of original and decoded networks (weights of all rows, `[rows, length]` each) on training
-    /// images of each network's task, mean over networks and images. Networks of one architecture go together.
-    fn behaviour(
-        &self,
-        picked: &[u32],
-        batch: &Rows,
-        original: &Tensor,
-        decoded: &Tensor,
-        rng: &mut ChaCha8Rng,
-    ) -> Result<Tensor> {
-        let models = ((picked.len() as f64 * self.settings.behaviour_share).round() as usize).max(1);
-        let mut sum: Option<Tensor> = None;
-        for (index, architecture) in self.architectures.iter().enumerate() {
-            let own = (0..models).filter(|&i| batch.networks[i].0 == index).collect::<Vec<_>>();
-            if own.is_empty() {
-                continue;
-            }
-            let mut images = Vec::new();
-            for &i in &own {
-                let task = self.zoo.task(picked[i] as usize);
-                let data = self.sources.task(task, Part::Train)?;
-                data.draw(self.settings.behaviour_images, rng, &mut images);
-            }
-            let net = Net::new(architecture, self.sources.frozen());
-            let images = net.inputs(images, own.len(), original.device())?;
-            let first: Vec<u32> = own.iter().map(|&i| batch.networks[i].1).collect();
-            let outputs = |rows: &Tensor| -> Result<Tensor> {
-                let theta = self.vectors.join(rows, index, &first)?;
-                Ok(candle_nn::ops::log_softmax(&net.logits(&theta, &images)?, D::Minus1)?)
-            };
-            let (p, q) = (outputs(original)?.detach(), outputs(decoded)?);
-            let kl = (p.exp()? * (&p - &q)?)?.sum(D::Minus1)?.mean_all()?;
-            let kl = kl.affine(own.len() as f64 / models as f64, 0.0)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + kl)?,
-                None => kl,
-            });
-        }
-        sum.map_or_else(|| Ok(Tensor::zeros((), candle_core::DType::F32, original.device())?), Ok)
-    }
-}
+#[cfg(test)]
+mod tests;

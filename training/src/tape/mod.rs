@@ -1,12 +1,16 @@
 //! Gradients of the generator's own networks on the CPU, recorded operation by operation. candle's own backward pass
 //! makes zeros for each gradient, adds to them into a new tensor, and copies what it transposed; here a gradient is
 //! moved to where it belongs, or added in place, and operations that belong together are one (normalisation with scale,
-//! shift and SiLU; attention; linear maps with bias and residual). Operations that no hot loop has go through candle.
+//! shift and SiLU; attention; linear maps with bias and residual). Operations that no hot loop has go through candle,
+//! and so does the loss: [`learn`].
 
 mod attention;
 mod backend;
 mod conv;
+mod learn;
 mod norm;
+#[cfg(test)]
+mod passes;
 mod pool;
 mod shapes;
 mod silu;
@@ -20,6 +24,9 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 
 use crate::error::{Error, Result};
 use crate::params::Params;
+pub(crate) use learn::{Learned, Learning, Pass, learn, values};
+#[cfg(test)]
+pub(crate) use learn::{by_candle, on_tape};
 pub use pool::{Buffer, Pool};
 
 /// A value on the tape; one without a node is a constant.
@@ -71,13 +78,20 @@ pub struct Tape<'a> {
     /// Nodes of parameters.
     leaves: BTreeMap<String, Traced>,
     pool: Pool,
+    /// Whether anything is recorded.
+    records: bool,
 }
 
 impl<'a> Tape<'a> {
     /// An empty tape.
     pub fn new(params: &'a mut Params) -> Self {
         let pool = params.pool().clone();
-        Self { params, nodes: Vec::new(), leaves: BTreeMap::new(), pool }
+        Self { params, nodes: Vec::new(), leaves: BTreeMap::new(), pool, records: true }
+    }
+
+    /// A tape that records nothing: its operations, for their values alone.
+    pub fn without_gradients(params: &'a mut Params) -> Self {
+        Self { records: false, ..Self::new(params) }
     }
 
     /// An input without a gradient.
@@ -88,11 +102,14 @@ impl<'a> Tape<'a> {
         Ok(Traced { values: Values::Tensor(x.contiguous()?.detach()), shape: x.dims().to_vec(), node: None })
     }
 
-    /// An input whose gradient [`Tape::backward`] gives.
+    /// An input whose gradient [`Tape::backward`] gives where it is asked for.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub fn input(&mut self, x: &Tensor) -> Result<Traced> {
+        if !self.records {
+            return self.constant_input(x);
+        }
         self.nodes.push(None);
         Ok(Traced { node: Some(self.nodes.len() - 1), ..self.constant_input(x)? })
     }
@@ -140,18 +157,21 @@ impl<'a> Tape<'a> {
         }))
     }
 
-    /// Gradients of `output`'s values times `grad`, with respect to the parameters and to `input`.
+    /// Gradients of the sum of all outputs' values, each times the gradient that comes with it, with respect to the
+    /// parameters and to `inputs`.
     ///
     /// # Errors
-    /// When `grad` has another number of values than `output`.
-    pub fn backward(self, output: &Traced, grad: &Tensor, input: Option<&Traced>) -> Result<Gradients> {
+    /// When a gradient has another number of values than its output.
+    pub fn backward(self, outputs: &[(&Traced, &Tensor)], inputs: &[Traced]) -> Result<Gradients> {
         let mut grads = Grads { all: Vec::new(), pool: self.pool.clone() };
         grads.all.resize_with(self.nodes.len(), || None);
-        if grad.elem_count() != output.count() {
-            return Err(Error::Config(format!("a gradient of {:?} for {:?}", grad.dims(), output.shape)));
-        }
-        if output.node.is_some() {
-            grads.add(output.node, self.pool.copy(&grad.flatten_all()?.to_vec1::<f32>()?));
+        for (output, grad) in outputs {
+            if grad.elem_count() != output.count() {
+                return Err(Error::Config(format!("a gradient of {:?} for {:?}", grad.dims(), output.shape)));
+            }
+            if output.node.is_some() {
+                grads.add(output.node, self.pool.copy(&grad.flatten_all()?.to_vec1::<f32>()?));
+            }
         }
         for (i, backward) in self.nodes.into_iter().enumerate().rev() {
             if let Some(backward) = backward
@@ -163,21 +183,21 @@ impl<'a> Tape<'a> {
         let mut taken = |of: &Traced| of.node.and_then(|node| grads.all[node].take());
         let own = |(name, leaf): (&String, &Traced)| Some((name.clone(), taken(leaf)?));
         let params = self.leaves.iter().filter_map(own).collect();
-        let input = match input.and_then(|input| Some((input, taken(input)?))) {
-            Some((input, grad)) => Some(Tensor::from_slice(&grad, input.shape.as_slice(), &Device::Cpu)?),
-            None => None,
+        let of_input = |input: &Traced| {
+            let grad = taken(input).map(|grad| Tensor::from_slice(&grad, input.shape.as_slice(), &Device::Cpu));
+            Ok(grad.transpose()?)
         };
-        Ok(Gradients { params, input })
+        Ok(Gradients { params, inputs: inputs.iter().map(of_input).collect::<Result<_>>()? })
     }
 }
 
 /// What [`Tape::backward`] gives.
 #[derive(Debug)]
 pub struct Gradients {
-    /// By parameter; those that the output does not depend on are missing.
+    /// By parameter; those that no output depends on are missing.
     pub params: BTreeMap<String, Buffer>,
-    /// Of the input that was asked for.
-    pub input: Option<Tensor>,
+    /// Of the inputs that were asked for; none where no output depends on one, or it has no gradient.
+    pub inputs: Vec<Option<Tensor>>,
 }
 
 /// Gradients by node.

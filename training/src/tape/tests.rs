@@ -35,7 +35,7 @@ fn check(shapes: &[&[usize]], f: impl Fn(&mut Tape<'_>, &[Traced]) -> Result<Tra
         let traced: Vec<Traced> = inputs.iter().map(|x| tape.input(x).unwrap()).collect();
         let y = f(&mut tape, &traced).unwrap();
         let weights = normal(y.tensor().unwrap().dims(), "g");
-        let grad = tape.backward(&y, &weights, Some(&traced[i])).unwrap().input.unwrap();
+        let grad = tape.backward(&[(&y, &weights)], &traced).unwrap().inputs.remove(i).unwrap();
         assert_eq!(grad.dims(), shapes[i]);
         let grad: Vec<f32> = grad.flatten_all().unwrap().to_vec1().unwrap();
         let flat: Vec<f32> = input.flatten_all().unwrap().to_vec1().unwrap();
@@ -128,7 +128,7 @@ fn what_does_not_fit_is_an_error() {
     assert!(tape.conv2d(&x, &w, &b, 1, 0).is_err());
     assert!(tape.concat(&[&x, &w], 1).is_err());
     assert!(tape.attend([&x, &w, &w], [2, 2, 2, 1], None).is_err());
-    assert!(tape.backward(&x, &normal(&[5], "g"), None).is_err());
+    assert!(tape.backward(&[(&x, &normal(&[5], "g"))], &[]).is_err());
 }
 
 /// A network's output and gradients, of parameters and of the condition, on a tape and by candle.
@@ -155,7 +155,7 @@ fn compare(shape: &DenoiserShape) {
     let c = tape.input(&condition).unwrap();
     let ours = denoise(&mut tape, shape, &z, &t, &c).unwrap();
     assert!(difference(&ours.tensor().unwrap(), &theirs) < 1e-5, "{:?}", shape.config);
-    let own = tape.backward(&ours, &weights, Some(&c)).unwrap();
+    let mut own = tape.backward(&[(&ours, &weights)], &[c]).unwrap();
     let close = |ours: &Tensor, theirs: &Tensor, what: &str| {
         let scale: f32 = theirs.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
         assert!(difference(ours, theirs) < 1e-4 * (scale + 1e-2), "{what} of {:?}", shape.config);
@@ -168,7 +168,7 @@ fn compare(shape: &DenoiserShape) {
     // Presence is data: candle gives it a gradient, and nothing asks for it.
     let told = shape.condition_dim - if shape.any_number { shape.latent[0] } else { 0 };
     let of_known = |grad: &Tensor| grad.narrow(1, 0, told).unwrap();
-    close(&of_known(&own.input.unwrap()), &of_known(grads.get(&var).unwrap()), "condition");
+    close(&of_known(&own.inputs.remove(0).unwrap()), &of_known(grads.get(&var).unwrap()), "condition");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_second_tape_uses_the_buffers_of_the_first() {
         let input = tape.input(&x).unwrap();
         let y = tape.unary(&input, Unary::Silu).unwrap();
         let values = y.tensor().unwrap();
-        let grad = tape.backward(&y, &x, Some(&input)).unwrap().input.unwrap();
+        let grad = tape.backward(&[(&y, &x)], &[input]).unwrap().inputs.remove(0).unwrap();
         (values.to_vec2::<f32>().unwrap(), grad.to_vec2::<f32>().unwrap())
     };
     let first = run(&mut params);
