@@ -41,12 +41,12 @@ pub struct Args {
     /// `ddim`, `ddpm` or `dpm_solver_pp`.
     #[arg(long, default_value = "ddim")]
     sampler: String,
-    /// Steps; without it all for DDPM, else 5 where the denoiser predicts the clean latent, and 20 where the noise.
+    /// Steps; without it 20 of DDPM, else 5 where the denoiser predicts the clean latent, and 20 where the noise.
     #[arg(long)]
     steps: Option<usize>,
-    /// DDIM's η: 0 is deterministic.
-    #[arg(long, default_value_t = 0.0)]
-    eta: f64,
+    /// DDIM's η: 0 is deterministic; without it 0 where the denoiser predicts the clean latent, 1 where the noise.
+    #[arg(long)]
+    eta: Option<f64>,
     /// Classifier-free guidance; 1 is off.
     #[arg(long, default_value_t = 1.0)]
     guidance: f32,

@@ -23,17 +23,23 @@ pub enum SamplerKind {
 }
 
 impl SamplerKind {
-    /// Steps taken when the caller names none; never more than the schedule has. All T for DDPM. For DDIM and DPM-Solver++
-    /// 5 where the denoiser predicts the clean latent, as it does unless configured otherwise, and 20 where it predicts the
-    /// noise: the fewest that lost no accuracy where that was measured (docs/PERFORMANCE.md, Steps).
+    /// Steps taken when the caller names none, never more than the schedule has: 5 of DDIM and DPM-Solver++ where the
+    /// denoiser predicts the clean latent, as it does unless configured otherwise; 20 of DDPM, and where it predicts the
+    /// noise. The fewest that lost no accuracy where that was measured (docs/PERFORMANCE.md, Steps).
     pub fn default_steps(self, schedule: &Schedule) -> usize {
-        let few = match schedule.prediction {
-            Prediction::Sample => 5,
-            Prediction::Epsilon => 20,
+        let few = match (self, schedule.prediction) {
+            (Self::Ddim | Self::DpmSolverPp, Prediction::Sample) => 5,
+            (Self::Ddpm, _) | (_, Prediction::Epsilon) => 20,
         };
-        match self {
-            Self::Ddpm => schedule.steps,
-            Self::Ddim | Self::DpmSolverPp => schedule.steps.min(few),
+        schedule.steps.min(few)
+    }
+
+    /// DDIM's η when the caller names none: 1 where the denoiser predicts the noise, of which a deterministic walk lost 5
+    /// points of accuracy; else 0.
+    pub fn default_eta(self, schedule: &Schedule) -> f64 {
+        match (self, schedule.prediction) {
+            (Self::Ddim, Prediction::Epsilon) => 1.0,
+            _ => 0.0,
         }
     }
 }
@@ -73,8 +79,9 @@ pub struct SampleOptions {
     pub seed: u64,
     /// Sampling steps, 1 to T; none means [`SamplerKind::default_steps`].
     pub steps: Option<usize>,
-    /// DDIM's η in [0, 1]: 0 is deterministic, 1 has the variance of DDPM. The others take none.
-    pub eta: f64,
+    /// DDIM's η in [0, 1]: 0 is deterministic, 1 has the variance of DDPM; none means [`SamplerKind::default_eta`]. The
+    /// others take none.
+    pub eta: Option<f64>,
     /// Classifier-free guidance: null + guidance · (conditional − null); 1 is off.
     pub guidance: f32,
     /// Deviation of noise added to what was sampled, in deviations of the latents: samples differ more, and are worse.
@@ -96,7 +103,7 @@ impl Default for SampleOptions {
             sampler: SamplerKind::Ddim,
             seed: 0,
             steps: None,
-            eta: 0.0,
+            eta: None,
             guidance: 1.0,
             latent_noise: 0.0,
             quality: None,
@@ -129,6 +136,11 @@ impl SampleOptions {
         self.steps.unwrap_or_else(|| self.sampler.default_steps(schedule))
     }
 
+    /// η under `schedule`.
+    pub fn effective_eta(&self, schedule: &Schedule) -> f64 {
+        self.eta.unwrap_or_else(|| self.sampler.default_eta(schedule))
+    }
+
     /// Checks every option against its range.
     ///
     /// # Errors
@@ -138,12 +150,13 @@ impl SampleOptions {
         if let Some(steps) = self.steps {
             check("steps", steps, 1, limits.max_steps)?;
         }
-        if !(0.0..=1.0).contains(&self.eta) {
-            return option("eta", self.eta, "a number from 0 to 1");
+        let eta = self.eta.unwrap_or_default();
+        if !(0.0..=1.0).contains(&eta) {
+            return option("eta", eta, "a number from 0 to 1");
         }
-        if self.sampler != SamplerKind::Ddim && self.eta != 0.0 {
+        if self.sampler != SamplerKind::Ddim && eta != 0.0 {
             let rule = format!("left out (or 0) with sampler {}; only ddim has it", self.sampler);
-            return option("eta", self.eta, &rule);
+            return option("eta", eta, &rule);
         }
         if !(0.0..=limits.max_guidance).contains(&self.guidance) {
             return option("guidance", self.guidance, &format!("a number from 0 to {}", limits.max_guidance));
@@ -208,10 +221,10 @@ mod tests {
         assert_eq!(refused(SampleOptions { count: 0, ..good.clone() }), "count");
         assert_eq!(refused(SampleOptions { count: 257, ..good.clone() }), "count");
         assert_eq!(refused(SampleOptions { steps: Some(0), ..good.clone() }), "steps");
-        assert_eq!(refused(SampleOptions { eta: 1.1, ..good.clone() }), "eta");
-        assert_eq!(refused(SampleOptions { eta: f64::NAN, ..good.clone() }), "eta");
+        assert_eq!(refused(SampleOptions { eta: Some(1.1), ..good.clone() }), "eta");
+        assert_eq!(refused(SampleOptions { eta: Some(f64::NAN), ..good.clone() }), "eta");
         for sampler in [SamplerKind::Ddpm, SamplerKind::DpmSolverPp] {
-            assert_eq!(refused(SampleOptions { eta: 0.5, sampler, ..good.clone() }), "eta");
+            assert_eq!(refused(SampleOptions { eta: Some(0.5), sampler, ..good.clone() }), "eta");
             assert_eq!(sampler.to_string().parse::<SamplerKind>().unwrap(), sampler);
         }
         assert_eq!(refused(SampleOptions { guidance: f32::INFINITY, ..good.clone() }), "guidance");
@@ -224,9 +237,12 @@ mod tests {
     fn steps_follow_sampler_and_schedule() {
         let ddim = SampleOptions::default();
         let ddpm = SampleOptions { sampler: SamplerKind::Ddpm, ..ddim.clone() };
-        assert_eq!((ddim.effective_steps(&SCHEDULE), ddpm.effective_steps(&SCHEDULE)), (5, 1000));
+        assert_eq!((ddim.effective_steps(&SCHEDULE), ddpm.effective_steps(&SCHEDULE)), (5, 20));
         let noise = Schedule { prediction: Prediction::Epsilon, ..SCHEDULE };
-        assert_eq!((ddim.effective_steps(&noise), ddpm.effective_steps(&noise)), (20, 1000));
+        assert_eq!((ddim.effective_steps(&noise), ddpm.effective_steps(&noise)), (20, 20));
+        let etas = [&SCHEDULE, &noise].map(|schedule| (ddim.effective_eta(schedule), ddpm.effective_eta(schedule)));
+        assert_eq!(etas, [(0.0, 0.0), (1.0, 0.0)]);
+        assert_eq!(SampleOptions { eta: Some(0.0), ..ddim.clone() }.effective_eta(&noise), 0.0);
         let short = Schedule { steps: 4, ..SCHEDULE };
         assert_eq!(ddim.effective_steps(&short), 4);
         let many = SampleOptions { steps: Some(9), ..ddim.clone() };

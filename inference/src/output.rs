@@ -50,7 +50,7 @@ impl Provenance<'_> {
                 ("index", self.index.to_string()),
                 ("sampler", options.sampler.to_string()),
                 ("steps", options.effective_steps(&generator.manifest().schedule).to_string()),
-                ("eta", options.eta.to_string()),
+                ("eta", options.effective_eta(&generator.manifest().schedule).to_string()),
                 ("guidance", options.guidance.to_string()),
             ]),
         }

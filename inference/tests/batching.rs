@@ -82,7 +82,7 @@ fn requests() -> Vec<SampleOptions> {
     each.map(|((sampler, steps, eta, guidance), seed, count)| SampleOptions {
         sampler,
         steps,
-        eta,
+        eta: Some(eta),
         guidance,
         seed,
         count,

@@ -114,7 +114,7 @@ fn a_sample_does_not_depend_on_the_count() {
     let generator = Generator::load(&runtime(2), Bundle::new(manifest(Prediction::Sample), files).unwrap()).unwrap();
     let embedding = embed(&generator, &[0, 1]);
     let sample = |count, seed| {
-        let options = SampleOptions { count, seed, eta: 0.7, steps: Some(5), ..SampleOptions::default() };
+        let options = SampleOptions { count, seed, eta: Some(0.7), steps: Some(5), ..SampleOptions::default() };
         generator.sample(&embedding, &options, &mut |_, _| true).unwrap()
     };
     let (one, three, many) = (sample(1, 9), sample(3, 9), sample(130, 9));

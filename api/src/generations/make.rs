@@ -82,7 +82,6 @@ pub(super) async fn make(
         generator_digest: version.digest.clone(),
         dataset_seed: dataset.seed,
         sampler: options.sampler.to_string(),
-        eta: options.eta,
         guidance: options.guidance,
         latent_noise: options.latent_noise,
         quality: options.quality,
@@ -109,6 +108,7 @@ pub(super) async fn make(
         generator = generator.with_architecture(name)?;
     }
     recorded.steps = options.effective_steps(&generator.manifest().schedule);
+    recorded.eta = options.effective_eta(&generator.manifest().schedule);
     let generator_name = format!("{}@{}", version.generator, version.version);
     let limits = state.settings().datasets.clone();
     let retriever = Retriever::new(state, caller, &version, &generator, options.count);

@@ -32,12 +32,13 @@ pub(crate) struct NewGeneration {
     /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
     #[schema(example = 7, format = "uint64")]
     pub(crate) seed: Option<u64>,
-    /// Sampling steps. By default all of the schedule with `ddpm`; with `ddim` and `dpm_solver_pp` 5 where the generator's
-    /// denoiser predicts the clean latent, 20 where it predicts the noise (`schedule.prediction` of its manifest).
+    /// Sampling steps. By default 20 with `ddpm`, and with `ddim` and `dpm_solver_pp` 5 where the generator's denoiser predicts
+    /// the clean latent, 20 where it predicts the noise (`schedule.prediction` of its manifest).
     #[schema(minimum = 1, example = 20)]
     pub(crate) steps: Option<usize>,
-    /// η of `ddim`: 0 (the default) is deterministic given the seed, 1 has the variance of `ddpm`.
-    #[schema(minimum = 0.0, maximum = 1.0, default = 0.0)]
+    /// η of `ddim`: 0 is deterministic given the first noise, 1 has the variance of `ddpm`. By default 0 where the generator's
+    /// denoiser predicts the clean latent, 1 where it predicts the noise. A sample follows from the seed either way.
+    #[schema(minimum = 0.0, maximum = 1.0)]
     pub(crate) eta: Option<f64>,
     /// Classifier-free guidance; 1 (the default) is off.
     #[schema(minimum = 0.0, maximum = 20.0, default = 1.0)]
@@ -117,7 +118,7 @@ impl NewGeneration {
             // 53 bits, which every JSON reader keeps.
             seed: self.seed.unwrap_or_else(|| rand::random::<u64>() >> 11),
             steps: self.steps,
-            eta: self.eta.unwrap_or(defaults.eta),
+            eta: self.eta,
             guidance: self.guidance.unwrap_or(defaults.guidance),
             latent_noise: self.latent_noise.unwrap_or(defaults.latent_noise),
             quality: self.quality,
@@ -198,7 +199,7 @@ mod tests {
     fn defaults() {
         let new = body("").unwrap();
         let options = new.options();
-        assert_eq!((options.count, options.steps, options.eta, options.guidance), (1, None, 0.0, 1.0));
+        assert_eq!((options.count, options.steps, options.eta, options.guidance), (1, None, None, 1.0));
         assert!(options.seed < 1 << 53);
         assert_ne!(options.seed, new.options().seed, "drawn anew");
         assert!(!new.evaluates().unwrap());

@@ -90,7 +90,8 @@ fn sampling(runtime: &Runtime, shape: &DenoiserShape, batch: usize) -> Result<f6
     of_denoiser_batch(&mut params, shape, 1)?;
     let pool = SessionPool::new(runtime, "denoiser", training::export::denoiser(shape, &params)?)?;
     let schedule = Schedule { steps: 1000, beta_start: 1e-4, beta_end: 2e-2, prediction: Prediction::Epsilon };
-    let options = SampleOptions { sampler: SamplerKind::Ddim, steps: Some(STEPS), ..Default::default() };
+    let options =
+        SampleOptions { sampler: SamplerKind::Ddim, steps: Some(STEPS), eta: Some(0.0), ..Default::default() };
     let plan = samplers::plan(&schedule, &options);
     let (dim, latent) = (shape.latent.iter().product::<usize>(), [&[batch], shape.latent.as_slice()].concat());
     let condition = vec![0.1f32; batch * shape.condition_dim];

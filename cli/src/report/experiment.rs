@@ -422,7 +422,7 @@ impl<'a> Run<'a> {
             seed,
             sampler: sampling.sampler,
             steps: Some(sampling.steps),
-            eta: sampling.eta,
+            eta: Some(sampling.eta),
             guidance: sampling.guidance as f32,
             latent_noise: sampling.latent_noise as f32,
             quality: sampling.quality.map(|q| q as f32),

@@ -79,7 +79,7 @@ pub fn plan(schedule: &Schedule, options: &SampleOptions) -> Vec<Step> {
     let steps = options.effective_steps(schedule);
     match options.sampler {
         SamplerKind::Ddpm => ddpm::plan(schedule, steps),
-        SamplerKind::Ddim => ddim::plan(schedule, steps, options.eta),
+        SamplerKind::Ddim => ddim::plan(schedule, steps, options.effective_eta(schedule)),
         SamplerKind::DpmSolverPp => dpm_solver::plan(schedule, steps),
     }
 }

@@ -115,7 +115,7 @@ impl Served {
         let (address, dataset) = (format!("{}/v1/generations", self.server.url), self.dataset.clone());
         let ask = move |http: &reqwest::Client, seed: u32| {
             http.post(&address).json(&json!({
-                "generator": NAME, "dataset": {"id": dataset}, "seed": seed, "steps": STEPS,
+                "generator": NAME, "dataset": {"id": dataset}, "seed": seed, "steps": STEPS, "eta": 0.0,
             }))
         };
         self.runtime.block_on(load::measure(clients, until, ask))

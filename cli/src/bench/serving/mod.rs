@@ -103,7 +103,7 @@ pub fn measure(
 
 /// What is sampled.
 fn sampled(count: usize) -> SampleOptions {
-    SampleOptions { count, steps: Some(STEPS), seed: 3, ..SampleOptions::default() }
+    SampleOptions { count, steps: Some(STEPS), eta: Some(0.0), seed: 3, ..SampleOptions::default() }
 }
 
 /// Seconds of `runs` generations of a batch.
