@@ -218,7 +218,7 @@ fn seeds_decide() {
     assert!(differ(&many[0].0, &many[1].0) && differ(&many[1].0, &many[2].0));
     let other = download(&server, &samples(&ask(json!({"seed": 8})))[0]).0;
     assert!(differ(&one, &other));
-    for (name, value) in [("steps", json!(5)), ("guidance", json!(2.0)), ("sampler", json!("ddpm"))] {
+    for (name, value) in [("steps", json!(7)), ("guidance", json!(2.0)), ("sampler", json!("ddpm"))] {
         let other = ask(json!({name: value}));
         assert_eq!(other[name], value);
         assert!(differ(&one, &download(&server, &samples(&other)[0]).0), "{name} changes nothing");

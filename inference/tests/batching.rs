@@ -180,7 +180,8 @@ fn generators_with_a_graph_in_common_have_its_sessions_in_common() {
 #[test]
 fn a_small_request_does_not_wait_for_a_large_one() {
     let (generator, embeddings) = generator();
-    let large = SampleOptions { count: 2000, sampler: SamplerKind::Ddpm, ..SampleOptions::default() };
+    let all = Some(100);
+    let large = SampleOptions { count: 2000, sampler: SamplerKind::Ddpm, steps: all, ..SampleOptions::default() };
     let small = SampleOptions { count: 1, steps: Some(10), ..SampleOptions::default() };
     let (begun, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -206,12 +207,12 @@ fn a_small_request_does_not_wait_for_a_large_one() {
 #[test]
 fn who_leaves_does_not_disturb_the_others() {
     let (generator, embeddings) = generator();
-    let options = SampleOptions { count: 40, ..SampleOptions::default() };
+    let options = SampleOptions { count: 40, steps: Some(20), ..SampleOptions::default() };
     let alone = generator.sample(&embeddings[2], &options, &mut |_, _| true).unwrap();
     std::thread::scope(|scope| {
         for i in 0..6 {
             scope.spawn(move || {
-                let options = SampleOptions { count: 30, seed: i, ..SampleOptions::default() };
+                let options = SampleOptions { count: 30, seed: i, steps: Some(20), ..SampleOptions::default() };
                 let sample = |stop: usize| generator.sample(&embeddings[0], &options, &mut |step, _| step < stop);
                 assert!(matches!(sample(5 * i as usize).unwrap_err(), Error::Cancelled { total: 600, .. }));
                 // A panic where the progress is shown ends the request, not the generator.

@@ -369,7 +369,7 @@ fn files_tell_where_weights_came_from() {
         ("dataset", "sha256:0"),
         ("classes", r#"["x","a \"quoted\" name"]"#),
         ("sampler", "ddim"),
-        ("steps", "20"),
+        ("steps", "5"),
         ("eta", "0"),
         ("guidance", "1"),
     ]

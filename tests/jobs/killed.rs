@@ -13,15 +13,17 @@ fn stage(job: &serde_json::Value) -> (&str, u64, u64) {
 
 #[test]
 fn another_worker_goes_on_where_a_killed_one_was() {
+    // So long that each stage is seen while it runs.
+    const TIMES: usize = 160;
     let site = Site::open();
     let zoo = site.zoo();
-    let calm = site.train("calm", &zoo, 40);
+    let calm = site.train("calm", &zoo, TIMES);
     let worker = site.worker(&["--queues", "train"]);
     let calm = site.result(&calm);
     assert_eq!(calm["url"], "/v1/generators/calm/versions/1");
     drop(worker);
 
-    let rough = site.train("rough", &zoo, 40);
+    let rough = site.train("rough", &zoo, TIMES);
     for wanted in ["vae", "encoder", "denoiser"] {
         let mut worker = site.worker(&["--queues", "train"]);
         site.until(&rough, wanted, |job| {
