@@ -89,10 +89,11 @@ fn failed(error: impl std::fmt::Display) -> Error {
 
 /// What the thread has.
 struct Worker {
+    /// Before the session, whose memory they are in.
+    places: BTreeMap<usize, Place>,
     session: Session,
     latent: Vec<usize>,
     provider: Provider,
-    places: BTreeMap<usize, Place>,
 }
 
 /// The tensors of one size of a batch.
@@ -131,7 +132,7 @@ impl Pair {
 impl Worker {
     fn new(runtime: &Runtime, graph: &[u8], latent: Vec<usize>) -> ort::Result<Self> {
         let session = runtime.graph_session(graph)?;
-        Ok(Self { session, latent, provider: runtime.provider(), places: BTreeMap::new() })
+        Ok(Self { places: BTreeMap::new(), session, latent, provider: runtime.provider() })
     }
 
     fn denoise(&mut self, inputs: &Inputs) -> ort::Result<Vec<f32>> {
