@@ -20,7 +20,7 @@ const LR: f64 = 1e-3;
 const MOVE: f64 = 2e-3;
 const FINITE: f32 = 2e-2;
 /// How far gradients with products in bf16 may be off, relative to the largest: bf16 has 8 bits.
-const ROUNDED: f32 = 5e-2;
+const ROUNDED: f32 = 2e-2;
 const ZOO: &str = "step of a zoo";
 
 /// The loss of a network whose parameters are those given, made where they are not there.
