@@ -212,7 +212,7 @@ impl Runtime {
     }
 
     /// The pool of the graph `name` with these bytes: one for all who ask, so that versions of a generator which have a graph in
-    /// common have its sessions in common. It is let go with the last of them.
+    /// common have its sessions in common. It is let go with the last of them, once no run of theirs is under way.
     ///
     /// # Errors
     /// As [`SessionPool::new`].

@@ -229,9 +229,10 @@ impl Batcher {
 
     /// Begins a lane on a thread of its own, where one is free then.
     fn spread(self: &Arc<Self>) {
-        let batcher = self.clone();
+        // Until it begins to work it keeps nothing: the generator may be gone by the time it gets a core.
+        let batcher = Arc::downgrade(self);
         let work = move || {
-            if let Some(mut lane) = batcher.lane() {
+            if let Some(mut lane) = batcher.upgrade().and_then(|batcher| batcher.lane()) {
                 while lane.step() {}
             }
         };
