@@ -9,7 +9,6 @@ use candle_core::{CpuStorage, Device, InplaceOp1, InplaceOp2, Layout, Tensor, Va
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::ops;
 use crate::params::Params;
 use crate::snapshots::Snapshot;
 use crate::tape::Buffer;
@@ -83,7 +82,7 @@ impl Gradient {
     fn square(&self) -> Result<f64> {
         match self {
             Self::Tensor(grad) => Ok(f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?)),
-            Self::Buffer(grad) => Ok(grad.chunks(4096).map(|part| ops::sum(part, &[], |v, _| v * v)).sum()),
+            Self::Buffer(grad) => Ok(grad.chunks(4096).map(|part| kernels::sum(part, &[], |v, _| v * v)).sum()),
         }
     }
 }

@@ -10,9 +10,9 @@ mod record;
 
 use std::ops::Range;
 
+use kernels::{View, product};
 use weights::Architecture;
 
-use crate::ops::{View, product};
 use conv::Conv;
 
 /// A network of convolutions with tanh and linear layers.

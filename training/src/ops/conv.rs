@@ -3,8 +3,9 @@
 //! here instead of in the graph, and the input's gradient is computed only where it is needed.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use kernels::{View, product};
 
-use super::{View, f32_slice, native, product};
+use super::{f32_slice, native};
 use crate::error::Result;
 
 /// 2-D convolution: `x [n, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` → `[n, o, h', w']` of the bias's type. On a GPU `x`

@@ -1,9 +1,10 @@
 //! Depthwise convolution of many models at once: each channel by a kernel of its own.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use kernels::sum;
 
 use super::conv::{Of, Sizes, gradients, slices};
-use super::{native, sum};
+use super::native;
 use crate::error::Result;
 
 /// Each channel of `m` models' images convolved alone: `x [m, n, c, h, w]`, `weight [m, c, 1, k, k]`, `bias [m, c]` →

@@ -1,8 +1,9 @@
 //! Layer normalisation of many models at once.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use kernels::sum;
 
-use super::{f32_slice, native, norm_gradients, sum};
+use super::{f32_slice, native, norm_gradients};
 use crate::error::Result;
 
 /// ε of layer normalisation, as in torchvision's vision transformers.

@@ -4,7 +4,6 @@ mod conv;
 mod depthwise;
 mod known;
 mod layer_norm;
-mod matrix;
 mod native;
 mod norm;
 mod pointwise;
@@ -14,7 +13,6 @@ pub use conv::{conv2d, conv2d_models};
 pub use depthwise::depthwise_models;
 pub use known::known;
 pub use layer_norm::{LAYER_NORM_EPSILON, layer_norm_models};
-pub(crate) use matrix::{View, product};
 pub use norm::batch_norm;
 pub use pointwise::{hard_sigmoid, hard_swish};
 pub use pool::max_pool2;
@@ -45,22 +43,6 @@ fn norm_gradients(
     }
     let both = x.apply_op3_no_bwd(scale, &grad, params)?;
     Ok((input, Some(both.get(0)?), Some(both.get(1)?)))
-}
-
-/// Sum of `f` over values `a`, with those of `b` (0 where it is empty) beside them; in lanes, so that it vectorises.
-pub fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f64 {
-    const LANES: usize = 8;
-    let mut lanes = [0f32; LANES];
-    let (chunks, rest) = a.as_chunks::<LANES>();
-    let (others, other) = b.as_chunks::<LANES>();
-    for (i, chunk) in chunks.iter().enumerate() {
-        let beside = others.get(i).unwrap_or(&[0.0; LANES]);
-        for (lane, (a, b)) in lanes.iter_mut().zip(chunk.iter().zip(beside)) {
-            *lane += f(*a, *b);
-        }
-    }
-    let rest: f32 = rest.iter().enumerate().map(|(i, &a)| f(a, other.get(i).copied().unwrap_or(0.0))).sum();
-    f64::from(lanes.iter().sum::<f32>() + rest)
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! operations would write a tensor for each term.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use kernels::sum;
 use weights::layout::NORM_EPSILON;
 
-use super::{f32_slice, native, norm_gradients, sum};
+use super::{f32_slice, native, norm_gradients};
 use crate::error::Result;
 
 /// Normalises each channel by its mean and variance over examples and positions: `x [m, n, c, …]`, `scale` and `shift`

@@ -1,9 +1,9 @@
 //! softmax(Q Kᵀ / √width) V for each example and head, on tokens as the linear maps give them: no head is copied out.
 
-use super::pool::{Buffer, Pool};
+use kernels::{Buffer, Pool, View, product};
+
 use super::silu::exp;
 use crate::backend::ABSENT;
-use crate::ops::{View, product};
 
 /// Sizes of an attention of queries `[n, queries, width]` to keys and values `[n, keys, width]`.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +71,7 @@ impl Attention {
             product(own.t(), grad, &mut dv[self.range(example, self.keys, head)], self.width, 1.0, false);
             product(grad, self.part(v, example, self.keys, head).t(), &mut slopes, self.keys, 1.0, false);
             for (slopes, shares) in slopes.chunks_exact_mut(self.keys).zip(shares.chunks_exact(self.keys)) {
-                let dot = crate::ops::sum(slopes, shares, |g, p| g * p) as f32;
+                let dot = kernels::sum(slopes, shares, |g, p| g * p) as f32;
                 slopes.iter_mut().zip(shares).for_each(|(g, p)| *g = p * (*g - dot));
             }
             let slopes = View::new(&slopes, self.queries, self.keys);
@@ -95,6 +95,6 @@ fn softmax(row: &mut [f32], presence: Option<&[f32]>) {
         // This exponential never quite reaches 0; what is not there has no share at all.
         row.iter_mut().zip(presence).for_each(|(v, p)| *v *= p);
     }
-    let inverse = (1.0 / crate::ops::sum(row, &[], |v, _| v).max(f64::from(f32::MIN_POSITIVE))) as f32;
+    let inverse = (1.0 / kernels::sum(row, &[], |v, _| v).max(f64::from(f32::MIN_POSITIVE))) as f32;
     row.iter_mut().for_each(|v| *v *= inverse);
 }

@@ -1,16 +1,15 @@
 //! The operations of networks on a [`Tape`].
 
 use candle_core::{Device, Tensor};
+use kernels::{Conv, View, product};
 use weights::convolution::{Convolution, PARAMS};
 
 use super::attention::Attention;
-use super::conv::Conv;
 use super::norm::{self, Groups};
 use super::shapes::{Repeated, concat, part, upsample2, upsample2_backward};
 use super::{Tape, Traced, read, read_all, silu};
 use crate::backend::{Backend, Eager, Layers, Unary, Weights, resolve};
 use crate::error::{Error, Result};
-use crate::ops::{View, product};
 use crate::params::{Init, Params};
 
 /// What `f` does in candle; it makes no parameters.

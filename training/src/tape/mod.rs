@@ -6,12 +6,10 @@
 
 mod attention;
 mod backend;
-mod conv;
 mod learn;
 mod norm;
 #[cfg(test)]
 mod passes;
-mod pool;
 mod shapes;
 mod silu;
 #[cfg(test)]
@@ -24,10 +22,10 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 
 use crate::error::{Error, Result};
 use crate::params::Params;
+pub use kernels::{Buffer, Pool};
 pub(crate) use learn::{Learned, Learning, Pass, learn, values};
 #[cfg(test)]
 pub(crate) use learn::{by_candle, on_tape};
-pub use pool::{Buffer, Pool};
 
 /// A value on the tape; one without a node is a constant.
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! Layer normalisation, and group normalisation with SiLU behind, with scale and shift: a row at a time, in cache.
 
-use super::pool::{Buffer, Pool};
+use kernels::{Buffer, Pool, sum};
+
 use super::silu::{silu, slope};
 use crate::backend::EPSILON;
-use crate::ops::sum;
 
 /// Mean and 1/deviation of a row.
 type Statistics = (f32, f32);

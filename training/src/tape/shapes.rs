@@ -1,6 +1,6 @@
 //! What moves values and adds them up: sums over broadcast dimensions, joining, upsampling.
 
-use super::pool::{Buffer, Pool};
+use kernels::{Buffer, Pool};
 
 /// How `b` is repeated to the shape of `a`: `a` is `[outer, repeats, inner]`, `b` is `[outer, inner]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Repeated {
         }
         for (block, out) in grad.chunks_exact(self.repeats * self.inner).zip(out.chunks_exact_mut(self.inner)) {
             if let [out] = out {
-                *out = crate::ops::sum(block, &[], |g, _| g) as f32;
+                *out = kernels::sum(block, &[], |g, _| g) as f32;
                 continue;
             }
             for row in block.chunks_exact(self.inner) {

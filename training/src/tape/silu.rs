@@ -1,6 +1,6 @@
 //! x · sigmoid(x) and its slope, with an exponential that vectorises: the standard library's is called value by value.
 
-use super::pool::{Buffer, Pool};
+use kernels::{Buffer, Pool};
 
 /// eˣ within 2 units in the last place, between e⁻⁸⁷ and e⁸⁸.
 #[inline(always)]

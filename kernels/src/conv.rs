@@ -1,15 +1,47 @@
-//! Convolution as matrix products over the patches of several images at once, as many as a core's cache holds. The
+//! Convolution as matrix products over the patches of several images at once, as many as a core's cache holds; with 3×3
+//! filters over planes that tiles of 4×4 cover, by Winograd's filtering instead where that is faster. The
 //! input's gradient of a convolution of stride 1 is a convolution itself, with the kernel turned around, which reads
 //! patches instead of adding them up.
 
-use super::pool::{Buffer, Pool};
-use crate::ops::{View, product};
+use std::ops::{Deref, Range};
+
+use crate::matrix::{View, product};
+use crate::pool::{Buffer, Pool};
+use crate::winograd::{Filters, Winograd};
 
 /// Values of a patch matrix that a core's second-level cache holds beside the weights.
 const CACHED: usize = 128 * 1024;
 
 /// Positions that are worth reading large weights for.
 const POSITIONS: usize = 128;
+
+/// Channels from which transforming tiles costs less than it saves.
+const CHANNELS: usize = 32;
+
+/// Tiles that are worth transforming filters for, and tiles that are worth reading filters that are transformed and four
+/// times as large.
+const TILES: [usize; 2] = [24, 8];
+
+/// A weight `[o, c, k, k]` that many convolutions use.
+#[derive(Debug)]
+pub struct Prepared<D> {
+    weight: D,
+    filters: Option<Filters<Vec<f32>>>,
+}
+
+impl<D: Deref<Target = [f32]>> Prepared<D> {
+    /// For convolutions of these channels and this kernel over any planes.
+    pub fn new(conv: Conv, weight: D) -> Self {
+        let winograd = Conv { h: 4, w: 4, ..conv }.winograd(|_| true);
+        let filters = winograd.map(|w| w.filters(&weight, false, vec![0.0; w.filter_values()]));
+        Self { weight, filters }
+    }
+
+    /// Bytes kept beside the weight.
+    pub fn bytes(&self) -> usize {
+        self.filters.as_ref().map_or(0, |filters| filters.len() * size_of::<f32>())
+    }
+}
 
 /// Sizes of a convolution of `x [n, c, h, w]` by `weight [o, c, k, k]`.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +97,71 @@ impl Conv {
         (CACHED / (self.patch() * p).max(1)).max(POSITIONS / p).clamp(1, n.max(1))
     }
 
-    /// The convolution, plus `bias [o]` and, where given, what is as large as the output.
+    /// Winograd's filtering, where it fits and is worth it.
+    fn winograd(self, worth: impl Fn(&Winograd) -> bool) -> Option<Winograd> {
+        let fits = (self.k, self.stride, self.pad) == (3, 1, 1) && self.c.min(self.o) >= CHANNELS;
+        fits.then(|| Winograd::new(self.c, self.o, [self.h, self.w])).flatten().filter(worth)
+    }
+
+    /// The convolution of `x [n, c, h, w]`, plus `bias [o]` and, where given, what is as large as the output.
     pub fn forward(self, x: &[f32], weight: &[f32], bias: &[f32], residual: Option<&[f32]>, pool: &Pool) -> Buffer {
-        let mut y = pool.take(x.len() / self.image() * self.output());
+        self.forward_by(x, (weight, false), bias, residual, pool)
+    }
+
+    /// The same by a weight that may be `turned`: `[c, o, k, k]` of the convolution whose input's gradient this is.
+    fn forward_by(
+        self,
+        x: &[f32],
+        (weight, turned): (&[f32], bool),
+        bias: &[f32],
+        residual: Option<&[f32]>,
+        pool: &Pool,
+    ) -> Buffer {
+        let n = x.len() / self.image();
+        let mut y = pool.take(n * self.output());
+        match self.winograd(|w| w.tiles(n) >= TILES[0]) {
+            Some(winograd) => {
+                let filters = winograd.filters(weight, turned, pool.take(winograd.filter_values()));
+                winograd.forward(x, (&filters, 0), (bias, residual), &mut y, pool);
+            }
+            None if turned => self.by_patches(x, &self.turned(weight, pool), (bias, residual), &mut y, pool),
+            None => self.by_patches(x, weight, (bias, residual), &mut y, pool),
+        }
+        y
+    }
+
+    /// The convolution plus `bias [o]` for the `channels` of the output that are asked for, into `y [n, channels, h', w']`.
+    pub fn forward_prepared<D: Deref<Target = [f32]>>(
+        self,
+        x: &[f32],
+        weight: &Prepared<D>,
+        bias: &[f32],
+        channels: Range<usize>,
+        y: &mut [f32],
+        pool: &Pool,
+    ) {
+        let part = Self { o: channels.len(), ..self };
+        let bias = &bias[channels.clone()];
+        let tiles = |w: &Winograd| w.tiles(x.len() / self.image()) >= TILES[1];
+        match (part.winograd(tiles), &weight.filters) {
+            (Some(winograd), Some(filters)) => {
+                winograd.forward(x, (filters, channels.start), (bias, None), y, pool);
+            }
+            _ => {
+                let weight = &weight.weight[channels.start * self.patch()..channels.end * self.patch()];
+                part.by_patches(x, weight, (bias, None), y, pool);
+            }
+        }
+    }
+
+    fn by_patches(
+        self,
+        x: &[f32],
+        weight: &[f32],
+        (bias, residual): (&[f32], Option<&[f32]>),
+        y: &mut [f32],
+        pool: &Pool,
+    ) {
         self.each(x, weight, pool, |first, product, stride, images| {
             let p = self.positions();
             for i in 0..images {
@@ -85,7 +179,6 @@ impl Conv {
                 }
             }
         });
-        y
     }
 
     /// `take(first image, weight · patches, its row stride, images)` for all images, some at a time.
@@ -181,16 +274,21 @@ impl Conv {
             return self.scattered(weight, grad, pool);
         }
         let (h, w) = self.sides();
-        let turned = Self { c: self.o, h, w, o: self.c, pad: self.k - 1 - self.pad, ..self };
+        let conv = Self { c: self.o, h, w, o: self.c, pad: self.k - 1 - self.pad, ..self };
+        conv.forward_by(grad, (weight, true), &pool.zeros(self.c), None, pool)
+    }
+
+    /// A weight `[c, o, k, k]` as `[o, c, k, k]`, its taps backwards.
+    fn turned(self, weight: &[f32], pool: &Pool) -> Buffer {
         let taps = self.k * self.k;
         let mut kernel = pool.take(weight.len());
-        for (o, from) in weight.chunks_exact(self.patch()).enumerate() {
-            for (c, from) in from.chunks_exact(taps).enumerate() {
-                let to = &mut kernel[(c * self.o + o) * taps..][..taps];
+        for (c, from) in weight.chunks_exact(self.o * taps).enumerate() {
+            for (o, from) in from.chunks_exact(taps).enumerate() {
+                let to = &mut kernel[(o * self.c + c) * taps..][..taps];
                 to.iter_mut().zip(from.iter().rev()).for_each(|(t, f)| *t = *f);
             }
         }
-        turned.forward(grad, &kernel, &pool.zeros(self.c), None, pool)
+        kernel
     }
 
     /// The same by adding the patches' gradients up.
@@ -221,7 +319,21 @@ impl Conv {
 
     /// Gradients of weight and bias from that of the output.
     pub fn parameter_gradients(self, x: &[f32], grad: &[f32], pool: &Pool) -> (Buffer, Buffer) {
-        let (mut turned, mut bias) = (pool.take(self.o * self.patch()), pool.zeros(self.o));
+        let mut bias = pool.zeros(self.o);
+        for grad in grad.chunks_exact(self.output()) {
+            for (bias, plane) in bias.iter_mut().zip(grad.chunks_exact(self.positions())) {
+                *bias += crate::sum(plane, &[], |g, _| g) as f32;
+            }
+        }
+        let weight = match self.winograd(|w| w.tiles(x.len() / self.image()) >= TILES[0]) {
+            Some(winograd) => winograd.weight_gradient(x, grad, pool),
+            None => self.weight_gradient_by_patches(x, grad, pool),
+        };
+        (weight, bias)
+    }
+
+    fn weight_gradient_by_patches(self, x: &[f32], grad: &[f32], pool: &Pool) -> Buffer {
+        let mut turned = pool.take(self.o * self.patch());
         let mut first = true;
         let (p, image) = (self.positions(), self.image());
         let together = self.together(x.len() / image);
@@ -235,7 +347,6 @@ impl Conv {
             for (j, grad) in grads.chunks_exact(self.output()).enumerate() {
                 for (o, plane) in grad.chunks_exact(p).enumerate() {
                     beside[o * stride + j * p..][..p].copy_from_slice(plane);
-                    bias[o] += crate::ops::sum(plane, &[], |g, _| g) as f32;
                 }
             }
             let columns = View::new(&patches[..self.patch() * stride], self.patch(), stride);
@@ -246,7 +357,7 @@ impl Conv {
         }
         let mut weight = pool.take(turned.len());
         transpose(&turned, &mut weight, self.o);
-        (weight, bias)
+        weight
     }
 }
 
@@ -266,5 +377,121 @@ fn transpose(from: &[f32], to: &mut [f32], columns: usize) {
             let values = from[r * columns..].iter().skip(c).step_by(columns);
             to[r..rows.min(r + BLOCK)].iter_mut().zip(values).for_each(|(to, from)| *to = *from);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values between -1 and 1 that look like chance.
+    fn values(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729 + i * i % 641) % 2003) as f32 / 1001.5 - 1.0).collect()
+    }
+
+    /// Sums in f64, as the definition says.
+    fn defined(conv: Conv, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let (oh, ow) = conv.sides();
+        let mut y = Vec::new();
+        for image in x.chunks_exact(conv.image()) {
+            for (o, at) in (0..conv.o).flat_map(|o| (0..oh * ow).map(move |at| (o, at))) {
+                let mut sum = f64::from(bias[o]);
+                for tap in 0..conv.patch() {
+                    let (c, ky, kx) = (tap / (conv.k * conv.k), tap / conv.k % conv.k, tap % conv.k);
+                    let row = (at / ow * conv.stride + ky).checked_sub(conv.pad).filter(|row| *row < conv.h);
+                    let column = (at % ow * conv.stride + kx).checked_sub(conv.pad).filter(|column| *column < conv.w);
+                    if let (Some(row), Some(column)) = (row, column) {
+                        let value = image[(c * conv.h + row) * conv.w + column];
+                        sum += f64::from(value) * f64::from(weight[o * conv.patch() + tap]);
+                    }
+                }
+                y.push(sum as f32);
+            }
+        }
+        y
+    }
+
+    fn difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).fold(0.0, |most, (a, b)| most.max((a - b).abs()))
+    }
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+
+    type Case = (usize, [usize; 2], [usize; 2], [usize; 3]);
+
+    /// Images, channels in and out, sides, kernel, stride, margin: planes of all widths, groups that are not full, channels that
+    /// do not fill a vector.
+    const CASES: [Case; 12] = [
+        (3, [32, 33], [16, 16], [3, 1, 1]),
+        (1, [32, 36], [32, 32], [3, 1, 1]),
+        (25, [36, 32], [4, 4], [3, 1, 1]),
+        (33, [32, 32], [4, 4], [3, 1, 1]),
+        (7, [35, 32], [8, 8], [3, 1, 1]),
+        (2, [32, 32], [12, 16], [3, 1, 1]),
+        (70, [34, 37], [8, 4], [3, 1, 1]),
+        (2, [32, 32], [6, 6], [3, 1, 1]),
+        (3, [5, 4], [16, 16], [3, 1, 1]),
+        (2, [32, 32], [8, 8], [3, 2, 1]),
+        (2, [32, 32], [8, 8], [1, 1, 0]),
+        (2, [3, 4], [9, 7], [5, 1, 2]),
+    ];
+
+    fn each_case(check: impl Fn(Conv, usize, &str)) {
+        for (n, [c, o], [h, w], [k, stride, pad]) in CASES {
+            check(
+                Conv { c, h, w, o, k, stride, pad },
+                n,
+                &format!("{n} of {c}×{h}×{w} to {o} by {k}, {stride}, {pad}"),
+            );
+        }
+    }
+
+    #[test]
+    fn convolutions_are_the_sums_that_define_them() {
+        let pool = Pool::default();
+        each_case(|conv, n, case| {
+            let (x, weight, bias) = (values(n * conv.image(), 1), values(conv.o * conv.patch(), 2), values(conv.o, 3));
+            let expected = defined(conv, &x, &weight, &bias);
+            assert!(difference(&conv.forward(&x, &weight, &bias, None, &pool), &expected) < 4e-4, "{case}");
+            let residual = values(expected.len(), 4);
+            let both: Vec<f32> = expected.iter().zip(&residual).map(|(y, r)| y + r).collect();
+            assert!(difference(&conv.forward(&x, &weight, &bias, Some(&residual), &pool), &both) < 4e-4, "{case}");
+            // In two parts, as two threads would.
+            let prepared = Prepared::new(conv, &weight[..]);
+            for channels in [0..conv.o, 0..conv.o / 2, conv.o / 2..conv.o] {
+                let plane = conv.positions();
+                let mut y = vec![f32::NAN; n * channels.len() * plane];
+                conv.forward_prepared(&x, &prepared, &bias, channels.clone(), &mut y, &pool);
+                let part = |all: &[f32]| all[channels.start * plane..channels.end * plane].to_vec();
+                let expected: Vec<f32> = expected.chunks_exact(conv.output()).flat_map(part).collect();
+                assert!(difference(&y, &expected) < 4e-4, "{case}, {channels:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn gradients_are_the_transposed_of_the_convolution() {
+        let pool = Pool::default();
+        each_case(|conv, n, case| {
+            let (x, weight) = (values(n * conv.image(), 1), values(conv.o * conv.patch(), 2));
+            let zeros = vec![0.0; conv.o];
+            let grad = values(n * conv.output(), 5);
+            // Linear in each: ⟨g, conv(x, w)⟩ = ⟨x, dx⟩ = ⟨w, dw⟩, for whatever x and w.
+            let dx = conv.input_gradient(&weight, &grad, &pool);
+            let (dw, db) = conv.parameter_gradients(&x, &grad, &pool);
+            for seed in 6..9 {
+                let (other, kernel) = (values(x.len(), seed), values(weight.len(), seed));
+                let moved = dot(&grad, &defined(conv, &other, &weight, &zeros));
+                assert!((moved - dot(&other, &dx)).abs() < 1e-4 * dot(&dx, &dx).sqrt() * 10.0, "{case}: input");
+                let moved = dot(&grad, &defined(conv, &x, &kernel, &zeros));
+                assert!((moved - dot(&kernel, &dw)).abs() < 1e-4 * dot(&dw, &dw).sqrt() * 10.0, "{case}: weight");
+            }
+            let sums = |o: usize| grad.chunks_exact(conv.positions()).skip(o).step_by(conv.o).flatten().sum::<f32>();
+            let sums: Vec<f32> = (0..conv.o).map(sums).collect();
+            assert!(difference(&db, &sums) < 1e-3, "{case}: bias");
+        });
     }
 }
