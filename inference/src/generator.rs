@@ -17,6 +17,7 @@ use weights::{Bundle, Manifest, Part, Standardisation};
 
 use crate::batch::{Batcher, Request};
 use crate::contract::{Slot, batch_view, check, check_manifest, input_type, output};
+use crate::convolutions;
 use crate::error::{Error, Result, check_finite, check_length};
 use crate::extractor::Extractor;
 use crate::features;
@@ -492,7 +493,17 @@ const COPIES: u64 = 3;
 
 /// Bytes that a generator of this bundle holds when it is loaded, about.
 pub fn memory(bundle: &Bundle) -> u64 {
-    let size = |(name, bytes): (&str, &[u8])| bytes.len() as u64 * if name.ends_with(".onnx") { COPIES } else { 1 };
+    let size = |(name, bytes): (&str, &[u8])| {
+        let length = bytes.len() as u64;
+        match name {
+            files::DENOISER => {
+                let (there, instead) = convolutions::bytes(bytes);
+                length.saturating_sub(there) * COPIES + instead
+            }
+            name if name.ends_with(".onnx") => length * COPIES,
+            _ => length,
+        }
+    };
     bundle.entries().map(size).sum()
 }
 

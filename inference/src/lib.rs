@@ -22,6 +22,7 @@
 mod batch;
 mod candidates;
 mod contract;
+mod convolutions;
 mod error;
 mod extractor;
 mod features;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use ort::session::{Session, SessionInputValue, SessionOutputs};
 use ort::value::TensorRef;
 
+use crate::convolutions::Convolutions;
 use crate::error::{Error, Result};
 use crate::runtime::{Provider, Runtime};
 
@@ -21,8 +22,7 @@ const MAX_CUDA_SESSIONS: usize = 2;
 pub struct SessionPool {
     runtime: Runtime,
     name: String,
-    graph: Arc<[u8]>,
-    used: Use,
+    program: Program,
     size: usize,
     state: Mutex<State>,
     returned: Condvar,
@@ -37,6 +37,43 @@ pub(crate) enum Use {
     Replay,
     /// Now and then: idle threads leave the cores to others. Spinning ones took a seventh of a busy server's time.
     Once,
+}
+
+/// What sessions are made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    graph: Graph,
+    used: Use,
+}
+
+#[derive(Debug, Clone)]
+enum Graph {
+    Whole(Arc<[u8]>),
+    /// Without the convolutions that are not ONNX Runtime's.
+    Without(Arc<Convolutions>),
+}
+
+impl Program {
+    /// For a graph's bytes. What runs step by step on the CPU has its convolutions taken out.
+    pub fn new(runtime: &Runtime, graph: impl Into<Arc<[u8]>>, used: Use) -> Self {
+        let graph = graph.into();
+        let convolutions = (runtime.provider() == Provider::Cpu && used != Use::Once).then(|| Convolutions::of(&graph));
+        let graph = convolutions.flatten().map_or(Graph::Whole(graph), |own| Graph::Without(Arc::new(own)));
+        Self { graph, used }
+    }
+
+    /// The same, used in another way.
+    pub fn used(&self, used: Use) -> Self {
+        Self { graph: self.graph.clone(), used }
+    }
+
+    /// A session with this many threads inside an operator.
+    pub fn session(&self, runtime: &Runtime, threads: usize) -> ort::Result<Session> {
+        match &self.graph {
+            Graph::Whole(graph) => runtime.session(graph, threads, self.used, None),
+            Graph::Without(own) => runtime.session(own.graph(), threads, self.used, Some(own.operators(threads)?)),
+        }
+    }
 }
 
 /// How many threads a session has.
@@ -89,8 +126,7 @@ impl SessionPool {
         let pool = Self {
             runtime: runtime.clone(),
             name: name.into(),
-            graph: graph.into(),
-            used,
+            program: Program::new(runtime, graph, used),
             size,
             state: Mutex::default(),
             returned: Condvar::new(),
@@ -106,9 +142,9 @@ impl SessionPool {
         &self.name
     }
 
-    /// Bytes of the graph.
-    pub(crate) fn graph(&self) -> &[u8] {
-        &self.graph
+    /// What its sessions are made of.
+    pub(crate) fn program(&self) -> &Program {
+        &self.program
     }
 
     /// Most sessions that are in use at a time.
@@ -178,7 +214,7 @@ impl SessionPool {
             Width::Wide => self.runtime.threads(),
             Width::Narrow => (self.runtime.threads() / self.size).max(1),
         };
-        self.runtime.session(&self.graph, threads, self.used)
+        self.program.session(&self.runtime, threads)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -11,6 +11,7 @@ use ort::environment::Environment;
 use ort::ep::cuda::ConvAlgorithmSearch;
 use ort::ep::{CUDA, ExecutionProvider};
 use ort::logging::LogLevel;
+use ort::operator::OperatorDomain;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use serde::{Deserialize, Serialize};
@@ -229,16 +230,19 @@ impl Runtime {
         Ok(pool)
     }
 
-    /// A session with all threads for a denoiser's bytes, whose runs are recorded as CUDA graphs where it runs on CUDA.
-    pub(crate) fn graph_session(&self, graph: &[u8]) -> ort::Result<Session> {
-        build_session(&self.0.environment, self.0.provider, self.0.threads, Use::Replay)?.commit_from_memory(graph)
-    }
-
-    /// A session for a graph's bytes with this many threads inside an operator.
-    pub(crate) fn session(&self, graph: &[u8], intra_threads: usize, used: Use) -> ort::Result<Session> {
-        build_session(&self.0.environment, self.0.provider, intra_threads, used)?
-            .with_intra_op_spinning(used == Use::Steps)?
-            .commit_from_memory(graph)
+    /// A session for a graph's bytes with this many threads inside an operator, and operators of ours that the graph has.
+    pub(crate) fn session(
+        &self,
+        graph: &[u8],
+        threads: usize,
+        used: Use,
+        operators: Option<OperatorDomain>,
+    ) -> ort::Result<Session> {
+        let mut builder = build_session(&self.0.environment, self.0.provider, threads, used)?;
+        if let Some(operators) = operators {
+            builder = builder.with_operators(operators)?;
+        }
+        builder.with_intra_op_spinning(used != Use::Once)?.commit_from_memory(graph)
     }
 }
 

@@ -34,7 +34,7 @@ const CONFIG: &str = r#"
     epochs = 5
     [vae]
     hidden = [16]
-    latent = [2, 4, 4]
+    latent = [2, 8, 8]
     steps = 20
     batch = 8
     [encoder]
@@ -47,7 +47,7 @@ const CONFIG: &str = r#"
     batch = 8
     [denoiser]
     kind = "unet"
-    channels = 16
+    channels = 32
     multipliers = [1, 2]
     [diffusion]
     steps = 5

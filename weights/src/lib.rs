@@ -16,6 +16,7 @@ pub mod lora;
 pub mod manifest;
 pub mod mobilenet;
 pub mod novelty;
+pub mod onnx;
 pub mod part;
 pub mod resnet;
 pub mod spectrum;

@@ -11,6 +11,7 @@ use ort::value::Tensor;
 
 use super::Inputs;
 use crate::error::{Error, Result};
+use crate::pool::{Program, Use};
 use crate::runtime::{Provider, Runtime};
 
 /// The thread, which ends when this is dropped.
@@ -30,14 +31,14 @@ impl Bound {
     ///
     /// # Errors
     /// [`Error::Graph`] when there is no thread or the session cannot be made.
-    pub fn start(runtime: &Runtime, graph: &[u8], latent: &[usize]) -> Result<Self> {
+    pub fn start(runtime: &Runtime, program: Program, latent: &[usize]) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, made) = mpsc::sync_channel(1);
-        let (runtime, graph, latent) = (runtime.clone(), graph.to_vec(), latent.to_vec());
-        let work = move || match Worker::new(&runtime, &graph, latent) {
+        let (runtime, latent) = (runtime.clone(), latent.to_vec());
+        let work = move || match Worker::new(&runtime, &program, latent) {
             Ok(mut worker) => {
                 let _ = ready.send(Ok(()));
-                drop(graph);
+                drop(program);
                 for Job { inputs, done } in queue {
                     let predictions = worker.denoise(&inputs).map_err(failed);
                     // Who asked may be gone.
@@ -75,7 +76,7 @@ pub fn replayed(
     shape: &[usize],
     [latents, times, conditions]: [&[f32]; 3],
 ) -> Result<Vec<f32>> {
-    let bound = Bound::start(runtime, graph, shape)?;
+    let bound = Bound::start(runtime, Program::new(runtime, graph, Use::Replay), shape)?;
     let times = times.iter().map(|&t| t as usize).collect();
     let mut inputs = Inputs { latents: latents.to_vec(), conditions: conditions.to_vec(), times };
     bound.denoise(&mut inputs)?;
@@ -130,8 +131,8 @@ impl Pair {
 }
 
 impl Worker {
-    fn new(runtime: &Runtime, graph: &[u8], latent: Vec<usize>) -> ort::Result<Self> {
-        let session = runtime.graph_session(graph)?;
+    fn new(runtime: &Runtime, program: &Program, latent: Vec<usize>) -> ort::Result<Self> {
+        let session = program.used(Use::Replay).session(runtime, runtime.threads())?;
         Ok(Self { places: BTreeMap::new(), session, latent, provider: runtime.provider() })
     }
 

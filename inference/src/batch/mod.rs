@@ -118,7 +118,7 @@ impl Batcher {
         timestep: TensorElementType,
     ) -> Result<Self> {
         let bound = runtime.binds_tensors() && timestep == TensorElementType::Float32;
-        let bound = bound.then(|| Bound::start(runtime, pool.graph(), &latent)).transpose()?;
+        let bound = bound.then(|| Bound::start(runtime, pool.program().clone(), &latent)).transpose()?;
         Ok(Self { pool, latent, timestep, padded: runtime.pads_batches(), bound, state: Mutex::default() })
     }
 

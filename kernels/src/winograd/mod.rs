@@ -3,7 +3,8 @@
 //! are made, and their results transformed back. The gradient of the input is such a convolution too; that of the weight is
 //! the transposed of the same three steps.
 //!
-//! In the error it costs: rounding is five times that of direct sums (1.2e-6 of the outputs' deviation instead of 2.4e-7).
+//! Rounding costs five times the error of direct sums in f32: 1.2e-6 of the outputs' standard deviation instead of 2.4e-7, with 160
+//! channels.
 
 mod tiles;
 mod transforms;
@@ -132,7 +133,7 @@ impl Winograd {
         pool: &Pool,
     ) {
         let (image, out) = (self.c * self.tiles.plane(), self.o * self.tiles.plane());
-        let together = self.together(x.len() / image);
+        let together = self.together();
         let mut inputs = pool.take(PRODUCTS * apart(self.c * self.tiles(together)));
         let mut outputs = pool.take(PRODUCTS * apart(self.o * self.tiles(together)));
         let each = x.chunks(together * image).zip(y.chunks_mut(together * out)).enumerate();
@@ -149,10 +150,11 @@ impl Winograd {
         }
     }
 
-    /// Images that are worked on at a time, of `n`: whole groups.
-    fn together(self, n: usize) -> usize {
+    /// Images that are worked on at a time: whole groups. Buffers are for as many, however many there are, so that a pool keeps
+    /// one size of them.
+    fn together(self) -> usize {
         let group = self.tiles.group();
-        ((TOGETHER / self.tiles(group)).max(1) * group).min(n.max(1))
+        (TOGETHER / self.tiles(group)).max(1) * group
     }
 
     /// Transforms each channel of some images.
@@ -192,7 +194,7 @@ impl Winograd {
     /// Gradient of `weight [o, c, 3, 3]` from that of the output.
     pub fn weight_gradient(self, x: &[f32], grad: &[f32], pool: &Pool) -> Buffer {
         let (image, out) = (self.c * self.tiles.plane(), self.o * self.tiles.plane());
-        let together = self.together(x.len() / image);
+        let together = self.together();
         let mut inputs = pool.take(PRODUCTS * apart(self.c * self.tiles(together)));
         let mut outputs = pool.take(PRODUCTS * apart(self.o * self.tiles(together)));
         let mut filters = pool.take(self.filter_values());

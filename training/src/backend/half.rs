@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::half::f16;
 use prost::Message;
+use weights::onnx::{AttributeProto, FLOAT, GraphProto, ModelProto, NodeProto, PRODUCER, TensorProto, ValueInfoProto};
 
-use super::onnx::{FLOAT, PRODUCER, attr_int};
-use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::error::{Error, Result};
 
 const FLOAT16: i32 = 10;
@@ -162,7 +161,8 @@ fn cast_node(from: &str, to: &str, kind: i32) -> NodeProto {
         output: vec![to.to_owned()],
         name: format!("cast_{to}"),
         op_type: "Cast".into(),
-        attribute: vec![attr_int("to", i64::from(kind))],
+        attribute: vec![AttributeProto::int("to", i64::from(kind))],
+        ..NodeProto::default()
     }
 }
 

@@ -6,7 +6,6 @@ mod eager;
 pub mod half;
 mod models;
 pub mod onnx;
-mod proto;
 
 pub use cut::{Cut, Value};
 pub use eager::Eager;

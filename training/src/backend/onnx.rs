@@ -3,20 +3,17 @@
 use prost::Message;
 use weights::convolution::{Convolution, PARAMS};
 use weights::layout::NORM_EPSILON;
-
-use super::proto::{
-    AttributeProto, Dimension, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
+use weights::onnx::{
+    AttributeProto, Dimension, DimensionProto, FLOAT, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, PRODUCER,
+    TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
+
 use super::{Backend, EPSILON, Layers, Unary, Weights};
 use crate::error::{Error, Result};
 use crate::ops;
 use crate::params::{Init, Params};
 
-pub(super) const FLOAT: i32 = 1;
 const INT64: i32 = 7;
-/// Who recorded a graph.
-pub(super) const PRODUCER: &str = "weightsmith";
 
 /// Records operations; values are names. The first dimension of inputs and outputs named [`BATCH`] is symbolic.
 #[derive(Debug)]
@@ -49,7 +46,7 @@ impl<'a> Onnx<'a> {
 
     /// Normalises `y [n, c, h, w]` by its own statistics, which are kept.
     fn normalise(&mut self, y: &str, scale: &String, shift: &String) -> Result<String> {
-        let axes = |keep| vec![attr_ints("axes", &[0, 2, 3]), attr_int("keepdims", keep)];
+        let axes = |keep| vec![attr_ints("axes", &[0, 2, 3]), AttributeProto::int("keepdims", keep)];
         let mean = self.node("ReduceMean", &[y], axes(1));
         let centred = self.node("Sub", &[y, &mean], vec![]);
         let squares = self.node("Mul", &[&centred, &centred], vec![]);
@@ -77,7 +74,7 @@ impl<'a> Onnx<'a> {
             output: vec![name.to_owned()],
             name: format!("output_{name}"),
             op_type: "Identity".into(),
-            attribute: Vec::new(),
+            ..NodeProto::default()
         });
         self.graph.output.push(value_info(name, shape));
     }
@@ -102,6 +99,7 @@ impl<'a> Onnx<'a> {
             name: format!("{op}_{}", self.next),
             op_type: op.to_owned(),
             attribute,
+            ..NodeProto::default()
         });
         output
     }
@@ -147,10 +145,6 @@ fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
 fn attr_ints(name: &str, ints: &[usize]) -> AttributeProto {
     let ints = ints.iter().map(|&i| i as i64).collect();
     AttributeProto { name: name.into(), ints, kind: 7, ..Default::default() }
-}
-
-pub(super) fn attr_int(name: &str, i: i64) -> AttributeProto {
-    AttributeProto { name: name.into(), i: Some(i), kind: 2, ..Default::default() }
 }
 
 fn attr_float(name: &str, f: f32) -> AttributeProto {
@@ -205,7 +199,7 @@ impl Layers for Onnx<'_> {
         let [weight, scale, shift, mean, variance] = params;
         let mut attributes = vec![attr_ints("strides", &[c.stride; 2]), attr_ints("pads", &[c.kernel / 2; 4])];
         if c.groups > 1 {
-            attributes.push(attr_int("group", c.groups as i64));
+            attributes.push(AttributeProto::int("group", c.groups as i64));
         }
         let y = self.node("Conv", &[x, weight], attributes);
         if self.measured.is_some() {
@@ -240,7 +234,7 @@ impl Layers for Onnx<'_> {
     }
 
     fn layer_norm(&mut self, x: &String, scale: &String, shift: &String) -> Result<String> {
-        let attributes = vec![attr_int("axis", -1), attr_float("epsilon", ops::LAYER_NORM_EPSILON as f32)];
+        let attributes = vec![AttributeProto::int("axis", -1), attr_float("epsilon", ops::LAYER_NORM_EPSILON as f32)];
         Ok(self.node("LayerNormalization", &[x, scale, shift], attributes))
     }
 
@@ -267,7 +261,7 @@ impl Layers for Onnx<'_> {
     }
 
     fn mean_tokens(&mut self, x: &String) -> Result<String> {
-        Ok(self.node("ReduceMean", &[x], vec![attr_ints("axes", &[1]), attr_int("keepdims", 0)]))
+        Ok(self.node("ReduceMean", &[x], vec![attr_ints("axes", &[1]), AttributeProto::int("keepdims", 0)]))
     }
 
     fn standardise(&mut self, x: &String, mean: &[f32], std: &[f32]) -> Result<String> {
@@ -298,7 +292,7 @@ impl Layers for Onnx<'_> {
     }
 
     fn flatten(&mut self, x: &String) -> Result<String> {
-        Ok(self.node("Flatten", &[x], vec![attr_int("axis", 1)]))
+        Ok(self.node("Flatten", &[x], vec![AttributeProto::int("axis", 1)]))
     }
 }
 
@@ -326,7 +320,7 @@ impl Backend for Onnx<'_> {
 
     // One node each, which ONNX Runtime has a kernel for: a third of a UNet's time was in the parts of normalisations.
     fn layer_norm_last(&mut self, x: &String, w: Weights<'_, String>) -> Result<String> {
-        let attributes = vec![attr_int("axis", -1), attr_float("epsilon", EPSILON as f32)];
+        let attributes = vec![AttributeProto::int("axis", -1), attr_float("epsilon", EPSILON as f32)];
         Ok(self.node("LayerNormalization", &[x, w.scale, w.shift], attributes))
     }
 
@@ -383,13 +377,13 @@ impl Backend for Onnx<'_> {
     }
 
     fn softmax(&mut self, x: &String) -> Result<String> {
-        Ok(self.node("Softmax", &[x], vec![attr_int("axis", -1)]))
+        Ok(self.node("Softmax", &[x], vec![AttributeProto::int("axis", -1)]))
     }
 
     fn mean_last(&mut self, x: &String) -> Result<String> {
         let mut axes = attr_ints("axes", &[]);
         axes.ints = vec![-1];
-        Ok(self.node("ReduceMean", &[x], vec![axes, attr_int("keepdims", 1)]))
+        Ok(self.node("ReduceMean", &[x], vec![axes, AttributeProto::int("keepdims", 1)]))
     }
 
     fn reshape(&mut self, x: &String, shape: &[i64]) -> Result<String> {
@@ -408,7 +402,7 @@ impl Backend for Onnx<'_> {
 
     fn concat(&mut self, parts: &[&String], axis: usize) -> Result<String> {
         let inputs: Vec<&str> = parts.iter().map(|s| s.as_str()).collect();
-        Ok(self.node("Concat", &inputs, vec![attr_int("axis", axis as i64)]))
+        Ok(self.node("Concat", &inputs, vec![AttributeProto::int("axis", axis as i64)]))
     }
 
     fn upsample2(&mut self, x: &String) -> Result<String> {
@@ -422,9 +416,9 @@ impl Backend for Onnx<'_> {
     }
 
     fn expand_first(&mut self, x: &String, rank: usize, like: &String) -> Result<String> {
-        let batch = self.node("Shape", &[like], vec![attr_int("start", 0), attr_int("end", 1)]);
+        let batch = self.node("Shape", &[like], vec![AttributeProto::int("start", 0), AttributeProto::int("end", 1)]);
         let ones = self.ints(&vec![1; rank.saturating_sub(1)]);
-        let shape = self.node("Concat", &[&batch, &ones], vec![attr_int("axis", 0)]);
+        let shape = self.node("Concat", &[&batch, &ones], vec![AttributeProto::int("axis", 0)]);
         Ok(self.node("Expand", &[x, &shape], vec![]))
     }
 }

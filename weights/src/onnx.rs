@@ -1,6 +1,13 @@
-//! The part of onnx.proto that the recorder writes (field numbers as in the ONNX specification, IR version 8).
+//! The part of onnx.proto that recorded graphs have (names and field numbers as in the ONNX specification, IR version 8).
+//! What other programs' graphs have besides is lost when it is decoded: only graphs of [`PRODUCER`] are to be rewritten.
+#![allow(missing_docs)]
 
 use prost::Message;
+
+/// Element type f32 of a tensor.
+pub const FLOAT: i32 = 1;
+/// Who recorded a graph that has nothing but what is here.
+pub const PRODUCER: &str = "weightsmith";
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
@@ -48,6 +55,24 @@ pub struct NodeProto {
     pub op_type: String,
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
+    #[prost(string, tag = "7")]
+    pub domain: String,
+}
+
+impl NodeProto {
+    /// The attribute `name`, where it has one.
+    #[must_use]
+    pub fn attribute(&self, name: &str) -> Option<&AttributeProto> {
+        self.attribute.iter().find(|attribute| attribute.name == name)
+    }
+}
+
+impl AttributeProto {
+    /// An integer.
+    #[must_use]
+    pub fn int(name: &str, i: i64) -> Self {
+        Self { name: name.into(), i: Some(i), kind: 2, ..Default::default() }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
