@@ -18,9 +18,6 @@ const OPERATOR: &str = "Convolution";
 /// Attribute of a node of ours: which layer it is.
 const LAYER: &str = "layer";
 
-/// Channels in and out from which ours are faster.
-const CHANNELS: usize = 32;
-
 /// A graph without those of its convolutions that are done here, and these.
 #[derive(Debug)]
 pub(crate) struct Convolutions {
@@ -41,7 +38,7 @@ impl Convolutions {
         let mut model = recorded(graph)?;
         let mut graph = model.graph.take()?;
         let found = found(&graph);
-        let layers = found.iter().map(|(node, sizes)| layer(&graph, &graph.node[*node], *sizes));
+        let layers = found.iter().map(|(node, conv)| layer(&graph, &graph.node[*node], *conv));
         let layers: Arc<[Layer]> = layers.collect::<Option<Vec<_>>>().filter(|layers| !layers.is_empty())?.into();
         for (i, (at, _)) in (0..).zip(&found) {
             let node = &mut graph.node[*at];
@@ -72,7 +69,7 @@ impl Convolutions {
 /// Bytes of weights and bytes that are kept in their place, for a graph whose convolutions are done here.
 pub(crate) fn bytes(graph: &[u8]) -> (u64, u64) {
     let Some(graph) = recorded(graph).and_then(|model| model.graph) else { return (0, 0) };
-    let weights: usize = found(&graph).iter().map(|(_, [o, c])| o * c).sum();
+    let weights: usize = found(&graph).iter().map(|(_, conv)| conv.o * conv.c).sum();
     let value = size_of::<f32>() as u64;
     (weights as u64 * 9 * value, weights as u64 * (9 + 36) * value)
 }
@@ -81,8 +78,8 @@ fn recorded(graph: &[u8]) -> Option<ModelProto> {
     ModelProto::decode(graph).ok().filter(|model| model.producer_name == PRODUCER)
 }
 
-/// Convolutions that are faster here, with their channels out and in.
-fn found(graph: &GraphProto) -> Vec<(usize, [usize; 2])> {
+/// Nodes whose convolutions are faster here.
+fn found(graph: &GraphProto) -> Vec<(usize, Conv)> {
     let fits = |node: &NodeProto| {
         let is = |name: &str, values: &[i64]| node.attribute(name).is_some_and(|a| a.ints == values);
         // Recorded ones have no other attributes: dilations and groups are 1.
@@ -90,22 +87,26 @@ fn found(graph: &GraphProto) -> Vec<(usize, [usize; 2])> {
         let [_, weight, _] = &node.input[..] else { return None };
         let weight = graph.initializer.iter().find(|tensor| tensor.name == *weight)?;
         let &[o, c, 3, 3] = &weight.dims[..] else { return None };
-        let sizes = [usize::try_from(o).ok()?, usize::try_from(c).ok()?];
-        (node.op_type == "Conv" && plain && sizes.iter().all(|n| *n >= CHANNELS)).then_some(sizes)
+        let conv = convolution(usize::try_from(o).ok()?, usize::try_from(c).ok()?);
+        (node.op_type == "Conv" && plain && conv.is_filtered()).then_some(conv)
     };
     graph.node.iter().enumerate().filter_map(|(i, node)| Some((i, fits(node)?))).collect()
 }
 
-fn layer(graph: &GraphProto, node: &NodeProto, [o, c]: [usize; 2]) -> Option<Layer> {
+/// One of 3×3 filters over planes of any size.
+fn convolution(o: usize, c: usize) -> Conv {
+    Conv { c, h: 0, w: 0, o, k: 3, stride: 1, pad: 1 }
+}
+
+fn layer(graph: &GraphProto, node: &NodeProto, conv: Conv) -> Option<Layer> {
     let values = |name: &String, len: usize| {
         let tensor = graph.initializer.iter().find(|tensor| tensor.name == *name && tensor.data_type == FLOAT)?;
         let (values, rest) = tensor.raw_data.as_chunks::<4>();
         let values: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         (rest.is_empty() && values.len() == len).then_some(values)
     };
-    let conv = Conv { c, h: 0, w: 0, o, k: 3, stride: 1, pad: 1 };
-    let weight = Prepared::new(conv, values(&node.input[1], o * c * 9)?);
-    Some(Layer { conv, weight, bias: values(&node.input[2], o)? })
+    let weight = Prepared::new(conv, values(&node.input[1], conv.o * conv.c * 9)?);
+    Some(Layer { conv, weight, bias: values(&node.input[2], conv.o)? })
 }
 
 /// The operator: an image's plane and channels in, of its layer's out.
@@ -190,7 +191,70 @@ fn parts(n: usize, channels: usize, plane: usize, threads: usize, mut y: &mut [f
 
 #[cfg(test)]
 mod tests {
+    use weights::onnx::TensorProto;
+
     use super::*;
+
+    fn tensor(name: &str, dims: &[i64]) -> TensorProto {
+        let raw_data = vec![0; 4 * dims.iter().product::<i64>() as usize];
+        TensorProto { name: name.into(), dims: dims.to_vec(), data_type: FLOAT, raw_data }
+    }
+
+    fn ints(name: &str, ints: &[i64]) -> AttributeProto {
+        AttributeProto { name: name.into(), ints: ints.to_vec(), kind: 7, ..Default::default() }
+    }
+
+    /// Two convolutions by one weight, of which the first is changed.
+    fn model(change: impl FnOnce(&mut ModelProto, &mut GraphProto)) -> Vec<u8> {
+        let node = |from: &str, to: &str| NodeProto {
+            input: [from, "w", "b"].map(String::from).to_vec(),
+            output: vec![to.into()],
+            op_type: "Conv".into(),
+            attribute: vec![ints("strides", &[1, 1]), ints("pads", &[1; 4])],
+            ..Default::default()
+        };
+        let initializer = vec![tensor("w", &[40, 40, 3, 3]), tensor("b", &[40])];
+        let mut graph = GraphProto { node: vec![node("x", "y"), node("y", "z")], initializer, ..Default::default() };
+        let mut model = ModelProto { producer_name: PRODUCER.into(), ..Default::default() };
+        change(&mut model, &mut graph);
+        model.graph = Some(graph);
+        model.encode_to_vec()
+    }
+
+    #[test]
+    fn convolutions_and_their_weights_are_taken_out() {
+        let whole = model(|_, _| ());
+        let own = Convolutions::of(&whole).unwrap();
+        let graph = ModelProto::decode(own.graph()).unwrap().graph.unwrap();
+        assert!(graph.initializer.is_empty() && own.layers.len() == 2);
+        let inputs: Vec<_> = graph.node.iter().map(|node| (node.input.join(" "), &node.domain[..])).collect();
+        assert_eq!(inputs, [("x".into(), DOMAIN), ("y".into(), DOMAIN)]);
+        assert_eq!(bytes(&whole), (2 * 57_600, 2 * 5 * 57_600));
+        // What another node needs stays.
+        let mixed = model(|_, graph| graph.node[0].attribute[0] = ints("strides", &[2, 2]));
+        let own = Convolutions::of(&mixed).unwrap();
+        let graph = ModelProto::decode(own.graph()).unwrap().graph.unwrap();
+        assert_eq!((graph.initializer.len(), own.layers.len(), &graph.node[0].op_type[..]), (2, 1, "Conv"));
+    }
+
+    #[test]
+    fn other_graphs_stay_as_they_are() {
+        type Change = fn(&mut ModelProto, &mut GraphProto);
+        let changes: [Change; 7] = [
+            |model, _| model.producer_name = "pytorch".into(),
+            |_, graph| graph.node.iter_mut().for_each(|node| node.op_type = "ConvTranspose".into()),
+            |_, graph| graph.node.iter_mut().for_each(|node| node.attribute.push(ints("dilations", &[2, 2]))),
+            |_, graph| graph.initializer[0].dims = vec![40, 40, 1, 9],
+            |_, graph| graph.initializer[0].dims = vec![16, 100, 3, 3],
+            |_, graph| graph.initializer[0].data_type = 10,
+            // Damage, which ONNX Runtime names.
+            |_, graph| graph.initializer[0].raw_data.truncate(1001),
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            assert!(Convolutions::of(&model(change)).is_none(), "change {i}");
+        }
+        assert!(Convolutions::of(b"no graph").is_none() && Convolutions::of(&[]).is_none());
+    }
 
     #[test]
     fn every_value_is_in_one_part() {

@@ -32,14 +32,8 @@ pub struct Prepared<D> {
 impl<D: Deref<Target = [f32]>> Prepared<D> {
     /// For convolutions of these channels and this kernel over any planes.
     pub fn new(conv: Conv, weight: D) -> Self {
-        let winograd = Conv { h: 4, w: 4, ..conv }.winograd(|_| true);
-        let filters = winograd.map(|w| w.filters(&weight, false, vec![0.0; w.filter_values()]));
+        let filters = conv.over_tiles().map(|w| w.filters(&weight, false, vec![0.0; w.filter_values()]));
         Self { weight, filters }
-    }
-
-    /// Bytes kept beside the weight.
-    pub fn bytes(&self) -> usize {
-        self.filters.as_ref().map_or(0, |filters| filters.len() * size_of::<f32>())
     }
 }
 
@@ -97,6 +91,15 @@ impl Conv {
         (CACHED / (self.patch() * p).max(1)).max(POSITIONS / p).clamp(1, n.max(1))
     }
 
+    /// Whether there are planes over which Winograd's filtering is faster, whatever this one's are.
+    pub fn is_filtered(self) -> bool {
+        self.over_tiles().is_some()
+    }
+
+    fn over_tiles(self) -> Option<Winograd> {
+        Self { h: 4, w: 4, ..self }.winograd(|_| true)
+    }
+
     /// Winograd's filtering, where it fits and is worth it.
     fn winograd(self, worth: impl Fn(&Winograd) -> bool) -> Option<Winograd> {
         let fits = (self.k, self.stride, self.pad) == (3, 1, 1) && self.c.min(self.o) >= CHANNELS;
@@ -143,9 +146,9 @@ impl Conv {
         let part = Self { o: channels.len(), ..self };
         let bias = &bias[channels.clone()];
         let tiles = |w: &Winograd| w.tiles(x.len() / self.image()) >= TILES[1];
-        match (part.winograd(tiles), &weight.filters) {
+        match (self.winograd(tiles), &weight.filters) {
             (Some(winograd), Some(filters)) => {
-                winograd.forward(x, (filters, channels.start), (bias, None), y, pool);
+                winograd.with_outputs(part.o).forward(x, (filters, channels.start), (bias, None), y, pool);
             }
             _ => {
                 let weight = &weight.weight[channels.start * self.patch()..channels.end * self.patch()];

@@ -63,11 +63,6 @@ impl<D: std::ops::Deref<Target = [f32]>> Filters<D> {
         let at = product * apart(self.o * self.c) + first * self.c;
         View::new(&self.data[at..at + outputs * self.c], outputs, self.c)
     }
-
-    /// Values kept.
-    pub fn len(&self) -> usize {
-        self.data.len()
-    }
 }
 
 /// From one product's matrix of so many values to the next one's.
@@ -79,6 +74,11 @@ impl Winograd {
     /// For planes that tiles cover exactly; none for others.
     pub fn new(c: usize, o: usize, [h, w]: [usize; 2]) -> Option<Self> {
         Some(Self { c, o, tiles: Tiles::new(h, w)? })
+    }
+
+    /// The same with so many channels of the output.
+    pub fn with_outputs(self, o: usize) -> Self {
+        Self { o, ..self }
     }
 
     /// Tiles of `n` images.

@@ -144,7 +144,7 @@ impl Tiles {
             let mut rows = [[Lanes::ZERO; POINTS]; OUT];
             for q in 0..POINTS {
                 let values = output(place.column(q, products));
-                rows.iter_mut().zip(values).for_each(|(row, value)| row[q] = value);
+                rows.iter_mut().zip(&values).for_each(|(row, value)| row[q] = *value);
             }
             for (r, row) in rows.iter().enumerate() {
                 let values = output(*row);
@@ -188,8 +188,8 @@ impl Row {
     /// Writes a column of what the tiles became.
     #[inline(always)]
     fn write(self, q: usize, column: [Lanes; POINTS], out: &mut [f32]) {
-        for (p, values) in column.into_iter().enumerate() {
-            write(values, &mut out[self.at + (p * POINTS + q) * self.apart..][..self.tiles]);
+        for (p, values) in column.iter().enumerate() {
+            write(*values, &mut out[self.at + (p * POINTS + q) * self.apart..][..self.tiles]);
         }
     }
 
