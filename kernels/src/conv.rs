@@ -19,8 +19,8 @@ const POSITIONS: usize = 128;
 const CHANNELS: usize = 32;
 
 /// Tiles that are worth transforming filters for, and tiles that are worth reading filters that are transformed and four
-/// times as large.
-const TILES: [usize; 2] = [24, 8];
+/// times as large, where they fill vectors: a network's filters come from memory.
+const TILES: [usize; 2] = [24, 12];
 
 /// A weight `[o, c, k, k]` that many convolutions use.
 #[derive(Debug)]
@@ -145,7 +145,8 @@ impl Conv {
     ) {
         let part = Self { o: channels.len(), ..self };
         let bias = &bias[channels.clone()];
-        let tiles = |w: &Winograd| w.tiles(x.len() / self.image()) >= TILES[1];
+        let n = x.len() / self.image();
+        let tiles = |w: &Winograd| w.tiles(n) >= TILES[1] && n >= w.group();
         match (self.winograd(tiles), &weight.filters) {
             (Some(winograd), Some(filters)) => {
                 winograd.with_outputs(part.o).forward(x, (filters, channels.start), (bias, None), y, pool);

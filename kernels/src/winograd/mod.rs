@@ -86,6 +86,11 @@ impl Winograd {
         n * self.tiles.of_image()
     }
 
+    /// Images whose tiles fill vectors.
+    pub fn group(self) -> usize {
+        self.tiles.group()
+    }
+
     /// Values of transformed filters.
     pub fn filter_values(self) -> usize {
         PRODUCTS * apart(self.o * self.c)
@@ -153,7 +158,7 @@ impl Winograd {
     /// Images that are worked on at a time: whole groups. Buffers are for as many, however many there are, so that a pool keeps
     /// one size of them.
     fn together(self) -> usize {
-        let group = self.tiles.group();
+        let group = self.group();
         (TOGETHER / self.tiles(group)).max(1) * group
     }
 
@@ -167,8 +172,8 @@ impl Winograd {
     ) {
         let image = channels * self.tiles.plane();
         let all = self.tiles(images.len() / image);
-        for (g, group) in images.chunks(self.tiles.group() * image).enumerate() {
-            let first = g * self.tiles(self.tiles.group());
+        for (g, group) in images.chunks(self.group() * image).enumerate() {
+            let first = g * self.tiles(self.group());
             for c in 0..channels {
                 let place = Place { at: c * all + first, apart: apart(channels * all) };
                 one(self.tiles, &group[c * self.tiles.plane()..], image, out, place);
@@ -180,9 +185,9 @@ impl Winograd {
     fn back(self, products: &[f32], (bias, residual): (&[f32], Option<&[f32]>), y: &mut [f32]) {
         let (plane, out) = (self.tiles.plane(), self.o * self.tiles.plane());
         let all = self.tiles(y.len() / out);
-        for (g, group) in y.chunks_mut(self.tiles.group() * out).enumerate() {
-            let first = g * self.tiles(self.tiles.group());
-            let residual = residual.map(|all| &all[g * self.tiles.group() * out..][..group.len()]);
+        for (g, group) in y.chunks_mut(self.group() * out).enumerate() {
+            let first = g * self.tiles(self.group());
+            let residual = residual.map(|all| &all[g * self.group() * out..][..group.len()]);
             for (o, bias) in bias.iter().enumerate() {
                 let place = Place { at: o * all + first, apart: apart(self.o * all) };
                 let residual = residual.map(|r| &r[o * plane..]);
