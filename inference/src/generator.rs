@@ -496,10 +496,7 @@ pub fn memory(bundle: &Bundle) -> u64 {
     let size = |(name, bytes): (&str, &[u8])| {
         let length = bytes.len() as u64;
         match name {
-            files::DENOISER => {
-                let (there, instead) = convolutions::bytes(bytes);
-                length.saturating_sub(there) * COPIES + instead
-            }
+            files::DENOISER => length * COPIES + convolutions::bytes(bytes),
             name if name.ends_with(".onnx") => length * COPIES,
             _ => length,
         }

@@ -42,36 +42,30 @@ pub(crate) enum Use {
 /// What sessions are made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
-    graph: Graph,
+    graph: Arc<[u8]>,
+    /// The graph with convolutions that are not ONNX Runtime's.
+    filtered: Option<Arc<Convolutions>>,
     used: Use,
 }
 
-#[derive(Debug, Clone)]
-enum Graph {
-    Whole(Arc<[u8]>),
-    /// Without the convolutions that are not ONNX Runtime's.
-    Without(Arc<Convolutions>),
-}
-
 impl Program {
-    /// For a graph's bytes. What runs step by step on the CPU has its convolutions taken out.
+    /// For a graph's bytes. What runs step by step on the CPU has convolutions of ours, but where one row is alone.
     pub fn new(runtime: &Runtime, graph: impl Into<Arc<[u8]>>, used: Use) -> Self {
         let graph = graph.into();
-        let convolutions = (runtime.provider() == Provider::Cpu && used != Use::Once).then(|| Convolutions::of(&graph));
-        let graph = convolutions.flatten().map_or(Graph::Whole(graph), |own| Graph::Without(Arc::new(own)));
-        Self { graph, used }
+        let filtered = (runtime.provider() == Provider::Cpu && used != Use::Once).then(|| Convolutions::of(&graph));
+        Self { graph, filtered: filtered.flatten().map(Arc::new), used }
     }
 
     /// The same, used in another way.
     pub fn used(&self, used: Use) -> Self {
-        Self { graph: self.graph.clone(), used }
+        Self { used, ..self.clone() }
     }
 
-    /// A session with this many threads inside an operator.
-    pub fn session(&self, runtime: &Runtime, threads: usize) -> ort::Result<Session> {
-        match &self.graph {
-            Graph::Whole(graph) => runtime.session(graph, threads, self.used, None),
-            Graph::Without(own) => runtime.session(own.graph(), threads, self.used, Some(own.operators(threads)?)),
+    /// A session with this many threads inside an operator, for one row at a time or for many.
+    pub fn session(&self, runtime: &Runtime, threads: usize, one: bool) -> ort::Result<Session> {
+        match self.filtered.as_ref().filter(|_| !one) {
+            Some(own) => runtime.session(own.graph(), threads, self.used, Some(own.operators(threads)?)),
+            None => runtime.session(&self.graph, threads, self.used, None),
         }
     }
 }
@@ -214,7 +208,8 @@ impl SessionPool {
             Width::Wide => self.runtime.threads(),
             Width::Narrow => (self.runtime.threads() / self.size).max(1),
         };
-        self.program.session(&self.runtime, threads)
+        // Where there are narrow ones, they share what is more than one row.
+        self.program.session(&self.runtime, threads, width == Width::Wide && self.size > 1)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

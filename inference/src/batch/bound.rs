@@ -132,7 +132,7 @@ impl Pair {
 
 impl Worker {
     fn new(runtime: &Runtime, program: &Program, latent: Vec<usize>) -> ort::Result<Self> {
-        let session = program.used(Use::Replay).session(runtime, runtime.threads())?;
+        let session = program.used(Use::Replay).session(runtime, runtime.threads(), false)?;
         Ok(Self { places: BTreeMap::new(), session, latent, provider: runtime.provider() })
     }
 
