@@ -171,7 +171,11 @@ fn generators_with_a_graph_in_common_have_its_sessions_in_common() {
     let other = Generator::load(&runtime, other).unwrap();
     assert_eq!(runtime.pools(), pools);
     let of = |generator: &Generator| generator.generate(&embeddings[0], &options, &mut |_, _| true).unwrap().weights;
-    assert_eq!(of(&one), of(&other));
+    // Rows may run alone or together, as the lanes get a core.
+    let (ours, theirs) = (of(&one), of(&other));
+    let pairs = ours.iter().flatten().zip(theirs.iter().flatten());
+    assert_eq!(ours.len(), theirs.len());
+    assert!(pairs.into_iter().all(|(a, b): (&f32, &f32)| (a - b).abs() < 1e-5));
     drop(one);
     assert_eq!(of(&other).len(), of(generator).len());
     drop(other);
