@@ -29,7 +29,7 @@ pub(crate) struct NewGeneration {
     pub(crate) count: Option<usize>,
     /// The sampler; `ddim` by default.
     pub(crate) sampler: Option<Sampler>,
-    /// The seed of the noise; random by default. The same request with the same seed gives the same weights.
+    /// The seed of the noise; random by default. The same request and seed give the same weights, up to rounding (1e-5).
     #[schema(example = 7, format = "uint64")]
     pub(crate) seed: Option<u64>,
     /// Sampling steps. By default 20 with `ddpm`, and with `ddim` and `dpm_solver_pp` 5 where the generator's denoiser predicts
